@@ -1,0 +1,34 @@
+"""How many nodes and ranks a job takes, and how long to wait for what. Imports neither torch nor ray."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from zerofleet.trainer.config import NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+
+class ClusterConfig(Section):
+    nodes: PositiveInt = 1
+    """Nodes of the run; one node agent each."""
+    ranks_per_node: PositiveInt = 2
+    """Ranks (processes) per node; with GPUs, one per GPU."""
+    cpus_per_rank: PositiveFloat = 1.0
+    """CPU cores reserved per rank; may be a fraction."""
+    gpus_per_rank: Annotated[float, Field(ge=0, le=1)] = 0
+    """GPUs per rank: 0 or 1."""
+    placement_timeout_s: PositiveFloat = 120.0
+    """Seconds to wait for the nodes' resources before saying what is missing."""
+    start_timeout_s: PositiveFloat = 600.0
+    """Seconds from forking the ranks to the first finished step (loading, and DeepSpeed's op builds where they are missing)."""
+    stall_timeout_s: PositiveFloat = 600.0
+    """Seconds without any sign of life from a rank before the attempt is ended as hung."""
+    stop_timeout_s: PositiveFloat = 300.0
+    """Seconds that a stop waits for the checkpoint to become durable."""
+    max_failures: NonNegativeInt = 3
+    """Failures in a row, without a new checkpoint between them, after which the run stops. The count starts anew with progress."""
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.ranks_per_node

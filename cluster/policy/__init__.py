@@ -1,0 +1,1 @@
+"""Pure decisions: values and an injected clock in, a decision out."""

@@ -1,0 +1,1 @@
+"""What the user touches: command line, job config, recipes, backends, run report."""

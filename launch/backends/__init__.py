@@ -1,0 +1,1 @@
+"""Where a job can run: one module per backend."""

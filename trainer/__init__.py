@@ -1,0 +1,1 @@
+"""Trains one rank: model, ZeRO, data, checkpoint, metrics, loop. Knows neither Ray nor Kubernetes."""

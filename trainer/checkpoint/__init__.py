@@ -1,0 +1,1 @@
+"""Sharded checkpoints: fragments, format, commit, load on any world size and ZeRO stage, export."""

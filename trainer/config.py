@@ -1,0 +1,193 @@
+"""What a rank reads of a job: the sections run, model, data, train, checkpoint, deepspeed and tracking.
+
+Imports neither torch nor ray, so that a laptop can validate. Every field says what it is, with its unit.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Precision = Literal["bf16", "fp16", "fp32"]
+PYTHON_STDLIB = "python-stdlib"
+DEFAULT_SILO = "main"
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A frozen section of the job; a key it does not know is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class RunConfig(Section):
+    name: str | None = Field(default=None, pattern=r"^[a-z0-9]([a-z0-9._-]{0,45}[a-z0-9])?$")
+    """Name of the run, its folder under `storage` (lower-case letters, digits, `.`, `_`, `-`). Without one, the recipe's name and a timestamp."""
+    storage: str = "./runs"
+    """Folder or fsspec URL that holds run folders. `ZEROFLEET_STORAGE` sets the default."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of initial weights, sample order and dropout. Frozen for the life of a run."""
+    init_from: str | None = None
+    """`RUN@STEP` (or `RUN` for its newest step): start with the weights of another run's checkpoint, at step 0 with a fresh optimizer."""
+
+
+class ModelConfig(Section):
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Fields of a transformers config (`model_type` and its sizes): the model starts with random weights. Without `vocab_size`, the tokenizer's, rounded up to a multiple of 64."""
+    pretrained: str | None = None
+    """A folder or a hub id whose weights to start from, instead of `config`."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel, as transformers names it."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        if bool(self.config) == bool(self.pretrained):
+            raise ValueError(
+                "give either `model.config` (random weights) or `model.pretrained` (a folder or hub id), one of the two"
+            )
+        if self.config and "model_type" not in self.config:
+            raise ValueError("`model.config` needs `model_type`, for example `llama`, `gpt2` or `qwen2`")
+        return self
+
+
+class HubDataset(Section):
+    id: str
+    """Dataset id on the Hugging Face hub (`HF_ENDPOINT` names another server)."""
+    name: str | None = None
+    """Configuration of the dataset, where it has several."""
+    split: str = "train"
+    """Split to read."""
+    revision: str | None = None
+    """Commit or tag. Pin it: the cache is keyed by it."""
+
+
+class DataConfig(Section):
+    files: list[str] = Field(default_factory=list)
+    """Globs, local or any fsspec URL. `python-stdlib` is the standard library's source: a corpus that needs no network."""
+    hub: HubDataset | None = None
+    """A dataset of the Hugging Face hub, instead of `files`."""
+    format: Literal["auto", "text", "jsonl", "parquet", "csv", "arrow"] = "auto"
+    """Format of `files`; `auto` goes by the ending (.jsonl/.json, .parquet, .csv, .arrow, else text: one document per file). .gz, .zst, .bz2 and .xz are decompressed."""
+    text_field: str = "text"
+    """Column or key that holds the text, in every format but `text`."""
+    tokenizer: str | None = None
+    """A folder or hub id. Without one, a byte-level BPE is trained on the corpus."""
+    tokenizer_vocab_size: PositiveInt = 8192
+    """Entries of the tokenizer that is trained when none is given."""
+    sequence_length: int = Field(default=512, ge=2)
+    """Tokens per training sequence."""
+    heldout_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.01
+    """Share of documents kept for evaluation, chosen by a keyed hash of their content."""
+    cache: str | None = None
+    """Local folder for prepared data. By default `$ZEROFLEET_CACHE`, else `~/.cache/zerofleet`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if bool(self.files) == (self.hub is not None):
+            raise ValueError(f"give either `data.files` (globs, or `{PYTHON_STDLIB}`) or `data.hub`, one of the two")
+        return self
+
+
+class TrainSection(Section):
+    steps: PositiveInt
+    """Optimizer steps of the whole run."""
+    global_batch_size: PositiveInt
+    """Sequences per optimizer step: the constant of a run, whatever the number of ranks."""
+    micro_batch_size: PositiveInt
+    """Sequences per rank and micro-step; also the size of the blocks that the global batch is dealt in."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """0 replicates everything; 1 partitions optimizer states, 2 also gradients, 3 also weights."""
+    precision: Precision = "bf16"
+    """Dtype of the weights in forward and backward; master weights are fp32 always."""
+    activation_checkpointing: bool = False
+    """Recompute activations in backward: less memory, about a third more compute."""
+    gradient_clipping: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global gradient norm; 0 leaves gradients as they are."""
+    learning_rate: PositiveFloat = 3e-4
+    """Peak learning rate of AdamW."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
+    eps: PositiveFloat = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """AdamW's weight decay, on matrices only (biases and norms have none)."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Learning rate after warmup. `wsd` stays at the peak, then falls linearly over the last `decay_steps`."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps of linear warmup from 0."""
+    decay_steps: NonNegativeInt = 0
+    """Steps of the final decay under `wsd`."""
+    min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Final learning rate, as a share of the peak."""
+    eval_interval_steps: NonNegativeInt = 0
+    """Steps between evaluations on held-out documents; 0 evaluates before the first step and after the last only."""
+    eval_sequences: NonNegativeInt = 0
+    """Held-out sequences per evaluation; 0 takes all."""
+    deterministic: bool = False
+    """Ask torch for deterministic kernels: needed for bitwise claims on GPUs, slower there."""
+    replica_check_interval_steps: NonNegativeInt = 100
+    """Steps between comparisons of the 16-bit weights over ranks (stages 0 to 2); 0 never."""
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> TrainSection:
+        decay = self.decay_steps if self.schedule == "wsd" else 0
+        if self.warmup_steps + decay > self.steps:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) + decay_steps ({decay}) exceed steps ({self.steps}): lower one or raise train.steps"
+            )
+        if self.decay_steps and self.schedule != "wsd":
+            raise ValueError(
+                f"decay_steps belongs to schedule wsd, not {self.schedule}: remove it, or set train.schedule=wsd"
+            )
+        return self
+
+
+class CheckpointConfig(Section):
+    interval_steps: NonNegativeInt = 50
+    """Steps between checkpoints; 0 saves at the end only. A stop always saves."""
+    keep_last: PositiveInt = 3
+    """Newest checkpoints to keep."""
+    keep_every_steps: NonNegativeInt = 0
+    """Also keep every checkpoint whose step is a multiple of this; 0 keeps none for that reason."""
+    export: bool = True
+    """Write a Hugging Face model folder to `export/` when the run has finished."""
+    export_dtype: Precision = "fp32"
+    """Dtype of the exported weights; fp32 are the master weights themselves."""
+
+
+class WandbConfig(Section):
+    enabled: bool = False
+    """Report to Weights & Biases: one id over all attempts; offline without `WANDB_API_KEY`."""
+    project: str = "zerofleet"
+    """Project that the run appears in."""
+    entity: str | None = None
+    """Team or user; the key's own by default."""
+
+
+class TrackingConfig(Section):
+    wandb: WandbConfig = WandbConfig()
+    """Weights & Biases. JSON lines under `metrics/` are written always."""
+
+
+class TrainConfig(Section):
+    """The sections that a rank reads; launch composes them with `cluster` into the JobConfig."""
+
+    run: RunConfig = RunConfig()
+    """The run: name, storage, seed."""
+    model: ModelConfig
+    """The model."""
+    data: DataConfig
+    """The corpus, its tokenizer and sequence length."""
+    train: TrainSection
+    """Batch, ZeRO stage, precision, optimizer, schedule, evaluation."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When to save, what to keep, what to export."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Passed through to DeepSpeed's config; what zerofleet owns or cannot checkpoint is refused (`trainer/lint.py`)."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Trackers besides the run folder."""

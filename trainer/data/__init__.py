@@ -1,0 +1,1 @@
+"""Text to fixed-length token sequences, and their order."""

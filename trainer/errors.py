@@ -1,0 +1,56 @@
+"""Errors: scenario, numbers, remedy. What the user can mend is a `UserError`; an `assert` is for our own mistakes."""
+
+
+class ZerofleetError(Exception):
+    """Base of everything zerofleet raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(ZerofleetError, ValueError):
+    """The user's mistake: shown as it is, without a traceback, exit code 2."""
+
+    exit_code = 2
+
+
+class NotFoundError(UserError):
+    """A run, step or file that was named does not exist: exit code 4."""
+
+    exit_code = 4
+
+
+class DataError(UserError):
+    """The corpus cannot be used: missing, empty, or not decodable."""
+
+
+class StorageError(ZerofleetError):
+    """Storage refused a read or a write (full, not writable, unreachable)."""
+
+
+class CheckpointUnusable(ZerofleetError):
+    """A checkpoint that must not be loaded: damaged, incomplete, or not this run's.
+
+    `step` and `attempt` name it; `reason` says what is wrong with it.
+    """
+
+    def __init__(self, step: int, attempt: int, reason: str) -> None:
+        super().__init__(f"checkpoint of step {step} (attempt {attempt}) cannot be used: {reason}")
+        self.step, self.attempt, self.reason = step, attempt, reason
+
+    def __reduce__(self) -> tuple[type, tuple[int, int, str]]:
+        return type(self), (self.step, self.attempt, self.reason)
+
+
+class WrongFragment(ZerofleetError):
+    """The optimizer's fragments do not hold the weights of the module they are named after: training would be wrong."""
+
+
+class NonFiniteStep(ZerofleetError):
+    """A gradient was NaN or infinite in a precision that has no loss scaling: the step was not applied."""
+
+    def __init__(self, step: int, grad_norm: float) -> None:
+        super().__init__(f"step {step} was not applied: its gradient norm is {grad_norm}")
+        self.step, self.grad_norm = step, grad_norm
+
+    def __reduce__(self) -> tuple[type, tuple[int, float]]:
+        return type(self), (self.step, self.grad_norm)

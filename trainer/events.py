@@ -1,0 +1,79 @@
+"""What goes up (events) and what comes down (control) between a rank and whoever runs it.
+
+Heartbeats, progress, goodput and the ledger are readings of the one event stream. Kinds, and what `data` holds:
+
+| kind         | from          | data |
+|---|---|---|
+| `phase`      | every rank    | a phase begins: a sign of life; `phase` is one of `PHASES`. For `step`, sent at the end of each step with its duration |
+| `step`       | rank 0        | loss, grad_norm, learning_rate, tokens, seconds parts, sequences, `ledger` (positions, count, digest) |
+| `eval`       | rank 0        | loss, tokens |
+| `checkpoint` | rank 0        | a manifest was written: step, seconds, bytes, `path` |
+| `incident`   | anyone        | `class`, `message`: something a user should know |
+| `info`       | anyone        | `message`: arithmetic, sizes, what was loaded |
+| `loaded`     | rank 0        | the state was restored: step, from_attempt, digests verified |
+| `finished`   | rank 0        | the last step is done and durable: step |
+| `stopped`    | rank 0        | a stop was obeyed: the durable step |
+| `error`      | a rank        | `type`, `message`, `traceback`: the exception that ends it; `user` true for a UserError |
+| `state`      | driver        | the controller's state: `from`, `to`, `why` |
+| `verdict`    | driver        | class, action, sentence |
+| `prepare`    | driver        | data preparation: `stage`, `fraction` in [0, 1], `detail` |
+| `export`     | driver        | `path`, dtype |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+DRIVER = -1
+"""The `rank` of events that the driver makes."""
+
+PHASES = ("import", "init", "build", "load", "step", "eval", "save", "end")
+
+
+@dataclass(frozen=True)
+class Event:
+    """`start` is Unix time in seconds; `duration_s` is 0 for an instant; `rank` is DRIVER (-1) for the driver."""
+
+    kind: str
+    attempt: int
+    rank: int
+    step: int
+    phase: str
+    start: float
+    duration_s: float = 0.0
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One line; NaN and infinity are written as JavaScript does (`NaN`), which Python reads back."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @staticmethod
+    def from_json(line: str) -> Event:
+        return Event(**json.loads(line))
+
+
+Action = Literal["none", "save", "stop"]
+ACTIONS: tuple[Action, ...] = ("none", "save", "stop")
+
+
+@dataclass(frozen=True)
+class Control:
+    """What rank 0 is asked to do. `save` and `stop` are obeyed by all ranks at the end of the same step."""
+
+    action: Action = "none"
+
+    @property
+    def code(self) -> int:
+        """Larger is stronger, so the largest over ranks is what everyone obeys."""
+        return ACTIONS.index(self.action)
+
+    @staticmethod
+    def from_code(code: int) -> Control:
+        return Control(action=ACTIONS[code])
+
+
+Report = Callable[[Event], None]
+ControlSource = Callable[[], Control]

@@ -1,0 +1,189 @@
+"""The run folder: where everything lies that explains a run. DESIGN 2; it outlives the cluster.
+
+job.yaml                                        resolved, immutable
+attempts/0001.json                              claimed by exclusive create; names the checkpoint it starts from
+events|metrics|ledger/attempt-0001/segment-*    JSON lines
+logs/attempt-0001/rank-00000.log                (and driver.log, agent-*.log)
+control/0001.json                               requests: stop, save
+checkpoints/step-00000050/attempt-0001/silo-main/rank-*.safetensors, manifest.json
+export/                                         the Hugging Face model folder
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from zerofleet.trainer.config import DEFAULT_SILO
+from zerofleet.trainer.errors import NotFoundError, UserError
+from zerofleet.trainer.events import Event
+from zerofleet.trainer.storage import SegmentWriter, Storage, read_segments
+
+DEFAULT_STORAGE = "./runs"
+
+
+def default_storage() -> str:
+    """`ZEROFLEET_STORAGE`, else ./runs."""
+    return os.environ.get("ZEROFLEET_STORAGE") or DEFAULT_STORAGE
+
+
+@dataclass(frozen=True)
+class CheckpointId:
+    """Names one checkpoint. Order: by step, then by attempt."""
+
+    step: int
+    attempt: int
+    silo: str = DEFAULT_SILO
+
+    @property
+    def folder(self) -> str:
+        return f"checkpoints/step-{self.step:08d}/attempt-{self.attempt:04d}/silo-{self.silo}"
+
+    @property
+    def manifest(self) -> str:
+        return f"{self.folder}/manifest.json"
+
+    def rank_file(self, rank: int, world_size: int) -> str:
+        return f"{self.folder}/rank-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """One life of the ranks. `start_step` steps were done before it; `checkpoint_attempt` wrote the checkpoint that it starts from (None: initial weights)."""
+
+    attempt: int
+    start_step: int
+    checkpoint_attempt: int | None
+    world_size: int
+    zero_stage: int
+    claimed_at: float
+    host: str
+    pid: int
+
+
+class RunFolder:
+    """Paths and records of one run. Reads are cheap and unlocked; claims are exclusive creates."""
+
+    def __init__(self, storage_url: str, name: str) -> None:
+        self.name = name
+        self.storage = Storage(storage_url).sub(name)
+
+    @staticmethod
+    def open(run: str) -> RunFolder:
+        """RUN as the command line takes it: a name under the default storage, a path or a URL. NotFoundError when absent."""
+        url, _, name = run.rstrip("/").rpartition("/")
+        folder = RunFolder(url or ("/" if run.startswith("/") else default_storage()), name)
+        if not folder.storage.exists("job.yaml"):
+            known = Storage(url or default_storage()).list()
+            near = f"; runs there: {', '.join(known[-8:])}" if known else "; there are no runs there"
+            raise NotFoundError(f"no run {name!r} in {url or default_storage()}{near}")
+        return folder
+
+    def create(self, job_yaml: str) -> None:
+        """Takes the run's name. UserError when it is taken."""
+        try:
+            self.storage.create("job.yaml", job_yaml.encode())
+        except FileExistsError as error:
+            raise UserError(
+                f"run {self.name!r} exists already in {self.storage.url}: `zerofleet resume {self.name}` goes on with it, "
+                "or choose another run.name"
+            ) from error
+
+    def job_yaml(self) -> str:
+        return self.storage.read("job.yaml").decode()
+
+    # -- attempts --------------------------------------------------------------------------------------------------
+    def attempts(self) -> list[AttemptRecord]:
+        """All attempts, oldest first."""
+        names = [name for name in self.storage.list("attempts") if re.fullmatch(r"\d{4,}\.json", name)]
+        return [AttemptRecord(**json.loads(self.storage.read(f"attempts/{name}"))) for name in names]
+
+    def claim_attempt(
+        self, attempt: int, start: CheckpointId | None, world_size: int, zero_stage: int
+    ) -> AttemptRecord:
+        """Claims `attempt` exclusively: the fencing of everything that an older attempt may still write.
+
+        Raises UserError when another driver claimed it first: that one owns the run.
+        """
+        record = AttemptRecord(
+            attempt=attempt,
+            start_step=start.step if start else 0,
+            checkpoint_attempt=start.attempt if start else None,
+            world_size=world_size,
+            zero_stage=zero_stage,
+            claimed_at=time.time(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+        try:
+            self.storage.create(f"attempts/{attempt:04d}.json", json.dumps(asdict(record), indent=1).encode())
+        except FileExistsError as error:
+            raise UserError(
+                f"attempt {attempt} of run {self.name!r} was claimed by another driver: it owns the run. "
+                f"See `zerofleet status {self.name}`; stop it before starting another"
+            ) from error
+        return record
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+    def checkpoints(self, silo: str = DEFAULT_SILO) -> list[CheckpointId]:
+        """All checkpoints that have a manifest and that no later attempt has fenced off, oldest first."""
+        return [
+            found
+            for found in self.checkpoint_folders(silo)
+            if not self.fenced(found) and self.storage.exists(found.manifest)
+        ]
+
+    def checkpoint_folders(self, silo: str = DEFAULT_SILO) -> list[CheckpointId]:
+        """Every checkpoint folder, complete or not, oldest first."""
+        found = []
+        for step_name in self.storage.list("checkpoints"):
+            if match := re.fullmatch(r"step-(\d+)", step_name):
+                for attempt_name in self.storage.list(f"checkpoints/{step_name}"):
+                    if attempt := re.fullmatch(r"attempt-(\d+)", attempt_name):
+                        found.append(CheckpointId(int(match[1]), int(attempt[1]), silo))
+        return sorted(found, key=lambda c: (c.step, c.attempt))
+
+    def fenced(self, checkpoint: CheckpointId, attempts: list[AttemptRecord] | None = None) -> bool:
+        """Whether a later attempt started before this checkpoint's step: then it is a zombie's, or of a past that no longer counts."""
+        later = [a for a in (self.attempts() if attempts is None else attempts) if a.attempt > checkpoint.attempt]
+        return any(checkpoint.step > a.start_step for a in later)
+
+    # -- streams ---------------------------------------------------------------------------------------------------
+    def writer(self, stream: str, attempt: int) -> SegmentWriter:
+        """Appends to `events`, `metrics` or `ledger` of one attempt."""
+        return SegmentWriter(self.storage, f"{stream}/attempt-{attempt:04d}")
+
+    def read(self, stream: str) -> Iterator[dict[str, Any]]:
+        """All records of a stream, attempt by attempt."""
+        for folder in self.storage.list(stream):
+            for line in read_segments(self.storage, f"{stream}/{folder}"):
+                yield json.loads(line)
+
+    def events(self) -> Iterator[Event]:
+        for record in self.read("events"):
+            yield Event(**record)
+
+    def log_path(self, attempt: int, name: str) -> str:
+        return f"logs/attempt-{attempt:04d}/{name}.log"
+
+    # -- control ---------------------------------------------------------------------------------------------------
+    def request(self, action: str) -> None:
+        """Leaves a request (`stop` or `save`) for whoever drives the run."""
+        number = len(self.storage.list("control")) + 1
+        while True:
+            try:
+                body = json.dumps({"action": action, "at": time.time()}).encode()
+                return self.storage.create(f"control/{number:04d}.json", body)
+            except FileExistsError:
+                number += 1
+
+    def requests(self, after: int = 0) -> list[tuple[int, dict[str, Any]]]:
+        """Requests with a number above `after`, in order."""
+        numbers = [int(name[:-5]) for name in self.storage.list("control") if re.fullmatch(r"\d+\.json", name)]
+        return [(n, json.loads(self.storage.read(f"control/{n:04d}.json"))) for n in sorted(numbers) if n > after]

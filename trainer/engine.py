@@ -1,0 +1,130 @@
+"""Builds the DeepSpeed engine: the config that zerofleet owns, the optimizer, and a check that fragments are what they say."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.integrations import HfDeepSpeedConfig
+
+from zerofleet.trainer.batch import BatchPlan
+from zerofleet.trainer.config import TrainConfig
+from zerofleet.trainer.model import ModelShape, build_model, shape_of
+from zerofleet.trainer.world import World
+
+COLLECTIVE_TIMEOUT = timedelta(hours=24)
+"""Far above any phase: the heartbeat decides that a rank hangs, never a collective."""
+
+
+@dataclass
+class Engine:
+    """A DeepSpeed engine with what the loop needs to know about it."""
+
+    engine: Any
+    model: PreTrainedModel
+    shape: ModelShape
+    device: torch.device
+    _keep: HfDeepSpeedConfig | None
+    """transformers holds only a weak reference to it; without it `from_pretrained` would load whole models under ZeRO-3."""
+
+
+def init_distributed(world: World) -> torch.device:
+    """Joins the process group by torchrun's variables; NCCL on GPUs, gloo on CPUs. Returns the rank's device."""
+    os.environ.setdefault("DEEPSPEED_TIMEOUT", str(int(COLLECTIVE_TIMEOUT.total_seconds() // 60)))
+    accelerator = get_accelerator()
+    device = torch.device(accelerator.device_name(world.local_rank) if accelerator.device_name() != "cpu" else "cpu")
+    if device.type != "cpu":
+        accelerator.set_device(world.local_rank)
+    deepspeed.init_distributed(
+        dist_backend="gloo" if device.type == "cpu" else accelerator.communication_backend_name(),
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=COLLECTIVE_TIMEOUT,
+        rank=world.rank,
+        world_size=world.world_size,
+    )
+    return device
+
+
+def deepspeed_config(config: TrainConfig, plan: BatchPlan) -> dict[str, Any]:
+    """The config given to DeepSpeed: what the user passed through, and on top what zerofleet owns.
+
+    DeepSpeed's own batch arithmetic sees the micro size and the accumulation only; the loss is scaled by tokens
+    (loop.py), so nothing depends on its idea of a train batch size.
+    """
+    train = config.train
+    merged = copy.deepcopy(config.deepspeed)
+    merged["train_micro_batch_size_per_gpu"] = train.micro_batch_size
+    merged["gradient_accumulation_steps"] = plan.gradient_accumulation_steps
+    # At stage 0 in fp32 the loop clips by itself: DeepSpeed would not tell it the norm.
+    merged["gradient_clipping"] = 0.0 if clips_itself(config) else train.gradient_clipping
+    merged.setdefault("zero_optimization", {})["stage"] = train.zero_stage
+    merged.setdefault("steps_per_print", 2**31)
+    merged["zero_allow_untested_optimizer"] = True
+    # bf16 accumulation would make the gradient depend on the world size. DeepSpeed has no such mix at stage 0.
+    accumulation = train.precision if train.zero_stage == 0 else "fp32"
+    merged.setdefault("data_types", {}).setdefault("grad_accum_dtype", accumulation)
+    merged.setdefault("communication_data_type", "fp32")
+    if train.precision == "bf16":
+        # Without the check ZeRO-2 applies NaN gradients silently.
+        merged["bf16"] = {"enabled": True, "check_grad_overflow": True, **merged.get("bf16", {})}
+    elif train.precision == "fp16":
+        merged["fp16"] = {**merged.get("fp16", {}), "enabled": True}
+    return merged
+
+
+def clips_itself(config: TrainConfig) -> bool:
+    """Whether the loop, not DeepSpeed, computes the gradient norm and clips."""
+    return config.train.zero_stage == 0 and config.train.precision == "fp32"
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: weight decay on matrices (two dimensions and more), none on biases and norms."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    dimensions = {id(p): len(getattr(p, "ds_shape", p.shape)) for p in trainable}
+    groups = [
+        {"params": [p for p in trainable if dimensions[id(p)] >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if dimensions[id(p)] < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019); DeepSpeed's CPU implementation where the optimizer is offloaded."""
+    train = config.train
+    offload = config.deepspeed.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+    arguments: dict[str, Any] = {"lr": train.learning_rate, "betas": train.betas, "eps": train.eps}
+    if offload != "none":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **arguments)  # type: ignore[no-any-return]
+    return torch.optim.AdamW(groups, **arguments)
+
+
+def build_engine(config: TrainConfig, resolved: PretrainedConfig, plan: BatchPlan, device: torch.device) -> Engine:
+    """Model, optimizer and DeepSpeed engine of this rank, before any checkpoint is loaded."""
+    ds_config = deepspeed_config(config, plan)
+    keep = HfDeepSpeedConfig(ds_config) if config.train.zero_stage == 3 else None
+    zero_init = deepspeed.zero.Init(config_dict_or_path=ds_config) if keep else contextlib.nullcontext()
+    model = build_model(config, resolved, zero_init)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    optimizer = build_optimizer(config, parameter_groups(model, config.train.weight_decay))
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+    _restore_buffers(model, buffers)
+    return Engine(engine, model, shape_of(model), device, keep)
+
+
+def _restore_buffers(model: torch.nn.Module, buffers: dict[str, torch.Tensor]) -> None:
+    """DeepSpeed casts buffers with the weights; rotary frequencies in 16 bits would differ from the exported model's."""
+    for name, value in buffers.items():
+        module_name, _, key = name.rpartition(".")
+        module = model.get_submodule(module_name)
+        module._buffers[key] = value.to(module._buffers[key].device)  # type: ignore[union-attr]

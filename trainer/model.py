@@ -1,0 +1,192 @@
+"""The model: resolved from its config's fields, a folder or a hub id, with initial weights that do not depend on ZeRO.
+
+Each module is drawn in fp32 by the model's own `_init_weights` under a seed from (seed, module name), gathered one at a
+time, so any stage and world size starts from the same weights, and no rank ever holds more than one module in fp32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import initialization as hf_initialization
+
+from zerofleet.trainer.batch import module_seed
+from zerofleet.trainer.config import ModelConfig, Precision, TrainConfig
+from zerofleet.trainer.errors import UserError
+
+if TYPE_CHECKING:
+    from zerofleet.trainer.data.cache import DataCache
+
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+VOCABULARY_MULTIPLE = 64
+"""Without `vocab_size`, the tokenizer's size is rounded up to this: matmuls are faster on aligned shapes."""
+
+
+def resolve_config(model: ModelConfig, tokenizer_size: int) -> PretrainedConfig:
+    """The transformers config of the job. Raises UserError for an unknown model type, field or folder."""
+    if model.pretrained is not None:
+        try:
+            return AutoConfig.from_pretrained(model.pretrained)
+        except (OSError, ValueError) as error:
+            raise UserError(f"model.pretrained={model.pretrained!r} cannot be loaded: {_first_line(error)}") from error
+    fields = dict(model.config)
+    model_type = fields.pop("model_type")
+    fields.setdefault("vocab_size", -(-tokenizer_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE)
+    try:
+        known = AutoConfig.for_model(model_type)
+    except ValueError as error:
+        raise UserError(f"model.config.model_type={model_type!r} is not a model of transformers: {_first_line(error)}") from error
+    unknown = sorted(key for key in fields if not hasattr(known, key))
+    if unknown:
+        raise UserError(f"model.config has {', '.join(unknown)}, which {type(known).__name__} does not have: check the spelling")
+    try:
+        return AutoConfig.for_model(model_type, **fields)
+    except Exception as error:  # noqa: BLE001 - transformers raises its own validation errors for a user's values
+        raise UserError(f"model.config is refused by {type(known).__name__}: {_first_line(error)}") from error
+
+
+def check(config: TrainConfig, cache: DataCache) -> PretrainedConfig:
+    """What needs transformers and the tokenizer, before any resource is taken. Raises UserError."""
+    resolved = resolve_config(config.model, cache.tokenizer_size)
+    text = resolved.get_text_config()
+    if cache.tokenizer_size > text.vocab_size:
+        raise UserError(
+            f"the tokenizer has {cache.tokenizer_size} entries and the model's vocabulary only {text.vocab_size}: "
+            f"raise model.config.vocab_size to at least {cache.tokenizer_size}, or use the model's own tokenizer"
+        )
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions is not None and config.data.sequence_length > positions:
+        raise UserError(
+            f"data.sequence_length is {config.data.sequence_length} and the model has {positions} positions: "
+            f"lower data.sequence_length, or raise model.config.max_position_embeddings"
+        )
+    if type(resolved) not in AutoModelForCausalLM._model_mapping:
+        raise UserError(f"{type(resolved).__name__} has no causal language model in transformers: choose another model_type")
+    return resolved
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes for FLOP counts: parameters (all, and without the input embedding unless it is tied), layers, heads, head size."""
+
+    num_parameters: int
+    num_matmul_parameters: int
+    num_layers: int
+    num_heads: int
+    head_size: int
+
+    def flops_per_token(self, sequence_length: int, causal: bool = False) -> float:
+        """Training FLOPs per token, forward and backward: 6 N + 12 L H Q T (Chowdhery et al. 2022, PaLM, appendix B).
+
+        With `causal`, only the half of the attention scores that a causal mask keeps.
+        """
+        attention = 12 * self.num_layers * self.num_heads * self.head_size * sequence_length
+        return 6 * self.num_matmul_parameters + attention * (0.5 if causal else 1.0)
+
+
+def build_model(config: TrainConfig, resolved: PretrainedConfig, zero_init: contextlib.AbstractContextManager[Any]) -> PreTrainedModel:
+    """The model with its initial or pretrained weights; under ZeRO-3 (`zero_init` is deepspeed.zero.Init) partitioned."""
+    attention = config.model.attn_implementation
+    if config.model.pretrained is not None:
+        # transformers opens zero.Init itself here, because HfDeepSpeedConfig is alive (see engine.py).
+        model = AutoModelForCausalLM.from_pretrained(
+            config.model.pretrained, config=resolved, attn_implementation=attention, dtype=torch.float32
+        )
+    else:
+        with zero_init, hf_initialization.no_init_weights():
+            model = AutoModelForCausalLM.from_config(resolved, attn_implementation=attention)
+        model.tie_weights()
+        draw_initial_weights(model, config.run.seed)
+    model.config.use_cache = False
+    if config.train.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def shape_of(model: PreTrainedModel) -> ModelShape:
+    """Sizes of a model, partitioned or not."""
+    total = sum(num_elements(parameter) for parameter in model.parameters())
+    text = model.config.get_text_config()
+    tied = model.get_output_embeddings() is not None and model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    embedding = 0 if tied else num_elements(model.get_input_embeddings().weight)
+    heads = text.num_attention_heads
+    return ModelShape(
+        num_parameters=total,
+        num_matmul_parameters=total - embedding,
+        num_layers=text.num_hidden_layers,
+        num_heads=heads,
+        head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
+    )
+
+
+def num_elements(parameter: torch.Tensor) -> int:
+    """Elements of the whole parameter, also where ZeRO-3 left only a partition (`ds_numel` is DeepSpeed's name for it)."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def draw_initial_weights(model: PreTrainedModel, seed: int) -> None:
+    """Draws every module's own parameters and buffers, in fp32, under its own seed.
+
+    A parameter that two modules share (tied embeddings) is drawn by the first module that holds it.
+    """
+    drawn: set[int] = set()
+    owners = _init_owners(model)
+    with torch.random.fork_rng(devices=[]):
+        for name, module in model.named_modules():
+            parameters = {key: p for key, p in module.named_parameters(recurse=False) if id(p) not in drawn}
+            drawn.update(id(p) for p in parameters.values())
+            shared = [p for p in module.parameters(recurse=False) if not any(p is own for own in parameters.values())]
+            _buffers_to_fp32(module)
+            with _gathered([*parameters.values(), *shared]), _in_fp32(parameters):
+                for parameter in shared:
+                    parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+                torch.manual_seed(module_seed(seed, name))
+                owners[name]._init_weights(module)
+
+
+def _init_owners(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+    """The innermost PreTrainedModel around each module: a composite model's parts have `_init_weights` of their own."""
+    owners: dict[str, PreTrainedModel] = {}
+    for name, module in model.named_modules():
+        parent = owners.get(name.rpartition(".")[0], model)
+        owners[name] = module if isinstance(module, PreTrainedModel) else parent
+    return owners
+
+
+def _gathered(parameters: list[torch.nn.Parameter]) -> contextlib.AbstractContextManager[Any]:
+    partitioned = [p for p in parameters if hasattr(p, "ds_tensor")]
+    if not partitioned:
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0)
+
+
+def _buffers_to_fp32(module: torch.nn.Module) -> None:
+    """zero.Init makes buffers in the 16-bit dtype too; rotary frequencies lose their positions there."""
+    for key, buffer in module.named_buffers(recurse=False):
+        if buffer.is_floating_point() and buffer.dtype != torch.float32:
+            module._buffers[key] = buffer.float()
+
+
+@contextlib.contextmanager
+def _in_fp32(parameters: dict[str, torch.nn.Parameter]) -> Iterator[None]:
+    """Lets `_init_weights` write fp32 values, then rounds them to the parameter's dtype: the same draw in every precision."""
+    original = {key: parameter.data for key, parameter in parameters.items()}
+    for parameter in parameters.values():
+        parameter.data = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
+    try:
+        yield
+    finally:
+        for key, parameter in parameters.items():
+            original[key].copy_(parameter.data)
+            parameter.data = original[key]

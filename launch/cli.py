@@ -1,0 +1,48 @@
+"""The command line: `zerofleet VERB ...`. Verbs live in launch/commands, one module each."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from zerofleet.launch.commands import submit, validate
+from zerofleet.launch.exit_codes import INTERRUPTED
+from zerofleet.trainer.errors import ZerofleetError
+
+VERBS = (submit, validate)
+
+EPILOG = """\
+RUN is a name under $ZEROFLEET_STORAGE (default ./runs), a path or a URL.
+exit codes: 0 ok, 1 the run failed, 2 your mistake, 3 timeout, 4 not found, 130 interrupted (detached: the run goes on)
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="zerofleet",
+        description="Train Transformers with DeepSpeed ZeRO on Ray.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in VERBS:
+        verb.add_parser(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns its exit code. Whatever zerofleet raises on purpose is shown without a traceback."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except ZerofleetError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; nothing more may be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

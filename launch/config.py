@@ -1,0 +1,162 @@
+"""A job: the sections that a rank reads plus `cluster`. YAML and `key=value` overrides in, a validated JobConfig out.
+
+Imports neither torch nor ray nor transformers, so that a laptop validates in a moment.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from zerofleet.cluster.config import ClusterConfig
+from zerofleet.launch.config_fields import ConfigField, config_fields, explain, unknown_key
+from zerofleet.launch.recipe_text import Override, parse_mapping, parse_overrides, set_path
+from zerofleet.trainer.config import PYTHON_STDLIB, TrainConfig
+from zerofleet.trainer.errors import NotFoundError, UserError
+from zerofleet.trainer.run_folder import default_storage
+
+FROZEN = ("run.name", "run.storage", "run.seed", "data", "model", "train.global_batch_size")
+"""What a resume may not change: the sample order, the ledger and the state of the run depend on it."""
+
+
+class JobConfig(TrainConfig):
+    """Everything a job says. DESIGN 2."""
+
+    cluster: ClusterConfig = ClusterConfig()
+    """Nodes, ranks, resources and time limits."""
+
+    def train_config(self) -> TrainConfig:
+        """The sections that a rank reads."""
+        return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})
+
+    def to_yaml(self) -> str:
+        """The resolved job: every field, in the order of its definition. `parse_job` gives the same job back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def job_fields() -> dict[str, ConfigField]:
+    """Every field of a job by its dotted path."""
+    return config_fields(JobConfig)
+
+
+def load_job(path: Path | str, overrides: Iterable[str] = ()) -> JobConfig:
+    """Reads a recipe, applies `key=value` overrides, fills in defaults and makes local paths absolute.
+
+    NotFoundError when the file is missing, UserError for whatever is wrong in it.
+    """
+    return resolve_paths(parse_job(_read_recipe(Path(path)), str(path), overrides))
+
+
+def parse_job(text: str, source: str, overrides: Iterable[str] = ()) -> JobConfig:
+    """A JobConfig from YAML text; `source` names the text in errors. Paths stay as they are."""
+    return _validate(parse_mapping(text, source), source, parse_overrides(overrides))
+
+
+def override_job(job: JobConfig, overrides: Iterable[str]) -> JobConfig:
+    """`job` with `key=value` changes. UserError for a wrong one."""
+    return _validate(job.model_dump(mode="json"), "the run's job", parse_overrides(overrides))
+
+
+def frozen_changes(before: JobConfig, after: JobConfig) -> list[str]:
+    """One line for each frozen field that differs between two jobs: what a resume must refuse."""
+    old, new = _flatten(before.model_dump(mode="json")), _flatten(after.model_dump(mode="json"))
+    return [
+        f"{path} is frozen for the life of a run: it is {old.get(path)!r}, not {new.get(path)!r}"
+        for path in sorted(old.keys() | new.keys())
+        if old.get(path) != new.get(path) and any(path == key or path.startswith(f"{key}.") for key in FROZEN)
+    ]
+
+
+def resolve_paths(job: JobConfig) -> JobConfig:
+    """Makes local paths absolute, so that the run can be resumed from any folder."""
+    data = job.data.model_copy(
+        update={
+            "files": [file if file == PYTHON_STDLIB else _absolute(file) for file in job.data.files],
+            "tokenizer": _absolute_if_there(job.data.tokenizer),
+            "cache": _absolute(job.data.cache) if job.data.cache else None,
+        }
+    )
+    model = job.model.model_copy(update={"pretrained": _absolute_if_there(job.model.pretrained)})
+    run = job.run.model_copy(update={"storage": _absolute(job.run.storage)})
+    return job.model_copy(update={"run": run, "model": model, "data": data})
+
+
+def _read_recipe(path: Path) -> str:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a recipe: name a .yaml file in it")
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError as error:
+        near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        there = f"recipes there: {', '.join(near[:8])}" if near else f"no recipes lie in {path.parent}"
+        raise NotFoundError(f"recipe {path} does not exist; {there}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _validate(mapping: dict[str, Any], source: str, overrides: list[Override]) -> JobConfig:
+    fields, mapping = job_fields(), copy.deepcopy(mapping)
+    for override in overrides:
+        set_path(mapping, override.keys, _override_value(override, fields))
+    run = mapping.setdefault("run", {})
+    if isinstance(run, dict):
+        run.setdefault("storage", default_storage())
+    try:
+        if problems := _bools_for_numbers(mapping, fields):
+            raise UserError(_listed(source, problems))
+        return JobConfig.model_validate(mapping)
+    except ValidationError as error:
+        raise UserError(_listed(source, explain(error, fields))) from error
+
+
+def _listed(source: str, problems: list[str]) -> str:
+    return f"{source}: " + (problems[0] if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems))
+
+
+def _override_value(override: Override, fields: dict[str, ConfigField]) -> Any:
+    """The value in the field's type: `run.name=007` is text where text is meant. UserError for an unknown key."""
+    holder = override.path
+    while holder and holder not in fields:
+        holder = holder.rpartition(".")[0]
+    field = fields.get(holder)
+    if field is None or (holder != override.path and not field.is_open):
+        raise UserError(unknown_key(override.path, fields))
+    takes_text = holder == override.path and str in field.types
+    return override.text if takes_text and override.value is not None else override.value
+
+
+def _bools_for_numbers(mapping: dict[str, Any], fields: dict[str, ConfigField]) -> list[str]:
+    """pydantic takes `true` for 1; here it is a mistake."""
+    return [
+        f"{path}={value!r}: expected a number ({path}: {fields[path].doc})"
+        for path, value in _flatten(mapping).items()
+        if isinstance(value, bool) and path in fields and bool not in fields[path].types
+    ]
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted path; lists are leaves."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            flat |= _flatten(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def _absolute(path: str) -> str:
+    """A local path or glob made absolute; URLs as they are."""
+    return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
+def _absolute_if_there(path: str | None) -> str | None:
+    """A folder's absolute path; a hub id, which looks like a relative path, as it is."""
+    return _absolute(path) if path and Path(path).expanduser().exists() else path

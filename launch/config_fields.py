@@ -1,0 +1,121 @@
+"""The fields of a config by their dotted path, and what pydantic says about them in the user's words."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from zerofleet.trainer.config import Section
+
+_EXPECTED = {
+    "model_type": "a section: keys and values, one per line",
+    "dict_type": "a section: keys and values, one per line",
+    "list_type": "a list, such as [a, b]",
+    "tuple_type": "a list, such as [a, b]",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text (put quotes around it)",
+}
+"""What pydantic's kinds of error expected, in words of YAML."""
+
+
+@dataclass(frozen=True)
+class ConfigField:
+    """One setting: its dotted path, its docstring, and the plain types that it takes (`str`, `int`, `list`, ...)."""
+
+    path: str
+    doc: str
+    types: frozenset[Any]
+    is_section: bool
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any key may follow below it (`model.config`, `deepspeed`)."""
+        return dict in self.types
+
+
+@cache
+def config_fields(model: type[Section], prefix: str = "") -> dict[str, ConfigField]:
+    """Every field of `model` and of the sections in it, in the order of their definition."""
+    found: dict[str, ConfigField] = {}
+    for name, info in model.model_fields.items():
+        path = f"{prefix}{name}"
+        parts = _plain_types(info.annotation)
+        section = next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), None)
+        found[path] = ConfigField(path, info.description or "", parts, section is not None)
+        if section is not None:
+            found |= config_fields(section, f"{path}.")
+    return found
+
+
+def _plain_types(annotation: Any) -> frozenset[Any]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _plain_types(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return frozenset().union(*(_plain_types(part) for part in get_args(annotation)))
+    if origin is Literal:
+        return frozenset(type(value) for value in get_args(annotation))
+    return frozenset([origin or annotation])
+
+
+def nearest(path: str, fields: dict[str, ConfigField]) -> ConfigField | None:
+    """The field that `path` most likely means: alike as a whole, or alike in its last part, in another section."""
+    if close := difflib.get_close_matches(path, fields, n=1, cutoff=0.75):
+        return fields[close[0]]
+    last = {known.rsplit(".", 1)[-1]: known for known in reversed(fields)}
+    close = difflib.get_close_matches(path.rsplit(".", 1)[-1], last, n=1, cutoff=0.7)
+    return fields[last[close[0]]] if close else None
+
+
+def unknown_key(path: str, fields: dict[str, ConfigField]) -> str:
+    """One line: there is no such key, and which one may be meant."""
+    field = nearest(path, fields)
+    if field is not None:
+        return f"{path} is not a key. The nearest is {field.path}: {field.doc}"
+    section = path.rpartition(".")[0]
+    siblings = [known for known in fields if known.rpartition(".")[0] == section]
+    return f"{path} is not a key. {section or 'A job'} has: {', '.join(siblings)}"
+
+
+def explain(error: ValidationError, fields: dict[str, ConfigField]) -> list[str]:
+    """One line per mistake: field, value, what is expected, and what the field is."""
+    return [_explain_one(details, fields) for details in error.errors(include_url=False)]
+
+
+def _explain_one(details: ErrorDetails, fields: dict[str, ConfigField]) -> str:
+    path = ".".join(str(part) for part in details["loc"])
+    field = _field_at(path, fields)
+    doc = f" ({field.path}: {field.doc})" if field else ""
+    kind, message = details["type"], details["msg"]
+    if kind == "extra_forbidden":
+        return unknown_key(path, fields)
+    if kind == "missing":
+        return f"{path} is missing: it has no default{doc}"
+    if kind == "value_error":  # our own validators say everything themselves
+        return f"{path}: {message.removeprefix('Value error, ')}"
+    expected = _EXPECTED.get(kind) or message.removeprefix("Input should be ").removeprefix("String should ")
+    return f"{path}={_shown(details['input'])}: expected {expected}{doc}"
+
+
+def _field_at(path: str, fields: dict[str, ConfigField]) -> ConfigField | None:
+    """The field that holds `path`: itself, or the one that it is an element of (`data.files.0`)."""
+    while path and path not in fields:
+        path = path.rpartition(".")[0]
+    return fields.get(path)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

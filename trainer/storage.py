@@ -23,24 +23,26 @@ SEGMENT_BYTES = 4 * 1024 * 1024
 """A segment is closed when it passes this size."""
 
 _REMEDIES = {
-    errno.ENOSPC: "the disk is full: free space there, or set run.storage to a larger place",
-    errno.EDQUOT: "the quota is used up: free space there, or set run.storage to another place",
-    errno.EROFS: "the file system is mounted read-only: set run.storage to a writable place",
-    errno.EACCES: "permission denied: make it writable for this user, or set run.storage to another place",
-    errno.EPERM: "not permitted: make it writable for this user, or set run.storage to another place",
+    errno.ENOSPC: "the disk is full: free space there, or set {setting} to a larger place",
+    errno.EDQUOT: "the quota is used up: free space there, or set {setting} to another place",
+    errno.EROFS: "the file system is mounted read-only: set {setting} to a writable place",
+    errno.EACCES: "permission denied: make it writable for this user, or set {setting} to another place",
+    errno.EPERM: "not permitted: make it writable for this user, or set {setting} to another place",
 }
 
 
 @contextlib.contextmanager
-def storage_errors(doing: str, path: str) -> Iterator[None]:
-    """Turns an OSError into a StorageError that names the path and the remedy."""
+def storage_errors(doing: str, path: str, setting: str = "run.storage") -> Iterator[None]:
+    """Turns an OSError into a StorageError that names the path and the remedy; `setting` is the key that says where it lies."""
     try:
         yield
     except (FileNotFoundError, FileExistsError):
         raise
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0, "check that the storage is reachable and writable")
-        raise StorageError(f"{doing} {path} failed ({error.strerror or error}): {remedy}") from error
+        raise StorageError(
+            f"{doing} {path} failed ({error.strerror or error}): {remedy.format(setting=setting)}"
+        ) from error
 
 
 def fsync_folder(folder: Path) -> None:
@@ -115,18 +117,26 @@ class Storage:
                     file.write(data)
 
     def write_stream(self, path: str, chunks: Iterable[bytes | memoryview]) -> int:
-        """Writes a new file chunk by chunk and makes it durable (file and folder). Returns its bytes."""
+        """Writes a new file chunk by chunk and makes it durable (file and folder). Returns its bytes.
+
+        A file that could not be finished is removed, to leave its room on the disk to others.
+        """
         full, written = self.path(path), 0
         with storage_errors("writing", full):
             if self.is_local:
                 Path(full).parent.mkdir(parents=True, exist_ok=True)
             with self._fs.open(full, "xb") as file:
-                for chunk in chunks:
-                    file.write(chunk)
-                    written += len(chunk)
-                if self.is_local:
-                    file.flush()
-                    os.fsync(file.fileno())
+                try:
+                    for chunk in chunks:
+                        file.write(chunk)
+                        written += len(chunk)
+                    if self.is_local:
+                        file.flush()
+                        os.fsync(file.fileno())
+                except OSError:
+                    if self.is_local:
+                        Path(full).unlink()
+                    raise
             if self.is_local:
                 fsync_folder(Path(full).parent)
         return written

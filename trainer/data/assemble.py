@@ -1,0 +1,116 @@
+"""The last stage of preparation: finished parts become the two splits of the cache, then the index is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from zerofleet.trainer.data.cache import FORMAT_VERSION, INDEX_NAME, SPLITS, content_fingerprint
+from zerofleet.trainer.data.local_files import writing
+from zerofleet.trainer.data.parts import Part
+from zerofleet.trainer.data.tokenizer import Encoder
+from zerofleet.trainer.errors import DataError
+
+
+def write_cache(
+    folder: Path,
+    parts_folder: Path,
+    parts: Sequence[Part],
+    encoder: Encoder,
+    sequence_length: int,
+    heldout_fraction: float,
+) -> None:
+    """Splits documents by hash, writes the flat files and, last, the index. DataError when nothing is left to train on."""
+    limit = _heldout_limit(parts_folder, parts, heldout_fraction)
+    with ExitStack() as stack:
+        splits = [_SplitWriter(folder, split, stack) for split in SPLITS]
+        for part in parts:
+            tokens = np.fromfile(part.tokens_path(parts_folder), dtype=encoder.dtype)
+            documents = part.read_documents(parts_folder)
+            heldout = np.zeros(len(documents), bool) if limit is None else documents["hash"] <= limit
+            _deal(tokens, documents["num_tokens"], heldout, splits)
+        train, rest = splits
+        if train.num_tokens < 2:
+            raise DataError(
+                f"nothing is left to train on: {rest.num_documents} of {rest.num_documents + train.num_documents} different"
+                f" documents are held out (data.heldout_fraction={heldout_fraction}): add documents, or set it to 0"
+            )
+    index: dict[str, Any] = {
+        "version": FORMAT_VERSION,
+        "sequence_length": sequence_length,
+        "token_dtype": encoder.dtype.str,
+        "tokenizer_fingerprint": encoder.fingerprint,
+        "tokenizer_size": encoder.size,
+        "files": {name: entry for split in splits for name, entry in split.files().items()},
+        "documents": {split.name: split.num_documents for split in splits},
+        "tokens": {split.name: split.num_tokens for split in splits},
+    }
+    index["fingerprint"] = content_fingerprint(index)
+    with writing(folder / INDEX_NAME) as file:
+        file.write(json.dumps(index, indent=1).encode())
+
+
+def _heldout_limit(parts_folder: Path, parts: Sequence[Part], heldout_fraction: float) -> int | None:
+    """Documents whose hash is at most this are held out; None holds out none.
+
+    A corpus so small that none would be gives up the one with the smallest hash (and its copies).
+    """
+    num_documents, smallest = 0, 2**64 - 1
+    for part in parts:
+        hashes = part.read_documents(parts_folder)["hash"]
+        num_documents += len(hashes)
+        smallest = min(smallest, int(hashes.min(initial=smallest)))
+    if num_documents == 0:
+        num_bytes = sum(part.num_bytes for part in parts)
+        num_shards = sum(len(part.shards) for part in parts)
+        raise DataError(
+            f"the corpus is empty: {num_shards} files or row ranges with {num_bytes} bytes hold no document with text:"
+            " check data.files, data.format and data.text_field"
+        )
+    return max(int(heldout_fraction * 2**64) - 1, smallest) if heldout_fraction > 0 else None
+
+
+class _SplitWriter:
+    """Appends documents to `<split>.bin` and `<split>.ends.bin`, hashing on the way."""
+
+    def __init__(self, folder: Path, name: str, stack: ExitStack) -> None:
+        self.name = name
+        self.num_tokens = self.num_documents = 0
+        self._files: dict[str, BinaryIO] = {
+            file: stack.enter_context(writing(folder / file)) for file in (f"{name}.bin", f"{name}.ends.bin")
+        }
+        self._hashes = {file: xxhash.xxh3_128() for file in self._files}
+        self._bytes = dict.fromkeys(self._files, 0)
+
+    def append(self, tokens: NDArray[Any], lengths: NDArray[np.int64]) -> None:
+        """`tokens` of consecutive documents of these lengths."""
+        ends = self.num_tokens + np.cumsum(lengths, dtype="<i8")
+        self.num_tokens += len(tokens)
+        self.num_documents += len(lengths)
+        for (name, file), data in zip(self._files.items(), (tokens, ends), strict=True):
+            file.write(data.data)
+            self._hashes[name].update(data.data)
+            self._bytes[name] += data.nbytes
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        return {name: {"bytes": self._bytes[name], "xxh3_128": self._hashes[name].hexdigest()} for name in self._files}
+
+
+def _deal(
+    tokens: NDArray[Any], lengths: NDArray[np.int64], heldout: NDArray[np.bool_], splits: Sequence[_SplitWriter]
+) -> None:
+    """Appends each run of documents of one split to it: `splits` are train and held-out."""
+    if len(lengths) == 0:
+        return
+    ends = np.cumsum(lengths)
+    run_starts = [0, *(np.flatnonzero(np.diff(heldout)) + 1)]
+    for start, stop in zip(run_starts, [*run_starts[1:], len(lengths)], strict=True):
+        first = ends[start] - lengths[start]
+        splits[int(heldout[start])].append(tokens[first : ends[stop - 1]], lengths[start:stop])

@@ -1,0 +1,55 @@
+"""The sample ledger: per step and silo, which positions were fed and a digest of the tokens that really were.
+
+A sample's digest is a hash of its tokens under its own id; digests add up modulo 2^64, so ranks sum theirs in the all-reduce
+they have anyway, in any order. The audit recomputes the sum from the cache and finds a rank that was fed something else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+Int64 = NDArray[np.int64]
+UInt64 = NDArray[np.uint64]
+
+
+def sample_digests(sample_ids: Int64, input_ids: Int64, labels: Int64) -> UInt64:
+    """xxh3-64 of each sample, uint64 [n]: over its input ids, then its labels, as little-endian int32, seeded by the sample id.
+
+    `sample_ids` is [n]; `input_ids` and `labels` are [n, L] of any integer dtype. The definition is frozen with the ledger's format.
+    """
+    tokens = np.concatenate([input_ids, labels], axis=1, dtype="<i4", casting="unsafe")
+    digests = [xxhash.xxh3_64_intdigest(row, seed=int(sample)) for sample, row in zip(sample_ids, tokens, strict=True)]
+    return np.array(digests, dtype=np.uint64)
+
+
+def combine(digests: UInt64) -> int:
+    """The sum modulo 2^64, in [0, 2^64): independent of order and of how samples are dealt to ranks."""
+    return int(np.sum(digests, dtype=np.uint64))
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """What one step of one silo was fed."""
+
+    step: int
+    attempt: int
+    silo: str
+    ranges: list[list[int]]
+    """Half-open position ranges."""
+    num_sequences: int
+    num_tokens: int
+    """Target tokens; padding is none."""
+    digest: str
+    """Sum of the samples' digests modulo 2^64, 16 hex digits."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> LedgerEntry:
+        return LedgerEntry(**data)

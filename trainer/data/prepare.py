@@ -1,0 +1,168 @@
+"""Corpus to cache, once per node: list, tokenizer, parts, index. Killed at any point, the next try goes on and ends the same."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import xxhash
+
+from zerofleet.trainer.config import DataConfig
+from zerofleet.trainer.data.assemble import write_cache
+from zerofleet.trainer.data.cache import FORMAT_VERSION, INDEX_NAME, TOKENIZER_NAME, DataCache
+from zerofleet.trainer.data.local_files import publish
+from zerofleet.trainer.data.parts import Part, plan_parts, tokenise_part
+from zerofleet.trainer.data.sources import Corpus, resolve
+from zerofleet.trainer.data.tokenizer import MIN_VOCAB_SIZE, Encoder, save_given, save_trained
+from zerofleet.trainer.errors import DataError, UserError
+from zerofleet.trainer.storage import storage_errors
+
+Progress = Callable[[str, float, str], None]
+"""Stage (list, tokenizer, wait, tokenise, write, ready), fraction of that stage in [0, 1], detail for the user."""
+
+_REPORT_FRACTION = 0.01
+_REPORT_INTERVAL_S = 10.0
+
+
+def cache_root(data: DataConfig) -> Path:
+    """Where prepared data lies: `data.cache`, else `$ZEROFLEET_CACHE`, else `~/.cache/zerofleet`."""
+    return Path(data.cache or os.environ.get("ZEROFLEET_CACHE") or "~/.cache/zerofleet").expanduser().absolute()
+
+
+def prepare(data: DataConfig, seed: int, progress: Progress) -> DataCache:
+    """The cache of a corpus, prepared unless it is there already.
+
+    Raises DataError when the corpus cannot be used, UserError when the tokenizer or the cache's place cannot, StorageError when the disk
+    is full.
+    """
+    if data.tokenizer is None and data.tokenizer_vocab_size < MIN_VOCAB_SIZE:
+        raise UserError(
+            f"data.tokenizer_vocab_size={data.tokenizer_vocab_size} is below {MIN_VOCAB_SIZE}"
+            " (256 bytes and the end of a document): raise it"
+        )
+    progress("list", 0.0, ", ".join(data.files) if data.hub is None else data.hub.id)
+    corpus = resolve(data)
+    progress("list", 1.0, f"{len(corpus.shards)} data shards, {corpus.num_bytes / 1e6:.1f} MB")
+    with _given_tokenizer(data) as given:
+        folder = cache_root(data) / _key(data, seed, corpus, given)
+        cache = _finished(folder)
+        if cache is None:
+            with _locked(folder, progress):
+                cache = _finished(folder) or _build(data, seed, corpus, given, folder, progress)
+    progress("ready", 1.0, _summary(cache))
+    return cache
+
+
+@contextlib.contextmanager
+def _given_tokenizer(data: DataConfig) -> Iterator[Path | None]:
+    """A passing folder with the tokenizer that is given; None when one is to be trained."""
+    if data.tokenizer is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="zerofleet-tokenizer-") as folder:
+        save_given(data.tokenizer, Path(folder))
+        yield Path(folder)
+
+
+def _key(data: DataConfig, seed: int, corpus: Corpus, given: Path | None) -> str:
+    """Name of the cache's folder: a hash of all that decides its content, from names, sizes and times; no document is read."""
+    tokenizer = data.tokenizer_vocab_size if given is None else Encoder(given).fingerprint
+    fields = data.model_dump(include={"format", "text_field", "sequence_length", "heldout_fraction"})
+    parts = [FORMAT_VERSION, fields, seed, tokenizer, corpus.identity]
+    return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
+
+
+def _finished(folder: Path) -> DataCache | None:
+    """The cache when it is whole. One that is damaged is prepared again."""
+    try:
+        return DataCache.open(folder)
+    except DataError:
+        return None
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, progress: Progress) -> Iterator[None]:
+    """One process of this node at a time. The lock goes with its holder, however that ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("ab")
+    except OSError as error:
+        raise UserError(
+            f"prepared data cannot be kept in {folder.parent} ({error.strerror}): set data.cache or ZEROFLEET_CACHE to a local"
+            " folder that this user can write"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("wait", 0.0, f"another process on this node prepares the same data in {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(
+    data: DataConfig, seed: int, corpus: Corpus, given: Path | None, folder: Path, progress: Progress
+) -> DataCache:
+    """Everything that is not there yet, each step whole or not at all; the caller holds the lock."""
+    (folder / INDEX_NAME).unlink(missing_ok=True)
+    parts_folder = folder / "parts"
+    with storage_errors("writing", str(folder), setting="data.cache"):
+        parts_folder.mkdir(exist_ok=True)
+        _make_tokenizer(data, corpus, given, folder, progress)
+    encoder = Encoder(folder / TOKENIZER_NAME)
+    parts = plan_parts(corpus)
+    _tokenise(parts, encoder, seed, parts_folder, progress)
+    progress("write", 0.0, str(folder))
+    write_cache(folder, parts_folder, parts, encoder, data.sequence_length, data.heldout_fraction)
+    shutil.rmtree(parts_folder)
+    progress("write", 1.0, str(folder))
+    return DataCache.open(folder)
+
+
+def _make_tokenizer(data: DataConfig, corpus: Corpus, given: Path | None, folder: Path, progress: Progress) -> None:
+    target, temporary = folder / TOKENIZER_NAME, folder / f"{TOKENIZER_NAME}.tmp"
+    if target.exists():
+        return
+    shutil.rmtree(temporary, ignore_errors=True)
+    if given is not None:
+        shutil.copytree(given, temporary)
+    else:
+        progress("tokenizer", 0.0, f"training a byte-level BPE of {data.tokenizer_vocab_size} entries")
+        save_trained(corpus, data.tokenizer_vocab_size, temporary)
+        progress("tokenizer", 1.0, f"{Encoder(temporary).size} entries")
+    publish(temporary, target)
+
+
+def _tokenise(parts: list[Part], encoder: Encoder, seed: int, folder: Path, progress: Progress) -> None:
+    total_bytes = max(1, sum(part.num_bytes for part in parts))
+    done_bytes = sum(part.num_bytes for part in parts if part.is_done(folder))
+    reported = (-1.0, 0.0)
+
+    def advance(bytes_read: int, num_tokens: int) -> None:
+        """Reports every percent or every 10 s: events are kept for the life of a run."""
+        nonlocal reported
+        fraction, now = (done_bytes + bytes_read) / total_bytes, time.monotonic()
+        if fraction - reported[0] >= _REPORT_FRACTION or now - reported[1] >= _REPORT_INTERVAL_S:
+            reported = (fraction, now)
+            progress("tokenise", fraction, f"{(done_bytes + bytes_read) / 1e6:.1f} of {total_bytes / 1e6:.1f} MB")
+
+    for part in parts:
+        if not part.is_done(folder):
+            tokenise_part(part, encoder, seed, folder, advance)
+            done_bytes += part.num_bytes
+            advance(0, 0)
+
+
+def _summary(cache: DataCache) -> str:
+    splits = ", ".join(
+        f"{name} {len(store.document_ends)} documents, {store.num_tokens} tokens, {store.num_sequences} sequences"
+        for name, store in (("train", cache.train), ("held out", cache.heldout))
+    )
+    return f"{splits} of {cache.train.sequence_length} tokens; tokenizer of {cache.tokenizer_size}"

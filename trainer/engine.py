@@ -23,6 +23,9 @@ from zerofleet.trainer.world import World
 COLLECTIVE_TIMEOUT = timedelta(hours=24)
 """Far above any phase: the heartbeat decides that a rank hangs, never a collective."""
 
+FP16_DEFAULTS = {"initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 2, "min_loss_scale": 1}
+"""DeepSpeed's own defaults, written out: without them its stage 0 starts from other values than its other stages."""
+
 
 @dataclass
 class Engine:
@@ -54,6 +57,13 @@ def init_distributed(world: World) -> torch.device:
     return device
 
 
+def _allow_fp16(device: torch.device) -> None:
+    """DeepSpeed refuses fp16 on CPUs without its instructions; torch computes it on any, slowly, which tests of fp16 need."""
+    accelerator = get_accelerator()
+    if device.type == "cpu" and not accelerator.is_fp16_supported():
+        accelerator.is_fp16_supported = lambda: True
+
+
 def deepspeed_config(config: TrainConfig, plan: BatchPlan) -> dict[str, Any]:
     """The config given to DeepSpeed: what the user passed through, and on top what zerofleet owns.
 
@@ -77,7 +87,7 @@ def deepspeed_config(config: TrainConfig, plan: BatchPlan) -> dict[str, Any]:
         # Without the check ZeRO-2 applies NaN gradients silently.
         merged["bf16"] = {"enabled": True, "check_grad_overflow": True, **merged.get("bf16", {})}
     elif train.precision == "fp16":
-        merged["fp16"] = {**merged.get("fp16", {}), "enabled": True}
+        merged["fp16"] = {**FP16_DEFAULTS, **merged.get("fp16", {}), "enabled": True}
     return merged
 
 
@@ -111,6 +121,8 @@ def build_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.
 
 def build_engine(config: TrainConfig, resolved: PretrainedConfig, plan: BatchPlan, device: torch.device) -> Engine:
     """Model, optimizer and DeepSpeed engine of this rank, before any checkpoint is loaded."""
+    if config.train.precision == "fp16":
+        _allow_fp16(device)
     ds_config = deepspeed_config(config, plan)
     keep = HfDeepSpeedConfig(ds_config) if config.train.zero_stage == 3 else None
     zero_init = deepspeed.zero.Init(config_dict_or_path=ds_config) if keep else contextlib.nullcontext()

@@ -54,3 +54,17 @@ class NonFiniteStep(ZerofleetError):
 
     def __reduce__(self) -> tuple[type, tuple[int, float]]:
         return type(self), (self.step, self.grad_norm)
+
+
+class ReplicaDivergence(ZerofleetError):
+    """Replicas that must be equal are not: `ranks` are the odd ones."""
+
+    def __init__(self, step: int, ranks: list[int]) -> None:
+        named = ", ".join(map(str, ranks))
+        super().__init__(
+            f"after step {step} the weights of rank {named} differ from the other replicas': its memory or device is suspect"
+        )
+        self.step, self.ranks = step, ranks
+
+    def __reduce__(self) -> tuple[type, tuple[int, list[int]]]:
+        return type(self), (self.step, self.ranks)

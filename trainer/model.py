@@ -40,13 +40,17 @@ def resolve_config(model: ModelConfig, tokenizer_size: int) -> PretrainedConfig:
     try:
         known = AutoConfig.for_model(model_type)
     except ValueError as error:
-        raise UserError(f"model.config.model_type={model_type!r} is not a model of transformers: {_first_line(error)}") from error
+        raise UserError(
+            f"model.config.model_type={model_type!r} is not a model of transformers: {_first_line(error)}"
+        ) from error
     unknown = sorted(key for key in fields if not hasattr(known, key))
     if unknown:
-        raise UserError(f"model.config has {', '.join(unknown)}, which {type(known).__name__} does not have: check the spelling")
+        raise UserError(
+            f"model.config has {', '.join(unknown)}, which {type(known).__name__} does not have: check the spelling"
+        )
     try:
         return AutoConfig.for_model(model_type, **fields)
-    except Exception as error:  # noqa: BLE001 - transformers raises its own validation errors for a user's values
+    except Exception as error:
         raise UserError(f"model.config is refused by {type(known).__name__}: {_first_line(error)}") from error
 
 
@@ -66,7 +70,9 @@ def check(config: TrainConfig, cache: DataCache) -> PretrainedConfig:
             f"lower data.sequence_length, or raise model.config.max_position_embeddings"
         )
     if type(resolved) not in AutoModelForCausalLM._model_mapping:
-        raise UserError(f"{type(resolved).__name__} has no causal language model in transformers: choose another model_type")
+        raise UserError(
+            f"{type(resolved).__name__} has no causal language model in transformers: choose another model_type"
+        )
     return resolved
 
 
@@ -93,7 +99,9 @@ class ModelShape:
         return 6 * self.num_matmul_parameters + attention * (0.5 if causal else 1.0)
 
 
-def build_model(config: TrainConfig, resolved: PretrainedConfig, zero_init: contextlib.AbstractContextManager[Any]) -> PreTrainedModel:
+def build_model(
+    config: TrainConfig, resolved: PretrainedConfig, zero_init: contextlib.AbstractContextManager[Any]
+) -> PreTrainedModel:
     """The model with its initial or pretrained weights; under ZeRO-3 (`zero_init` is deepspeed.zero.Init) partitioned."""
     attention = config.model.attn_implementation
     if config.model.pretrained is not None:
@@ -116,7 +124,10 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
     """Sizes of a model, partitioned or not."""
     total = sum(num_elements(parameter) for parameter in model.parameters())
     text = model.config.get_text_config()
-    tied = model.get_output_embeddings() is not None and model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    tied = (
+        model.get_output_embeddings() is not None
+        and model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    )
     embedding = 0 if tied else num_elements(model.get_input_embeddings().weight)
     heads = text.num_attention_heads
     return ModelShape(
@@ -148,7 +159,7 @@ def draw_initial_weights(model: PreTrainedModel, seed: int) -> None:
             _buffers_to_fp32(module)
             with _gathered([*parameters.values(), *shared]), _in_fp32(parameters):
                 for parameter in shared:
-                    parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+                    parameter._is_hf_initialized = True
                 torch.manual_seed(module_seed(seed, name))
                 owners[name]._init_weights(module)
 
@@ -168,7 +179,8 @@ def _gathered(parameters: list[torch.nn.Parameter]) -> contextlib.AbstractContex
         return contextlib.nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0)
+    gathered: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0)
+    return gathered
 
 
 def _buffers_to_fp32(module: torch.nn.Module) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from zerofleet.trainer.data.cache import FORMAT_VERSION, INDEX_NAME, SPLITS, content_fingerprint
+from zerofleet.trainer.data.cache import FORMAT_VERSION, INDEX_NAME, SPLITS, content_fingerprint, mapped
 from zerofleet.trainer.data.local_files import writing
 from zerofleet.trainer.data.parts import Part
 from zerofleet.trainer.data.tokenizer import Encoder
@@ -32,15 +32,15 @@ def write_cache(
     with ExitStack() as stack:
         splits = [_SplitWriter(folder, split, stack) for split in SPLITS]
         for part in parts:
-            tokens = np.fromfile(part.tokens_path(parts_folder), dtype=encoder.dtype)
+            tokens = mapped(part.tokens_path(parts_folder), encoder.dtype)
             documents = part.read_documents(parts_folder)
             heldout = np.zeros(len(documents), bool) if limit is None else documents["hash"] <= limit
             _deal(tokens, documents["num_tokens"], heldout, splits)
         train, rest = splits
         if train.num_tokens < 2:
             raise DataError(
-                f"nothing is left to train on: {rest.num_documents} of {rest.num_documents + train.num_documents} different"
-                f" documents are held out (data.heldout_fraction={heldout_fraction}): add documents, or set it to 0"
+                f"nothing is left to train on: all {rest.num_documents} documents are held out (a copy goes where the first goes;"
+                f" data.heldout_fraction={heldout_fraction}): add documents, or set data.heldout_fraction=0"
             )
     index: dict[str, Any] = {
         "version": FORMAT_VERSION,

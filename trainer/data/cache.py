@@ -104,8 +104,8 @@ class DataCache:
                 raise _damaged(path, f"{name} has {size} of {file['bytes']} bytes")
         stores = [
             SequenceStore(
-                _mapped(path / f"{split}.bin", np.dtype(index["token_dtype"])),
-                _mapped(path / f"{split}.ends.bin", np.dtype("<i8")),
+                mapped(path / f"{split}.bin", np.dtype(index["token_dtype"])),
+                mapped(path / f"{split}.ends.bin", np.dtype("<i8")),
                 index["sequence_length"],
             )
             for split in SPLITS
@@ -147,7 +147,8 @@ def _damaged(path: Path, what: str) -> DataError:
     return DataError(f"prepared data in {path} is damaged ({what}): remove that folder and it is prepared again")
 
 
-def _mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+def mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """A file as a read-only array over its memory map."""
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, dtype=dtype)
     # A plain ndarray over the map: slicing np.memmap itself costs microseconds per row.

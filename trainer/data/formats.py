@@ -47,18 +47,13 @@ _ENDINGS = {
 }
 
 
-def split_compression(path: str) -> tuple[str, str]:
-    """(path without the ending of its compression, that ending or "")."""
-    for ending in DECOMPRESSORS:
-        if path.endswith(ending):
-            return path.removesuffix(ending), ending
-    return path, ""
-
-
-def format_of(path: str) -> str:
-    """The format by the ending; what is not known is text."""
-    plain, _ = split_compression(path)
-    return next((name for ending, name in _ENDINGS.items() if plain.endswith(ending)), "text")
+def format_of(path: str, configured: str) -> tuple[str, str]:
+    """(format, ending of the compression or ""): as configured, or by the ending; what is not known is text."""
+    compression = next((ending for ending in DECOMPRESSORS if path.endswith(ending)), "")
+    plain = path.removesuffix(compression)
+    if configured == "auto":
+        configured = next((name for ending, name in _ENDINGS.items() if plain.endswith(ending)), "text")
+    return "python" if configured == "text" and plain.endswith(".py") else configured, compression
 
 
 @contextlib.contextmanager
@@ -80,20 +75,12 @@ def reading(name: str) -> Iterator[None]:
         raise StorageError(f"reading {name} failed ({error}): check that it can be reached, then try again") from error
 
 
-def read_documents(format_name: str, raw: BinaryIO, name: str, text_field: str) -> Iterator[str]:
-    """The documents of one opened shard, blank ones included. `name` is its path: for messages, and its ending says the compression."""
-    plain, ending = split_compression(name)
-    file = DECOMPRESSORS[ending](raw) if ending else raw
-    if format_name == "text":
-        data = file.read()
-        yield _python_source(data, name) if plain.endswith(".py") else _decode(data, name)
-    elif format_name == "jsonl":
-        yield from _jsonl(file, name, text_field)
-    elif format_name == "csv":
-        yield from _csv(file, name, text_field)
-    else:
-        # Columnar formats seek; what is compressed from outside is read whole.
-        yield from _COLUMNAR[format_name](io.BytesIO(file.read()) if ending else file, name, text_field)
+def read_documents(raw: BinaryIO, format_name: str, compression: str, name: str, text_field: str) -> Iterator[str]:
+    """The documents of one opened shard, blank ones included; `format_name` and `compression` as `format_of` gives them."""
+    file = DECOMPRESSORS[compression](raw) if compression else raw
+    if compression and format_name in ("parquet", "arrow"):
+        file = io.BytesIO(file.read())  # these seek, which is slow or impossible in a compressed stream
+    return _READERS[format_name](file, name, text_field)
 
 
 def _decode(data: bytes, name: str, start: int = 0, encoding: str = "utf-8") -> str:
@@ -105,16 +92,22 @@ def _decode(data: bytes, name: str, start: int = 0, encoding: str = "utf-8") -> 
         raise _undecodable(name, start + mark + error.start, data[mark + error.start], encoding) from error
 
 
-def _python_source(data: bytes, name: str) -> str:
-    """Python source in the encoding its coding cookie names (PEP 263), line ends as Python reads them."""
+def _text(file: BinaryIO, name: str, text_field: str) -> Iterator[str]:
+    """One document: the whole file."""
+    yield _decode(file.read(), name)
+
+
+def _python(file: BinaryIO, name: str, text_field: str) -> Iterator[str]:
+    """One document: Python source in the encoding its coding cookie names (PEP 263), line ends as Python reads them."""
+    data = file.read()
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-    except SyntaxError as error:  # an unknown encoding, or a first line that is not UTF-8
-        encoding = "utf-8"
+    except SyntaxError as error:
         if "unknown encoding" in str(error):
             raise DataError(f"{name}: {error}: correct its coding cookie, or leave the file out") from error
+        encoding = "utf-8"  # its first lines do not decode: say where
     text = _decode(data, name, encoding="utf-8" if encoding == "utf-8-sig" else encoding)
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    yield text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _jsonl(file: Iterable[bytes], name: str, text_field: str) -> Iterator[str]:
@@ -132,8 +125,16 @@ def _jsonl(file: Iterable[bytes], name: str, text_field: str) -> Iterator[str]:
             ) from error
         if not isinstance(row, dict):
             raise DataError(f"{name}, line {number} is a JSON {type(row).__name__}: jsonl has one object per line")
-        _need_column(text_field, row, f"{name}, line {number}")
-        yield _text_of(row[text_field], text_field, f"{name}, line {number}")
+        need_column(text_field, row, f"{name}, line {number}")
+        value = text_of(row[text_field], text_field, f"{name}, line {number}")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON can spell out half of a surrogate pair, which is no text
+            raise DataError(
+                f"{name}, line {number}: character {error.start} of {text_field!r} is half of a surrogate pair:"
+                " correct or remove that line"
+            ) from error
+        yield value
 
 
 def _csv(file: BinaryIO, name: str, text_field: str) -> Iterator[str]:
@@ -141,13 +142,13 @@ def _csv(file: BinaryIO, name: str, text_field: str) -> Iterator[str]:
     rows = csv.DictReader(_decoded_lines(file, name), strict=True)
     if rows.fieldnames is None:
         return
-    _need_column(text_field, rows.fieldnames, name)
+    need_column(text_field, rows.fieldnames, name)
     try:
         for row in rows:
             place = f"{name}, line {rows.line_num}"
             if row[text_field] is None:
                 raise DataError(f"{place}: the row ends before column {text_field!r}: correct or remove that row")
-            yield _text_of(row[text_field], text_field, place)
+            yield text_of(row[text_field], text_field, place)
     except csv.Error as error:
         raise DataError(f"{name}, line {rows.line_num} is not CSV ({error}): correct or remove that row") from error
 
@@ -165,7 +166,7 @@ def _parquet(file: BinaryIO, name: str, text_field: str) -> Iterator[str]:
 
     try:
         table = parquet.ParquetFile(file)
-        _need_column(text_field, table.schema_arrow.names, name)
+        need_column(text_field, table.schema_arrow.names, name)
         batches = table.iter_batches(batch_size=_BATCH_ROWS, columns=[text_field])
         yield from _column(batches, name, text_field)
     except pyarrow.ArrowException as error:
@@ -185,13 +186,10 @@ def _arrow(file: BinaryIO, name: str, text_field: str) -> Iterator[str]:
         else:
             reader = ipc.open_stream(file)
             batches = iter(reader)
-        _need_column(text_field, reader.schema.names, name)
+        need_column(text_field, reader.schema.names, name)
         yield from _column((batch.select([text_field]) for batch in batches), name, text_field)
     except pyarrow.ArrowException as error:
         raise _damaged(name, error) from error
-
-
-_COLUMNAR = {"parquet": _parquet, "arrow": _arrow}
 
 
 def _column(batches: Iterable[Any], name: str, text_field: str) -> Iterator[str]:
@@ -206,11 +204,21 @@ def _column(batches: Iterable[Any], name: str, text_field: str) -> Iterator[str]
                 " write the file again with valid text"
             ) from error
         for value in values:
-            yield _text_of(value, text_field, f"{name}, row {row}")
+            yield text_of(value, text_field, f"{name}, row {row}")
             row += 1
 
 
-def _text_of(value: object, text_field: str, place: str) -> str:
+_READERS: dict[str, Callable[[BinaryIO, str, str], Iterator[str]]] = {
+    "text": _text,
+    "python": _python,
+    "jsonl": _jsonl,
+    "csv": _csv,
+    "parquet": _parquet,
+    "arrow": _arrow,
+}
+
+
+def text_of(value: object, text_field: str, place: str) -> str:
     """A missing value (null) is a blank document, as other loaders have it."""
     if value is None:
         return ""
@@ -219,7 +227,7 @@ def _text_of(value: object, text_field: str, place: str) -> str:
     return value
 
 
-def _need_column(text_field: str, columns: Iterable[str], place: str) -> None:
+def need_column(text_field: str, columns: Iterable[str], place: str) -> None:
     names = list(columns)
     if text_field not in names:
         raise DataError(

@@ -21,7 +21,7 @@ Int64 = NDArray[np.int64]
 UInt64 = NDArray[np.uint64]
 
 _ROUNDS = 8
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN = 0x9E3779B97F4A7C15
 
 
 def position_to_sample(positions: Int64, num_samples: int, seed: int, source: str, silo: str) -> Int64:
@@ -56,10 +56,10 @@ def _feistel(values: UInt64, a: int, b: int, keys: UInt64) -> UInt64:
     sizes = (np.uint64(a), np.uint64(b))
     left, right = values % sizes[0], values // sizes[0]  # left is in [a], right in [b]; they swap every round
     for round_index in range(_ROUNDS):
-        round_keys = _mix(keys + np.uint64(round_index + 1) * _GOLDEN)
+        round_keys = _mix(keys + np.uint64((round_index + 1) * _GOLDEN % 2**64))
         size = sizes[round_index % 2]
         # The keyed value is reduced first: a sum that wrapped at 2^64 would not be a permutation any more.
-        left, right = right, (left + _mix(round_keys + right * _GOLDEN) % size) % size
+        left, right = right, (left + _mix(round_keys + right * np.uint64(_GOLDEN)) % size) % size
     return left + right * sizes[0]
 
 

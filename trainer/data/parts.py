@@ -63,17 +63,15 @@ def plan_parts(corpus: Corpus) -> list[Part]:
     return [Part(index, group) for index, group in enumerate(groups)]
 
 
-def tokenise_part(part: Part, encoder: Encoder, seed: int, folder: Path, advance: Callable[[int, int], None]) -> None:
-    """Writes a part whole. `advance(bytes, tokens)` is told how far into the part it is, after each batch."""
+def tokenise_part(part: Part, encoder: Encoder, seed: int, folder: Path, advance: Callable[[int], None]) -> None:
+    """Writes a part whole. `advance` is told the bytes of it read so far, after each batch."""
     records: list[tuple[int, int]] = []
-    num_tokens = 0
     with writing(part.tokens_path(folder)) as file:
         for documents, bytes_read in _batches(part):
             for document, tokens in zip(documents, encoder.encode(documents), strict=True):
                 file.write(tokens.data)
                 records.append((len(tokens), xxhash.xxh3_64_intdigest(document.encode(), seed=seed)))
-                num_tokens += len(tokens)
-            advance(bytes_read, num_tokens)
+            advance(bytes_read)
     with writing(part.documents_path(folder)) as file:
         file.write(np.array(records, dtype=DOCUMENT).tobytes())
 

@@ -67,7 +67,8 @@ def _given_tokenizer(data: DataConfig) -> Iterator[Path | None]:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="zerofleet-tokenizer-") as folder:
-        save_given(data.tokenizer, Path(folder))
+        with storage_errors("writing", folder, setting="TMPDIR"):
+            save_given(data.tokenizer, Path(folder))
         yield Path(folder)
 
 
@@ -145,7 +146,7 @@ def _tokenise(parts: list[Part], encoder: Encoder, seed: int, folder: Path, prog
     done_bytes = sum(part.num_bytes for part in parts if part.is_done(folder))
     reported = (-1.0, 0.0)
 
-    def advance(bytes_read: int, num_tokens: int) -> None:
+    def advance(bytes_read: int) -> None:
         """Reports every percent or every 10 s: events are kept for the life of a run."""
         nonlocal reported
         fraction, now = (done_bytes + bytes_read) / total_bytes, time.monotonic()
@@ -157,7 +158,7 @@ def _tokenise(parts: list[Part], encoder: Encoder, seed: int, folder: Path, prog
         if not part.is_done(folder):
             tokenise_part(part, encoder, seed, folder, advance)
             done_bytes += part.num_bytes
-            advance(0, 0)
+            advance(0)
 
 
 def _summary(cache: DataCache) -> str:

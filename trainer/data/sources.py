@@ -6,6 +6,7 @@ read until a shard's documents are asked for.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import sysconfig
@@ -17,13 +18,14 @@ from typing import Any, Protocol
 import fsspec
 
 from zerofleet.trainer.config import PYTHON_STDLIB, DataConfig, HubDataset
-from zerofleet.trainer.data.formats import format_of, read_documents, reading
-from zerofleet.trainer.errors import DataError, StorageError, UserError
+from zerofleet.trainer.data.formats import format_of, need_column, read_documents, reading, text_of
+from zerofleet.trainer.errors import DataError, StorageError, UserError, ZerofleetError
 
 _STDLIB_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 _STAMPS = ("ETag", "etag", "md5Hash", "checksum", "LastModified", "last_modified", "updated", "mtime", "created")
 """What file systems call the version of a file, best first."""
 _HUB_SHARD_ROWS = 16384
+_READ_ROWS = 512
 
 
 class Shard(Protocol):
@@ -54,9 +56,10 @@ class Corpus:
 
 @dataclass(frozen=True)
 class FileShard:
-    """One file. `url` is what fsspec opens; `name` is how the user would write it."""
+    """One file of an fsspec file system. `name` is how the user would write it; `version` changes with its content."""
 
-    url: str
+    fs: Any
+    path: str
     name: str
     num_bytes: int
     version: str
@@ -64,8 +67,8 @@ class FileShard:
     text_field: str
 
     def documents(self) -> Iterator[str]:
-        with reading(self.name), fsspec.open(self.url, "rb") as raw:
-            yield from read_documents(self.format, raw, self.name, self.text_field)
+        with _reaching(self.name, self.fs), reading(self.name), self.fs.open(self.path, "rb") as raw:
+            yield from read_documents(raw, *format_of(self.path, self.format), self.name, self.text_field)
 
 
 @dataclass(frozen=True)
@@ -81,15 +84,10 @@ class RowsShard:
 
     def documents(self) -> Iterator[str]:
         with reading(self.name):
-            for start in range(self.start, self.end, 512):
-                texts = self.dataset[start : min(start + 512, self.end)][self.text_field]
-                for row, text in enumerate(texts, start):
-                    if text is not None and not isinstance(text, str):
-                        raise DataError(
-                            f"{self.name}, row {row}: {self.text_field!r} holds {type(text).__name__}, not text:"
-                            " set data.text_field"
-                        )
-                    yield text or ""
+            for start in range(self.start, self.end, _READ_ROWS):
+                values = self.dataset[start : min(start + _READ_ROWS, self.end)][self.text_field]
+                for row, value in enumerate(values, start):
+                    yield text_of(value, self.text_field, f"{self.name}, row {row}")
 
 
 def is_blank(document: str) -> bool:
@@ -104,8 +102,8 @@ def resolve(data: DataConfig) -> Corpus:
     shards: dict[str, FileShard] = {}
     for entry in data.files:
         for shard in _list_stdlib() if entry == PYTHON_STDLIB else _list_files(entry, data):
-            shards.setdefault(shard.url, shard)  # a file that two globs match is read once
-    return Corpus(list(shards.values()), [[shard.url, shard.num_bytes, shard.version] for shard in shards.values()])
+            shards.setdefault(shard.name, shard)  # a file that two globs match is read once
+    return Corpus(list(shards.values()), [[shard.name, shard.num_bytes, shard.version] for shard in shards.values()])
 
 
 def stdlib_root() -> Path:
@@ -121,12 +119,8 @@ def _list_stdlib() -> list[FileShard]:
         raise DataError(
             f"{PYTHON_STDLIB}: this Python has no .py files in {stdlib_root()}: give data.files of your own"
         )
-    return [_local_shard(path) for path in sorted(paths)]
-
-
-def _local_shard(path: Path) -> FileShard:
-    status = path.stat()
-    return FileShard(str(path), str(path), status.st_size, str(status.st_mtime_ns), "text", "")
+    fs = fsspec.filesystem("file")
+    return [_file_shard(fs, str(path), str(path), fs.info(str(path)), "text", "") for path in sorted(paths)]
 
 
 def _list_files(entry: str, data: DataConfig) -> list[FileShard]:
@@ -136,40 +130,50 @@ def _list_files(entry: str, data: DataConfig) -> list[FileShard]:
         fs, path = fsspec.core.url_to_fs(entry if is_url else str(Path(entry).expanduser().absolute()))
     except (ValueError, ImportError) as error:
         raise UserError(f"data.files: {entry!r} cannot be opened: {error}") from error
-    try:
-        if glob.has_magic(path) and not fs.exists(path):
-            found = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
-            if not found:
-                raise DataError(f"data.files: {entry!r} matches no file: check the glob (`**` reaches into folders)")
-        else:
-            found = {path: fs.info(path)}
-    except FileNotFoundError as error:
-        raise DataError(f"data.files: {entry!r} does not exist: check the path (now in {Path.cwd()})") from error
-    except OSError as error:
-        raise StorageError(f"listing {entry!r} failed ({error}): check that it can be reached") from error
+    with _reaching(entry, fs):
+        try:
+            if glob.has_magic(path) and not fs.exists(path):
+                found = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
+            else:
+                found = {path: fs.info(path)}
+        except FileNotFoundError as error:
+            raise DataError(f"data.files: {entry!r} does not exist: check the path (now in {Path.cwd()})") from error
+    if not found:
+        raise DataError(f"data.files: {entry!r} matches no file: check the glob (`**` reaches into folders)")
+    if any(info["type"] != "file" for info in found.values()):
+        raise DataError(f"data.files: {entry!r} is a folder: name its files, for example {entry.rstrip('/')}/**")
+    inside = entry.partition("::")[2]  # of a chain such as zip://*.txt::s3://bucket/a.zip
     shards = []
-    for name, info in sorted(found.items()):
-        if info["type"] != "file":
-            raise DataError(f"data.files: {entry!r} is a folder: name its files, for example {entry.rstrip('/')}/**")
-        version = (
-            _local_version(name) if not is_url else next((str(info[key]) for key in _STAMPS if info.get(key)), None)
-        )
-        shards.append(
-            FileShard(
-                url=fs.unstrip_protocol(name) if is_url else name,
-                name=fs.unstrip_protocol(name) if is_url else name,
-                num_bytes=int(info.get("size") or 0),
-                version=version or fs.ukey(name),
-                format=format_of(name) if data.format == "auto" else data.format,
-                text_field=data.text_field,
-            )
-        )
+    for path, info in sorted(found.items()):
+        name = fs.unstrip_protocol(path) + (f"::{inside}" if inside else "") if is_url else path
+        shards.append(_file_shard(fs, path, name, info, data.format, data.text_field))
     return shards
 
 
-def _local_version(path: str) -> str:
-    """Modification time in ns: fsspec's own is a float, too coarse to notice a quick change."""
-    return str(Path(path).stat().st_mtime_ns)
+def _file_shard(fs: Any, path: str, name: str, info: dict[str, Any], format_name: str, text_field: str) -> FileShard:
+    # fsspec gives a local file's time as a float, too coarse to notice a quick change.
+    local_time = Path(path).stat().st_mtime_ns if _is_local(fs) else None
+    version = local_time or next((info[key] for key in _STAMPS if info.get(key)), None) or fs.ukey(path)
+    return FileShard(fs, path, name, int(info.get("size") or 0), str(version), format_name, text_field)
+
+
+def _is_local(fs: Any) -> bool:
+    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+
+
+@contextlib.contextmanager
+def _reaching(name: str, fs: Any) -> Iterator[None]:
+    """Clients of object stores have no error in common: what a remote file system raises becomes a StorageError."""
+    try:
+        yield
+    except ZerofleetError:
+        raise
+    except Exception as error:
+        if _is_local(fs) and not isinstance(error, OSError):
+            raise
+        raise StorageError(
+            f"{name} cannot be reached ({type(error).__name__}: {error}): check the address, the credentials and the network"
+        ) from error
 
 
 def _hub_corpus(hub: HubDataset, text_field: str) -> Corpus:
@@ -182,10 +186,7 @@ def _hub_corpus(hub: HubDataset, text_field: str) -> Corpus:
         raise DataError(
             f"{what} cannot be loaded ({error}): check the id, name, split and revision, and that the hub can be reached"
         ) from error
-    if text_field not in rows.column_names:
-        raise DataError(
-            f"{what} has no column {text_field!r}; it has {', '.join(map(repr, rows.column_names))}: set data.text_field"
-        )
+    need_column(text_field, rows.column_names, what)
     row_bytes = rows.data.nbytes // max(1, len(rows))
     shards = [
         RowsShard(f"{hub.id}[{start}:{end}]", row_bytes * (end - start), rows, start, end, text_field)

@@ -1,0 +1,308 @@
+"""The checkpoint format, version 1. Rank files are safetensors; `manifest.json`, written last, is their table of contents.
+
+A rank file: 8 bytes header length (little endian), a JSON header, the data. The header maps `kind/start/name` to dtype,
+shape [length] and data_offsets; so the header *is* the fragment table. Every 16 MiB block of the whole file has an
+xxh3-128 hash in the manifest, so any byte range can be verified as it is read. docs/checkpoint-format.md has a reader
+of 50 lines without zerofleet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from zerofleet.trainer.checkpoint.fragments import DTYPES, FragmentKey, Tensor
+from zerofleet.trainer.run_folder import CheckpointId
+from zerofleet.trainer.storage import Storage
+
+FORMAT_VERSION = 1
+BLOCK_BYTES = 16 * 1024 * 1024
+_ALIGNMENT = 64
+
+
+class DamagedFile(Exception):
+    """A file of a checkpoint does not hold what the manifest says."""
+
+
+@dataclass(frozen=True)
+class RankFile:
+    """One rank's file as the manifest lists it. `header_digest` covers the length field and the header."""
+
+    path: str
+    """Relative to the checkpoint's folder."""
+    num_bytes: int
+    header_bytes: int
+    header_digest: str
+    blocks: list[str]
+    """xxh3-128 of every 16 MiB block, in order; the last may be short."""
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """State that is not a tensor. One value per run: it is the same on every rank."""
+
+    optimizer_steps: list[int]
+    """AdamW's step per parameter group (bias correction); in fp16 below the number of steps when some were skipped."""
+    loss_scaler: dict[str, float] = field(default_factory=dict)
+    """fp16 only: scale, iteration, last_overflow_iteration, hysteresis."""
+    engine: dict[str, int] = field(default_factory=dict)
+    """DeepSpeed's counters: global_steps, global_samples, micro_steps, skipped_steps."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The table of contents, written last: a checkpoint without it does not exist."""
+
+    step: int
+    """Optimizer steps that the state contains."""
+    attempt: int
+    silo: str
+    world_size: int
+    zero_stage: int
+    precision: str
+    position: int
+    """Next sample position, when nothing is quarantined: step x global batch size."""
+    quarantine: list[list[int]]
+    """Half-open position ranges that are never fed."""
+    scalars: Scalars
+    tensors: dict[str, Tensor]
+    """Canonical name to shape, kinds and aliases. One entry per parameter, not per fragment."""
+    digests: dict[str, str]
+    """`kind/name` to the additive digest, 16 hex digits."""
+    rank_files: list[RankFile]
+    fingerprints: dict[str, str]
+    """data, tokenizer, model (xxh3-128 of the resolved model config) and job: what the state belongs to."""
+    versions: dict[str, str]
+    created_at: float
+    format_version: int = FORMAT_VERSION
+
+    def to_bytes(self) -> bytes:
+        """JSON with the hash of everything else under `hash`."""
+        return _sealed(asdict(self))
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Manifest:
+        """Raises DamagedFile when it is cut short, changed, or of a format that this version does not know."""
+        try:
+            body = json.loads(data)
+            del body["hash"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedFile(f"manifest.json is not whole ({error})") from error
+        if _sealed(body) != data:
+            raise DamagedFile("manifest.json does not match its own hash")
+        if body["format_version"] != FORMAT_VERSION:
+            raise DamagedFile(f"manifest.json has format {body['format_version']}, this version reads {FORMAT_VERSION}")
+        tensors = {
+            name: Tensor(tuple(entry["shape"]), entry["kinds"], tuple(entry["aliases"]))
+            for name, entry in body.pop("tensors").items()
+        }
+        rank_files = [RankFile(**entry) for entry in body.pop("rank_files")]
+        return Manifest(**{**body, "tensors": tensors, "rank_files": rank_files, "scalars": Scalars(**body["scalars"])})
+
+
+def _sealed(body: dict[str, Any]) -> bytes:
+    """The one spelling of a manifest: JSON with sorted keys, and under `hash` the xxh3-128 of everything else."""
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return json.dumps({**body, "hash": xxhash.xxh3_128_hexdigest(text.encode())}, sort_keys=True, indent=1).encode()
+
+
+# -- writing ------------------------------------------------------------------------------------------------------------
+def header_of(keys: Sequence[FragmentKey]) -> bytes:
+    """Length field and header of a rank file that holds these fragments in this order."""
+    table: dict[str, Any] = {"__metadata__": {"format": f"zerofleet-{FORMAT_VERSION}"}}
+    offset = 0
+    for key in keys:
+        table[key.label()] = {
+            "dtype": key.dtype,
+            "shape": [key.length],
+            "data_offsets": [offset, offset + key.num_bytes],
+        }
+        offset += key.num_bytes
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+class BlockHasher:
+    """Hashes a stream in 16 MiB blocks."""
+
+    def __init__(self) -> None:
+        self.blocks: list[str] = []
+        self.num_bytes = 0
+        self._current = xxhash.xxh3_128()
+        self._room = BLOCK_BYTES
+
+    def update(self, data: bytes | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        self.num_bytes += len(view)
+        while len(view):
+            piece = view[: self._room]
+            self._current.update(piece)
+            self._room -= len(piece)
+            view = view[len(piece) :]
+            if not self._room:
+                self._close_block()
+
+    def _close_block(self) -> None:
+        self.blocks.append(self._current.hexdigest())
+        self._current = xxhash.xxh3_128()
+        self._room = BLOCK_BYTES
+
+    def finish(self) -> list[str]:
+        if self._room < BLOCK_BYTES:
+            self._close_block()
+        return self.blocks
+
+
+def write_rank_file(
+    storage: Storage,
+    checkpoint: CheckpointId,
+    rank: int,
+    world_size: int,
+    fragments: Sequence[tuple[FragmentKey, npt.NDArray[np.generic]]],
+) -> RankFile:
+    """Writes and fsyncs one rank's fragments, hashing on the way. Arrays are 1-D, contiguous, of the key's numpy dtype."""
+    path = checkpoint.rank_file(rank, world_size)
+    header = header_of([key for key, _ in fragments])
+    hasher = BlockHasher()
+
+    def chunks() -> Iterator[bytes | memoryview]:
+        hasher.update(header)
+        yield header
+        for key, values in fragments:
+            assert values.nbytes == key.num_bytes, (key, values.dtype, values.shape)
+            view = np.ascontiguousarray(values).view(np.uint8).data
+            hasher.update(view)
+            yield view
+
+    storage.write_stream(path, chunks())
+    return RankFile(
+        path=path.rpartition("/")[2],
+        num_bytes=hasher.num_bytes,
+        header_bytes=len(header),
+        header_digest=xxhash.xxh3_128_hexdigest(header),
+        blocks=hasher.finish(),
+    )
+
+
+# -- reading ------------------------------------------------------------------------------------------------------------
+class VerifiedReader:
+    """Byte ranges of one rank file; every block is checked against the manifest's hash before a byte of it is used."""
+
+    def __init__(self, storage: Storage, folder: str, file: RankFile, cached_blocks: int = 4) -> None:
+        self._storage, self._path, self._file = storage, f"{folder}/{file.path}", file
+        self._cache: OrderedDict[int, bytes] = OrderedDict()
+        self._cached_blocks = cached_blocks
+
+    def check_size(self) -> None:
+        """Raises DamagedFile when the file is missing or has another size."""
+        try:
+            size = self._storage.size(self._path)
+        except FileNotFoundError as error:
+            raise DamagedFile(f"{self._file.path} is missing") from error
+        if size != self._file.num_bytes:
+            raise DamagedFile(f"{self._file.path} has {size} bytes, the manifest says {self._file.num_bytes}")
+
+    def header(self) -> dict[FragmentKey, tuple[int, int]]:
+        """Fragments and their absolute byte range in the file. Raises DamagedFile."""
+        data = self._read_raw(0, self._file.header_bytes)
+        if xxhash.xxh3_128_hexdigest(data) != self._file.header_digest:
+            raise DamagedFile(f"{self._file.path}: its header does not match the manifest's digest")
+        table = json.loads(data[8:])
+        table.pop("__metadata__")
+        found = {}
+        for label, entry in table.items():
+            start, end = (offset + self._file.header_bytes for offset in entry["data_offsets"])
+            found[FragmentKey.parse(label, entry["shape"][0], entry["dtype"])] = (start, end)
+        return found
+
+    def read(self, start: int, end: int) -> bytes:
+        """Bytes [start, end), verified. Raises DamagedFile."""
+        pieces = []
+        for block in range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
+            offset = block * BLOCK_BYTES
+            pieces.append(self._block(block)[max(start - offset, 0) : max(end - offset, 0)])
+        return b"".join(pieces)
+
+    def check_blocks(self) -> None:
+        """Reads and verifies the whole file. Raises DamagedFile."""
+        for block in range(len(self._file.blocks)):
+            self._block(block)
+
+    def _block(self, block: int) -> bytes:
+        if block in self._cache:
+            self._cache.move_to_end(block)
+            return self._cache[block]
+        start = block * BLOCK_BYTES
+        data = self._read_raw(start, min(start + BLOCK_BYTES, self._file.num_bytes))
+        if xxhash.xxh3_128_hexdigest(data) != self._file.blocks[block]:
+            raise DamagedFile(
+                f"{self._file.path}: block {block} (bytes {start} to {start + len(data)}) does not match its hash"
+            )
+        self._cache[block] = data
+        if len(self._cache) > self._cached_blocks:
+            self._cache.popitem(last=False)
+        return data
+
+    def _read_raw(self, start: int, end: int) -> bytes:
+        try:
+            return self._storage.read(self._path, start, end)
+        except FileNotFoundError as error:
+            raise DamagedFile(f"{self._file.path} is missing") from error
+
+
+class CheckpointReader:
+    """Any run of elements of any tensor of a checkpoint, wherever the ranks that wrote it had put it."""
+
+    def __init__(self, storage: Storage, checkpoint: CheckpointId) -> None:
+        """Reads the manifest and all headers. Raises DamagedFile."""
+        self.checkpoint = checkpoint
+        try:
+            self.manifest = Manifest.from_bytes(storage.read(checkpoint.manifest))
+        except FileNotFoundError as error:
+            raise DamagedFile("it has no manifest.json: it was never completed") from error
+        self._readers = [VerifiedReader(storage, checkpoint.folder, file) for file in self.manifest.rank_files]
+        self._where: dict[tuple[str, str], list[tuple[FragmentKey, VerifiedReader, int]]] = {}
+        for reader in self._readers:
+            reader.check_size()
+            for key, (start, _) in reader.header().items():
+                self._where.setdefault((key.kind, key.name), []).append((key, reader, start))
+        for found in self._where.values():
+            found.sort(key=lambda entry: entry[0].start)
+
+    def check_blocks(self) -> None:
+        """Verifies every byte of every file. Raises DamagedFile."""
+        for reader in self._readers:
+            reader.check_blocks()
+
+    def read(self, name: str, kind: str, start: int, length: int) -> npt.NDArray[np.generic]:
+        """Elements [start, start + length) as a 1-D array. Raises DamagedFile when the ranks' fragments leave a gap."""
+        dtype = DTYPES[self.manifest.tensors[name].kinds[kind]]
+        out = np.empty(length, dtype)
+        position = start
+        for key, reader, offset in self._where.get((kind, name), []):
+            if key.end <= position or key.start >= start + length:
+                continue
+            if key.start > position:
+                break
+            take = min(key.end, start + length) - position
+            begin = offset + (position - key.start) * dtype.itemsize
+            out[position - start : position - start + take] = np.frombuffer(
+                reader.read(begin, begin + take * dtype.itemsize), dtype
+            )
+            position += take
+        if position != start + length:
+            raise DamagedFile(f"no rank file holds elements {position} to {start + length} of {kind}/{name}")
+        return out
+
+    def read_tensor(self, name: str, kind: str) -> npt.NDArray[np.generic]:
+        """A whole logical tensor in its shape."""
+        tensor = self.manifest.tensors[name]
+        return self.read(name, kind, 0, tensor.num_elements).reshape(tensor.shape)

@@ -1,0 +1,108 @@
+"""The unit of a checkpoint: a run of elements of one logical tensor. Knows neither torch nor DeepSpeed.
+
+A fragment is (canonical parameter name, kind, start element) of the flattened logical tensor. Kinds: `master` (fp32
+weights), `exp_avg`, `exp_avg_sq` (AdamW's moments), and `value` (frozen parameters and buffers, in their own dtype).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+MASTER, VALUE = "master", "value"
+DTYPES: dict[str, np.dtype] = {
+    # bf16 has no numpy dtype: its bits travel as uint16.
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("u1"),
+}
+"""safetensors' dtype names and the numpy dtype that carries their bytes."""
+
+
+@dataclass(frozen=True)
+class FragmentKey:
+    """Elements [start, start + length) of the flattened tensor `name` of kind `kind`; dtype as safetensors names it."""
+
+    name: str
+    kind: str
+    start: int
+    length: int
+    dtype: str
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    @property
+    def num_bytes(self) -> int:
+        return self.length * DTYPES[self.dtype].itemsize
+
+    def label(self) -> str:
+        """The tensor name in a rank file. Kind and start stand first, so that any parameter name fits behind them."""
+        return f"{self.kind}/{self.start}/{self.name}"
+
+    @staticmethod
+    def parse(label: str, length: int, dtype: str) -> FragmentKey:
+        kind, start, name = label.split("/", 2)
+        return FragmentKey(name, kind, int(start), length, dtype)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A logical tensor of the model: its shape, its dtype as safetensors names it, and the kinds that it is saved as."""
+
+    shape: tuple[int, ...]
+    kinds: dict[str, str]
+    """Kind to dtype."""
+    aliases: tuple[str, ...] = ()
+    """Other names of the same tensor (tied weights)."""
+
+    @property
+    def num_elements(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+def equal_part(num_elements: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The [start, end) that rank saves of a tensor which every rank holds whole: parts differ by at most one element."""
+    return num_elements * rank // world_size, num_elements * (rank + 1) // world_size
+
+
+_MULTIPLIER_1, _MULTIPLIER_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_CHUNK = 1 << 15
+
+
+def digest(values: npt.NDArray[np.generic], start: int) -> int:
+    """Additive digest, mod 2^64, of elements [start, start + n): the sum of mix(bits + (index + 1) x golden).
+
+    `mix` is the finaliser of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
+    Digests of disjoint runs add up to the digest of the whole, so it does not depend on how a tensor was partitioned.
+    """
+    bits = values.reshape(-1).view(f"<u{values.dtype.itemsize}")
+    total = np.uint64(0)
+    with np.errstate(over="ignore"):
+        # Chunks that stay in the second-level cache: several times faster than whole arrays.
+        for offset in range(0, bits.size, _CHUNK):
+            mixed = bits[offset : offset + _CHUNK].astype(np.uint64)
+            index = np.arange(start + offset + 1, start + offset + 1 + mixed.size, dtype=np.uint64)
+            index *= _GOLDEN
+            mixed += index
+            mixed ^= mixed >> np.uint64(30)
+            mixed *= _MULTIPLIER_1
+            mixed ^= mixed >> np.uint64(27)
+            mixed *= _MULTIPLIER_2
+            mixed ^= mixed >> np.uint64(31)
+            total += mixed.sum(dtype=np.uint64)
+    return int(total)
+
+
+def add_digests(*digests: int) -> int:
+    """The digest of the union of disjoint runs."""
+    return sum(digests) % 2**64

@@ -1,0 +1,92 @@
+"""What one rank feeds in one step: the batch rule applied to the sample order and the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zerofleet.trainer.batch import BatchPlan
+from zerofleet.trainer.data.cache import SequenceStore
+from zerofleet.trainer.data.ledger import combine, sample_digests
+from zerofleet.trainer.data.order import position_to_sample, ranges_of, step_positions
+
+Int64 = NDArray[np.int64]
+SOURCE = "corpus"
+"""Key of the one source of a run in the sample order; mixtures will name theirs."""
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One block as tensors are made of it: `input_ids` and `labels` are int64 [micro_batch_size, sequence_length]."""
+
+    block: int
+    input_ids: Int64
+    labels: Int64
+    num_sequences: int
+    num_tokens: int
+    digest: int
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What all ranks together feed in one step, known from the index alone."""
+
+    positions: Int64
+    samples: Int64
+    num_tokens: int
+
+    @property
+    def ranges(self) -> list[list[int]]:
+        return ranges_of(self.positions)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Training sequences in the run's order."""
+
+    store: SequenceStore
+    plan: BatchPlan
+    seed: int
+    silo: str
+
+    def step_plan(self, index: int) -> StepPlan:
+        """The samples of the step with this index (from 0). O(1) in the position."""
+        positions = step_positions(index, self.plan.global_batch_size, ())
+        samples = position_to_sample(positions, self.store.num_sequences, self.seed, SOURCE, self.silo)
+        return StepPlan(positions, samples, int(self.store.num_targets(samples).sum()))
+
+    def micro_batches(self, step: StepPlan, rank: int) -> Iterator[MicroBatch]:
+        """The rank's blocks of a step; surplus blocks hold padding only."""
+        for block in self.plan.blocks_of(rank):
+            slots = self.plan.slots_of(block)
+            yield read_block(self.store, block, step.samples[slots.start : slots.stop], self.plan.micro_batch_size)
+
+
+def heldout_blocks(store: SequenceStore, num_sequences: int, plan: BatchPlan, rank: int) -> Iterator[MicroBatch]:
+    """The rank's blocks of the first `num_sequences` held-out sequences (all when 0), in order."""
+    total = min(num_sequences or store.num_sequences, store.num_sequences)
+    dealt = BatchPlan.of(total, plan.micro_batch_size, plan.world_size)
+    for block in dealt.blocks_of(rank):
+        slots = dealt.slots_of(block)
+        yield read_block(store, block, np.arange(slots.start, slots.stop, dtype=np.int64), plan.micro_batch_size)
+
+
+def read_block(store: SequenceStore, block: int, samples: Int64, micro_batch_size: int) -> MicroBatch:
+    """Sequences `samples` as one block, padded to `micro_batch_size` with sequences that no loss sees."""
+    shape = (micro_batch_size, store.sequence_length)
+    input_ids, labels = np.zeros(shape, np.int64), np.full(shape, IGNORED_LABEL, np.int64)
+    count = len(samples)
+    if count:
+        input_ids[:count], labels[:count] = store.read(samples)
+    return MicroBatch(
+        block=block,
+        input_ids=input_ids,
+        labels=labels,
+        num_sequences=count,
+        num_tokens=int((labels != IGNORED_LABEL).sum()),
+        digest=combine(sample_digests(samples, input_ids[:count], labels[:count])) if count else 0,
+    )

@@ -1,0 +1,28 @@
+"""`run.init_from`: another run's checkpoint as the start of a new run."""
+
+from __future__ import annotations
+
+from zerofleet.trainer.checkpoint.select import select_checkpoint, verify_checkpoint
+from zerofleet.trainer.errors import NotFoundError, UserError
+from zerofleet.trainer.run_folder import CheckpointId, RunFolder
+
+
+def resolve_init_from(text: str) -> tuple[RunFolder, CheckpointId]:
+    """`RUN@STEP` or `RUN` (newest step). Raises NotFoundError, CheckpointUnusable, UserError."""
+    name, _, step_text = text.partition("@")
+    run = RunFolder.open(name)
+    if not step_text:
+        selection = select_checkpoint(run)
+        if selection.checkpoint is None:
+            raise NotFoundError(f"run.init_from={text!r}: run {run.name!r} has no checkpoint that can be used")
+        return run, selection.checkpoint
+    if not step_text.isdigit():
+        raise UserError(f"run.init_from={text!r}: {step_text!r} is not a step; write RUN@STEP, for example {name}@1000")
+    matching = [c for c in run.checkpoints() if c.step == int(step_text)]
+    if not matching:
+        steps = ", ".join(str(c.step) for c in run.checkpoints()) or "none"
+        raise NotFoundError(
+            f"run.init_from={text!r}: run {run.name!r} has no checkpoint of step {step_text}; it has {steps}"
+        )
+    verify_checkpoint(run, matching[-1])
+    return run, matching[-1]

@@ -1,0 +1,345 @@
+"""One rank's life: build, load, train, evaluate, save, obey. `train` is the table of contents."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import xxhash
+
+from zerofleet.trainer.batch import BatchPlan, block_seed
+from zerofleet.trainer.checkpoint.adapters import adapter_for
+from zerofleet.trainer.checkpoint.load import load
+from zerofleet.trainer.checkpoint.save import FileSink, agree, save
+from zerofleet.trainer.config import TrainConfig
+from zerofleet.trainer.data.cache import DataCache
+from zerofleet.trainer.data.feed import IGNORED_LABEL, Feed, MicroBatch, StepPlan, heldout_blocks
+from zerofleet.trainer.data.ledger import LedgerEntry
+from zerofleet.trainer.engine import build_engine, clips_itself, init_distributed
+from zerofleet.trainer.errors import NonFiniteStep, ReplicaDivergence, ZerofleetError
+from zerofleet.trainer.events import Control, ControlSource, Event, Report
+from zerofleet.trainer.exchange import StepShare, StepSum, exchange, odd_ranks, replica_digest
+from zerofleet.trainer.flops import device_peak
+from zerofleet.trainer.init_from import resolve_init_from
+from zerofleet.trainer.model import DTYPES, check
+from zerofleet.trainer.run_folder import CheckpointId, RunFolder
+from zerofleet.trainer.schedule import learning_rate
+from zerofleet.trainer.world import World
+
+Fault = Callable[[str, int], str | None]
+"""The one hook for injected faults: `fault(point, step)` with a phase of events.PHASES; "nan" plants a NaN gradient."""
+
+
+def no_fault(point: str, step: int) -> str | None:
+    """No faults."""
+    return None
+
+
+def train(
+    config: TrainConfig, world: World, cache_path: Path, report: Report, control: ControlSource, fault: Fault = no_fault
+) -> None:
+    """Runs one rank from the checkpoint that its attempt's record names to the last step, or to a stop.
+
+    Needs torchrun's environment variables. Raises UserError, CheckpointUnusable, NonFiniteStep, ReplicaDivergence,
+    StorageError, WrongFragment; whatever is raised ends the rank.
+    """
+    loop = Loop(config, world, cache_path, report, control, fault)
+    loop.build()
+    loop.load()
+    loop.run()
+
+
+class Loop:
+    """The state of one rank. `step` is the number of steps done; the step that is running is `step + 1`."""
+
+    def __init__(
+        self, config: TrainConfig, world: World, cache_path: Path, report: Report, control: ControlSource, fault: Fault
+    ) -> None:
+        assert config.run.name is not None
+        self.config, self.world, self._report, self._control, self._fault = config, world, report, control, fault
+        self.folder = RunFolder(config.run.storage, config.run.name)
+        self.cache = DataCache.open(cache_path)
+        self.plan = BatchPlan.of(config.train.global_batch_size, config.train.micro_batch_size, world.world_size)
+        self.feed = Feed(self.cache.train, self.plan, config.run.seed, world.silo)
+        self.step = 0
+        self._saved_step: int | None = None
+
+    # -- reports ---------------------------------------------------------------------------------------------------
+    def event(self, kind: str, phase: str, start: float | None = None, duration_s: float = 0.0, **data: Any) -> None:
+        self._report(
+            Event(kind, self.world.attempt, self.world.rank, self.step, phase, start or time.time(), duration_s, data)
+        )
+
+    def begin(self, phase: str) -> str | None:
+        """A sign of life, and the place where a fault may strike."""
+        self.event("phase", phase)
+        return self._fault(phase, self.step + 1 if phase == "step" else self.step)
+
+    # -- build and load --------------------------------------------------------------------------------------------
+    def build(self) -> None:
+        """Process group, model, engine, adapter; refuses fragments that are not what they say."""
+        self.begin("init")
+        torch.use_deterministic_algorithms(self.config.train.deterministic)
+        self.device = init_distributed(self.world)
+        self.begin("build")
+        resolved = check(self.config, self.cache)
+        self.built = build_engine(self.config, resolved, self.plan, self.device)
+        self.engine = self.built.engine
+        self.adapter = adapter_for(self.engine)
+        self._check_fragments()
+        self.fingerprints = {
+            "data": self.cache.fingerprint,
+            "tokenizer": self.cache.tokenizer_fingerprint,
+            "model": _config_digest(resolved.to_dict()),
+        }
+        self.peak = device_peak(self.device, DTYPES[self.config.train.precision])
+        self.ledger = self.folder.writer("ledger", self.world.attempt) if self.world.rank == 0 else None
+
+    def _check_fragments(self) -> None:
+        problem: ZerofleetError | None = None
+        try:
+            self.adapter.check_fragments()
+        except ZerofleetError as error:
+            problem = error
+        agree(problem)
+
+    def load(self) -> None:
+        """The checkpoint that the attempt's record names; else the weights of `init_from`; else the initial weights."""
+        self.begin("load")
+        record = next(a for a in self.folder.attempts() if a.attempt == self.world.attempt)
+        start = time.time()
+        if record.checkpoint_attempt is not None:
+            source = CheckpointId(record.start_step, record.checkpoint_attempt, self.world.silo)
+            manifest = load(self.folder, source, self.adapter, self.fingerprints, self.device)
+            self.step = self._saved_step = manifest.step
+            self._loaded(
+                start,
+                from_attempt=source.attempt,
+                digests=len(manifest.digests),
+                world_size=manifest.world_size,
+                zero_stage=manifest.zero_stage,
+            )
+        elif self.config.run.init_from:
+            run, source = resolve_init_from(self.config.run.init_from)
+            manifest = load(run, source, self.adapter, self.fingerprints, self.device, weights_only=True)
+            self._loaded(start, init_from=f"{run.name}@{source.step}", digests=len(manifest.digests))
+
+    def _loaded(self, start: float, **data: Any) -> None:
+        if self.world.rank == 0:
+            self.event("loaded", "load", start, time.time() - start, **data)
+
+    # -- the run ---------------------------------------------------------------------------------------------------
+    def run(self) -> None:
+        """Steps until the last one or a stop; evaluates and saves where the config says so."""
+        train, checkpoint = self.config.train, self.config.checkpoint
+        self._describe()
+        if self.step == 0:
+            self.evaluate()
+        while self.step < train.steps:
+            control = self.train_step()
+            last = self.step == train.steps
+            if last or (train.eval_interval_steps and self.step % train.eval_interval_steps == 0):
+                self.evaluate()
+            due = checkpoint.interval_steps and self.step % checkpoint.interval_steps == 0
+            if last or due or control.action != "none":
+                self.save()
+            if control.action == "stop" and not last:
+                return self._end("stopped")
+        if self._saved_step != self.step:
+            self.save()
+        self._end("finished")
+
+    def train_step(self) -> Control:
+        """One optimizer step. Returns what all ranks were asked to do after it."""
+        start, began = time.time(), time.perf_counter()
+        poison = self._fault("step", self.step + 1) == "nan"
+        plan = self.feed.step_plan(self.step)
+        self._set_learning_rate()
+        share = StepShare(control=self._control().code)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        for micro_batch in self.feed.micro_batches(plan, self.world.rank):
+            share.add(micro_batch)
+            loss = self._loss(micro_batch)
+            loss_sum += loss.detach()
+            scaled = loss * (self.world.world_size / plan.num_tokens)
+            self.engine.backward(scaled * float("nan") if poison else scaled, scale_wrt_gas=False)
+            poison = False
+            grad_norm = self._optimizer_step()
+        share.loss_sum = float(loss_sum)
+        total = exchange(share, self.device, self.world.world_size)
+        self.step += 1
+        self._check_applied(grad_norm)
+        self._check_replicas()
+        self._record(plan, total, grad_norm, start, time.perf_counter() - began)
+        return Control.from_code(total.control)
+
+    def _loss(self, batch: MicroBatch) -> torch.Tensor:
+        """Cross entropy summed over real tokens: a block of padding gives 0 and a zero gradient."""
+        torch.manual_seed(block_seed(self.config.run.seed, self.step, batch.block))
+        input_ids = torch.from_numpy(batch.input_ids).to(self.device)
+        labels = torch.from_numpy(batch.labels).to(self.device)
+        logits = self.engine(input_ids=input_ids).logits
+        return F.cross_entropy(
+            logits.float().view(-1, logits.shape[-1]), labels.view(-1), ignore_index=IGNORED_LABEL, reduction="sum"
+        )
+
+    def _optimizer_step(self) -> float:
+        """DeepSpeed's step; on the last micro-step of the step it updates the weights. Returns the gradient norm so far."""
+        if clips_itself(self.config) and self.engine.is_gradient_accumulation_boundary():
+            limit = self.config.train.gradient_clipping or float("inf")
+            norm = float(torch.nn.utils.clip_grad_norm_(self.built.model.parameters(), limit))
+            if not _finite(norm):
+                raise NonFiniteStep(self.step + 1, norm)
+            self.engine.step()
+            return norm
+        self.engine.step()
+        found = self.engine.get_global_grad_norm()
+        return float("nan") if found is None else float(found)
+
+    def _check_applied(self, grad_norm: float) -> None:
+        """DeepSpeed skips a step with a NaN silently. In fp16 that is how the loss scale adapts; elsewhere it is an incident."""
+        applied = self.engine.was_step_applied() and _finite(grad_norm)
+        if applied:
+            return
+        if self.config.train.precision == "fp16":
+            if self.world.rank == 0:
+                self.event(
+                    "skipped",
+                    "step",
+                    message=f"step {self.step} overflowed in fp16 and was skipped; the loss scale is halved",
+                )
+            return
+        raise NonFiniteStep(self.step, grad_norm)
+
+    def _check_replicas(self) -> None:
+        every = self.config.train.replica_check_interval_steps
+        if self.config.train.zero_stage == 3 or not every or self.step % every:
+            return
+        if odd := odd_ranks(replica_digest(self.built.model), self.device, self.world.world_size):
+            raise ReplicaDivergence(self.step, odd)
+
+    def _set_learning_rate(self) -> None:
+        rate = learning_rate(self.config.train, self.step)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+
+    def evaluate(self) -> None:
+        """Mean loss per token over held-out sequences."""
+        if not self.cache.heldout.num_sequences:
+            return
+        self.begin("eval")
+        start, began = time.time(), time.perf_counter()
+        self.engine.eval()
+        share = StepShare()
+        with torch.no_grad():
+            for batch in heldout_blocks(
+                self.cache.heldout, self.config.train.eval_sequences, self.plan, self.world.rank
+            ):
+                share.add(batch)
+                share.loss_sum += float(self._loss(batch))
+        self.engine.train()
+        total = exchange(share, self.device, self.world.world_size)
+        if self.world.rank == 0:
+            loss = total.loss_sum / total.num_tokens
+            self.event("eval", "eval", start, time.perf_counter() - began, loss=loss, tokens=total.num_tokens)
+
+    def save(self) -> None:
+        """A durable checkpoint of the state after `step` steps."""
+        if self._saved_step == self.step:
+            return
+        self.begin("save")
+        start, began = time.time(), time.perf_counter()
+        sink = FileSink(self.folder, self.world.rank, self.world.world_size)
+        manifest = save(
+            self.config,
+            self.folder,
+            self.world,
+            self.adapter,
+            sink,
+            self.step,
+            self.fingerprints,
+            self.device,
+            self._flush_ledger,
+        )
+        self._saved_step = self.step
+        if self.world.rank == 0:
+            num_bytes = sum(file.num_bytes for file in manifest.rank_files)
+            path = CheckpointId(self.step, self.world.attempt, self.world.silo).folder
+            self.event("checkpoint", "save", start, time.perf_counter() - began, path=path, bytes=num_bytes)
+
+    def _flush_ledger(self) -> None:
+        assert self.ledger is not None
+        self.ledger.flush(durable=True)
+
+    def _end(self, kind: str) -> None:
+        self.begin("end")
+        if self.ledger is not None:
+            self.ledger.close()
+            self.event(kind, "end")
+        dist.barrier()
+        dist.destroy_process_group()
+
+    # -- what rank 0 says ------------------------------------------------------------------------------------------
+    def _describe(self) -> None:
+        if self.world.rank:
+            return
+        length = self.config.data.sequence_length
+        self.event("info", "build", message=self.plan.describe(length))
+        self.event(
+            "info",
+            "build",
+            message=f"{self.built.shape.num_parameters:,} parameters, ZeRO-{self.config.train.zero_stage}, {self.config.train.precision}, "
+            f"{type(self.engine.optimizer).__name__}; {self.cache.train.num_sequences:,} training and "
+            f"{self.cache.heldout.num_sequences:,} held-out sequences; peak {self.peak.flops_per_second / 1e9:.0f} GFLOP/s per rank ({self.peak.source})",
+            num_parameters=self.built.shape.num_parameters,
+            peak_flops_per_second=self.peak.flops_per_second,
+        )
+
+    def _record(self, plan: StepPlan, total: StepSum, grad_norm: float, start: float, seconds: float) -> None:
+        """Ledger and report. Raises DataError through `StepSum.verify` when the ranks did not feed what the step plans."""
+        total.verify(self.step, len(plan.positions), plan.num_tokens)
+        if self.ledger is None:
+            return self.event("phase", "step", start, seconds)
+        entry = LedgerEntry(
+            self.step,
+            self.world.attempt,
+            self.world.silo,
+            plan.ranges,
+            total.num_sequences,
+            total.num_tokens,
+            f"{total.digest:016x}",
+        )
+        self.ledger.append(json.dumps(entry.to_dict(), separators=(",", ":")))
+        rate = total.num_tokens / seconds
+        length, peak = self.config.data.sequence_length, self.peak.flops_per_second * self.world.world_size
+        self.event(
+            "step",
+            "step",
+            start,
+            seconds,
+            loss=total.loss_sum / total.num_tokens,
+            grad_norm=grad_norm,
+            learning_rate=self.engine.optimizer.param_groups[0]["lr"],
+            tokens=total.num_tokens,
+            tokens_per_second=rate,
+            mfu=rate * self.built.shape.flops_per_token(length) / peak,
+            mfu_causal=rate * self.built.shape.flops_per_token(length, causal=True) / peak,
+        )
+
+
+def _finite(norm: float) -> bool:
+    """DeepSpeed also reports an invalid norm as -1."""
+    return 0 <= norm < float("inf")
+
+
+def _config_digest(fields: dict[str, Any]) -> str:
+    """xxh3-128 of a resolved model config without what does not change the model."""
+    transient = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "use_cache", "_attn_implementation"}
+    kept = {key: value for key, value in fields.items() if key not in transient}
+    return xxhash.xxh3_128_hexdigest(json.dumps(kept, sort_keys=True, default=str).encode())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from collections.abc import Iterator
 
@@ -36,3 +38,22 @@ def cluster_findings(job: JobConfig) -> Iterator[Finding]:
             "model.attn_implementation",
             "flash_attention_2 runs on GPUs only and cluster.gpus_per_rank is 0: use sdpa, or set cluster.gpus_per_rank=1",
         )
+
+
+def check_machine(job: JobConfig) -> None:
+    """For the local backend: raises UserError when this machine can never hold the ranks; warns when they share cores."""
+    cluster, cores = job.cluster, len(os.sched_getaffinity(0))
+    needed = math.ceil(cluster.world_size * cluster.cpus_per_rank)
+    ranks = f"{cluster.world_size} ranks ({cluster.nodes} nodes x {cluster.ranks_per_node})"
+    if needed > cores:
+        raise UserError(
+            f"{ranks} with cluster.cpus_per_rank={cluster.cpus_per_rank:g} need {needed} cores and this machine has {cores}: "
+            f"lower cluster.ranks_per_node, or let ranks share cores with cluster.cpus_per_rank={_share(cores, cluster.world_size):g}"
+        )
+    if cluster.world_size > cores:
+        sys.stderr.write(f"warning: {ranks} share {cores} cores: they wait for each other in every step\n")
+
+
+def _share(cores: int, world_size: int) -> float:
+    """The largest share of a core, in hundredths, that every rank can have."""
+    return math.floor(100 * cores / world_size) / 100

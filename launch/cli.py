@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from zerofleet.launch.commands import submit, validate
+from zerofleet.launch.commands import doctor, export, list_runs, logs, resume, status, stop, submit, validate
 from zerofleet.launch.exit_codes import INTERRUPTED
 from zerofleet.trainer.errors import ZerofleetError
 
-VERBS = (submit, validate)
+VERBS = (submit, validate, status, list_runs, logs, stop, resume, export, doctor)
 
 EPILOG = """\
 RUN is a name under $ZEROFLEET_STORAGE (default ./runs), a path or a URL.
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns its exit code. Whatever zerofleet raises on purpose is shown without a traceback."""
     arguments = build_parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        return int(arguments.handler(arguments))
     except ZerofleetError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

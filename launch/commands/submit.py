@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zerofleet.launch.checks import check_job
-from zerofleet.launch.config import load_job
+from zerofleet.launch.backends.local import start_driver
+from zerofleet.launch.checks import check_job, check_machine
+from zerofleet.launch.config import JobConfig, load_job
 from zerofleet.launch.exit_codes import OK
+from zerofleet.launch.follow import EventTail
+from zerofleet.launch.progress import Progress
+from zerofleet.launch.watch import Watch
 from zerofleet.trainer.batch import BatchPlan
+from zerofleet.trainer.errors import StorageError, UserError
+from zerofleet.trainer.run_folder import RunFolder
+from zerofleet.trainer.storage import Storage
 
 if TYPE_CHECKING:
     from zerofleet.launch.commands.types import Verbs
@@ -23,14 +33,49 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--detach", action="store_true", help="return when the run has started")
     parser.add_argument("--json", action="store_true", help="one JSON line per event instead of progress")
     parser.add_argument("--backend", choices=["local"], default="local", help="where to run (default: this machine)")
-    parser.set_defaults(run=run)
+    parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     job = load_job(arguments.recipe, arguments.overrides)
     check_job(job)
+    plan = BatchPlan.of(job.train.global_batch_size, job.train.micro_batch_size, job.cluster.world_size)
+    arithmetic = plan.describe(job.data.sequence_length)
     if arguments.dry_run:
-        plan = BatchPlan.of(job.train.global_batch_size, job.train.micro_batch_size, job.cluster.world_size)
-        sys.stdout.write(f"{job.to_yaml()}\n# {plan.describe(job.data.sequence_length)}\n")
+        sys.stdout.write(f"{job.to_yaml()}\n# {arithmetic}\n")
         return OK
-    raise NotImplementedError
+    check_machine(job)
+    probe_storage(job.run.storage)
+    folder, job = create_run(job, Path(arguments.recipe))
+    if not arguments.json:
+        sys.stdout.write(f"run {folder.name} in {folder.storage.path()}\n{arithmetic}\n")
+        sys.stdout.flush()
+    driver = start_driver(folder, job.run.storage)
+    watch = Watch(folder, driver, EventTail(folder), Progress(job.train.steps), arguments.json)
+    return watch.leave() if arguments.detach else watch.follow()
+
+
+def probe_storage(url: str) -> None:
+    """Raises UserError when run folders cannot be written there: better now than after the data was prepared."""
+    try:
+        Storage(url).probe_writable()
+    except StorageError as error:
+        raise UserError(f"run.storage={url!r} cannot be used: {error}") from error
+
+
+def create_run(job: JobConfig, recipe: Path) -> tuple[RunFolder, JobConfig]:
+    """Takes the run's name and writes job.yaml. UserError when the name is taken."""
+    if job.run.name is not None:
+        return _create(job, job.run.name)
+    stem = re.sub(r"[^a-z0-9._-]+", "-", recipe.stem.lower()).strip("._-")[:30] or "run"
+    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if RunFolder(job.run.storage, name).storage.exists("job.yaml"):  # two in one second
+        name += f"-{time.time_ns() % 10**6:06d}"
+    return _create(job, name)
+
+
+def _create(job: JobConfig, name: str) -> tuple[RunFolder, JobConfig]:
+    named = job.model_copy(update={"run": job.run.model_copy(update={"name": name})})
+    folder = RunFolder(job.run.storage, name)
+    folder.create(named.to_yaml())
+    return folder, named

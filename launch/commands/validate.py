@@ -19,7 +19,7 @@ def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser("validate", help="check a recipe: static and light")
     parser.add_argument("recipe", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, such as train.steps=20")
-    parser.set_defaults(run=run)
+    parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,65 @@
+"""Runs the driver on this machine, as a process of its own that outlives the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from zerofleet.launch.drivers import driver_log, driver_records
+from zerofleet.trainer.run_folder import RunFolder
+from zerofleet.trainer.storage import storage_errors
+
+
+class LocalDriver:
+    """A driver that this process has started."""
+
+    def __init__(self, number: int, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.number = number
+        """The claim under drivers/ that it will make."""
+        self.log = log
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Its exit code (negative: the signal that killed it), or None when it still runs after `timeout_s` seconds."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def log_tail(self, num_lines: int = 20) -> str:
+        """The last lines of its log."""
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 64 * 1024))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-num_lines:])
+
+
+def start_driver(run: RunFolder, storage_url: str, overrides: Sequence[str] = ()) -> LocalDriver:
+    """Starts the driver in a session of its own, so that Ctrl-C on the command line does not reach it."""
+    number = max((record.number for record in driver_records(run)), default=0) + 1
+    log = _log_file(run, number)
+    command = [sys.executable, "-P", "-u", "-m", "zerofleet.launch.driver", storage_url, run.name]
+    for override in overrides:
+        command += ["--override", override]
+    with storage_errors("writing to", str(log)), log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    return LocalDriver(number, process, log)
+
+
+def _log_file(run: RunFolder, number: int) -> Path:
+    """In the run folder; beside this machine's other temporary files when the run folder is remote."""
+    name = driver_log(number)
+    if not run.storage.is_local:
+        return Path(tempfile.mkdtemp(prefix=f"zerofleet-{run.name}-")) / Path(name).name
+    log = run.storage.local_path(name)
+    with storage_errors("creating", str(log.parent)):
+        log.parent.mkdir(parents=True, exist_ok=True)
+    return log

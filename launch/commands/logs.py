@@ -1,0 +1,80 @@
+"""`zerofleet logs RUN [-f] [--rank N] [--attempt N]`: the driver's log, or one rank's."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from zerofleet.launch.drivers import driver_records
+from zerofleet.launch.exit_codes import OK
+from zerofleet.launch.follow import poll_interval_s
+from zerofleet.launch.run_view import RunView
+from zerofleet.trainer.errors import NotFoundError, UserError
+from zerofleet.trainer.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from zerofleet.launch.commands.types import Verbs
+
+
+def add_parser(verbs: Verbs) -> None:
+    parser = verbs.add_parser("logs", help="the driver's log, or a rank's")
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run ends, over restarts too")
+    parser.add_argument("--rank", type=int, metavar="N", help="the log of this rank instead of the driver's")
+    parser.add_argument("--attempt", type=int, metavar="N", help="with --rank: of this attempt (default: the newest)")
+    parser.set_defaults(handler=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.attempt is not None and arguments.rank is None:
+        raise UserError("--attempt needs --rank: the driver's log spans all attempts")
+    folder = RunFolder.open(arguments.run)
+    path, offset = newest_log(folder, arguments.rank, arguments.attempt), 0
+    view = RunView.of(folder)
+    while True:
+        is_over = not arguments.follow or not view.is_driven  # asked before reading, so that the end is read too
+        data = folder.storage.read(path, offset, folder.storage.size(path)) if _grew(folder, path, offset) else b""
+        sys.stdout.write(data.decode(errors="replace"))
+        sys.stdout.flush()
+        offset += len(data)
+        newer = newest_log(folder, arguments.rank, arguments.attempt)
+        if newer != path:
+            path, offset = newer, 0
+            sys.stdout.write(f"\n==> {path} <==\n")
+        elif is_over:
+            return OK
+        else:
+            time.sleep(poll_interval_s(folder))
+            for event in view.tail.poll():
+                view.progress.apply(event)
+
+
+def _grew(folder: RunFolder, path: str, offset: int) -> bool:
+    return folder.storage.size(path) > offset
+
+
+def newest_log(folder: RunFolder, rank: int | None, attempt: int | None) -> str:
+    """Path of the newest driver's log, or of a rank's in an attempt. NotFoundError says which logs there are."""
+    names = folder.storage.list("logs")
+    if rank is None:
+        logs = [name for name in names if re.fullmatch(r"driver-\d+\.log", name)]
+        if not logs:
+            remote = "" if folder.storage.is_local or not driver_records(folder) else "; it lies on the driver's host"
+            raise NotFoundError(f"run {folder.name!r} has no driver log{remote}")
+        return f"logs/{logs[-1]}"
+    attempts = [name for name in names if re.fullmatch(r"attempt-\d+", name)]
+    wanted = f"attempt-{attempt:04d}" if attempt is not None else (attempts[-1] if attempts else "")
+    if wanted not in attempts:
+        raise NotFoundError(f"run {folder.name!r} has no logs of {wanted or 'any attempt'}; {_there(attempts)}")
+    ranks = [name for name in folder.storage.list(f"logs/{wanted}") if name.startswith("rank-")]
+    name = f"rank-{rank:05d}.log"
+    if name not in ranks:
+        raise NotFoundError(f"{wanted} of run {folder.name!r} has no log of rank {rank}; {_there(ranks)}")
+    return f"logs/{wanted}/{name}"
+
+
+def _there(names: list[str]) -> str:
+    return f"there are {', '.join(names)}" if names else "there are none yet"

@@ -1,0 +1,65 @@
+"""`zerofleet resume RUN [key=value ...]`: goes on with a run from its newest checkpoint that verifies."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from zerofleet.launch.backends.local import start_driver
+from zerofleet.launch.checks import check_job, check_machine
+from zerofleet.launch.commands.submit import probe_storage
+from zerofleet.launch.config import JobConfig, frozen_changes, override_job
+from zerofleet.launch.exit_codes import OK
+from zerofleet.launch.run_view import RunView
+from zerofleet.launch.watch import Watch
+from zerofleet.launch.words import command, run_argument
+from zerofleet.trainer.errors import UserError
+from zerofleet.trainer.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from zerofleet.launch.commands.types import Verbs
+
+
+def add_parser(verbs: Verbs) -> None:
+    parser = verbs.add_parser("resume", help="go on with a run")
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change from here on")
+    parser.add_argument("--detach", action="store_true", help="return when the run has started")
+    parser.add_argument("--json", action="store_true", help="one JSON line per event instead of progress")
+    parser.set_defaults(handler=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    view = RunView.of(RunFolder.open(arguments.run))
+    job = resumed_job(view, arguments.overrides)
+    if view.is_driven:
+        name = run_argument(view.run)
+        raise UserError(
+            f"run {view.run.name} is running ({view.describe_driver()}): see {command('status', name)}, "
+            f"or {command('stop', name)} before resuming"
+        )
+    if view.state == "FINISHED" and job.train.steps <= view.progress.step:
+        sys.stdout.write(
+            f"run {view.run.name} is finished: step {view.progress.step} of {job.train.steps}. To train on: "
+            f"{command('resume', run_argument(view.run), f'train.steps={2 * job.train.steps}')}\n"
+        )
+        return OK
+    check_job(job)
+    check_machine(job)
+    probe_storage(job.run.storage)
+    view.progress.new_driver(job.train.steps)
+    driver = start_driver(view.run, job.run.storage, arguments.overrides)
+    watch = Watch(view.run, driver, view.tail, view.progress, arguments.json)
+    return watch.leave() if arguments.detach else watch.follow()
+
+
+def resumed_job(view: RunView, overrides: list[str]) -> JobConfig:
+    """The run's job with the new overrides. UserError when they change what is frozen."""
+    job = override_job(view.job, overrides)
+    if changes := frozen_changes(view.job, job):
+        raise UserError(
+            f"run {view.run.name} cannot be resumed with this: {'; '.join(changes)}. The sample order, the ledger and the "
+            "weights of the run depend on it: submit a new run instead (run.init_from starts from this one's weights)"
+        )
+    return job

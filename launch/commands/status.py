@@ -1,0 +1,63 @@
+"""`zerofleet status RUN`: how a run stands, read from its folder alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from zerofleet.launch.exit_codes import OK
+from zerofleet.launch.run_view import RunView
+from zerofleet.launch.summary import heldout_line, summarise
+from zerofleet.launch.words import command, prepare_line, run_argument, step_line
+from zerofleet.trainer.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from zerofleet.launch.commands.types import Verbs
+
+_SHOWN_INCIDENTS = 3
+
+
+def add_parser(verbs: Verbs) -> None:
+    parser = verbs.add_parser("status", help="how a run stands")
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.set_defaults(handler=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    view = RunView.of(RunFolder.open(arguments.run))
+    if arguments.json:
+        sys.stdout.write(json.dumps(_facts(view)) + "\n")
+        return OK
+    progress = view.progress
+    why = f": {progress.why}" if progress.why and view.state == progress.state else ""
+    rows = [
+        ("run", view.run.name),
+        ("state", f"{view.state}{why}"),
+        ("driver", view.describe_driver()),
+        ("attempt", str(progress.attempt) if progress.attempt else ""),
+        ("data", prepare_line(progress)),
+        ("progress", step_line(progress) if progress.step else ""),
+        ("held-out loss", heldout_line(progress)),
+        ("checkpoints", ", ".join(f"step {checkpoint.step}" for checkpoint in view.run.checkpoints())),
+        *(("incident", text) for text in progress.incidents[-_SHOWN_INCIDENTS:]),
+        ("export", progress.export_path or ""),
+        ("folder", view.run.storage.path()),
+        ("next", command("resume", run_argument(view.run)) if view.state in ("DEAD", "FAILED", "STOPPED") else ""),
+    ]
+    sys.stdout.write("".join(f"{name:<14} {value}\n" for name, value in rows if value))
+    return OK
+
+
+def _facts(view: RunView) -> dict[str, object]:
+    return {
+        **summarise(view.run, view.progress),
+        "state": view.state,
+        "attempt": view.progress.attempt,
+        "driver_alive": view.is_driven,
+        "tokens_per_second": view.progress.tokens_per_second,
+        "eta_s": view.progress.eta_s,
+        "prepare": view.progress.prepare,
+    }

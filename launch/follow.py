@@ -1,0 +1,74 @@
+"""Reads a run's streams as they grow: each poll reads only what is new, by byte offset."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from zerofleet.trainer.events import Event
+from zerofleet.trainer.run_folder import RunFolder
+
+LOCAL_POLL_S = 0.2
+REMOTE_POLL_S = 2.0
+"""Seconds between looks at the run folder; object stores charge for each."""
+
+STREAMS = ("events", "metrics")
+"""The recorder puts steps and evaluations into `metrics`, everything else into `events`."""
+
+_PHASE = b'{"kind":"phase"'
+"""Signs of life of every rank: skipped unparsed."""
+
+
+def poll_interval_s(run: RunFolder) -> float:
+    return LOCAL_POLL_S if run.storage.is_local else REMOTE_POLL_S
+
+
+@dataclass
+class _Place:
+    """How far the segments of one folder have been read."""
+
+    segment: int = 0
+    offset: int = 0
+
+
+class EventTail:
+    """All events of a run but the ranks' `phase` signs of life, each given out once, over segments and attempts."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._storage = run.storage
+        self._places: dict[str, _Place] = {}
+
+    def poll(self) -> list[Event]:
+        """Events that were written since the last poll, in the order of their ends. A line that is not whole yet waits."""
+        events: list[Event] = []
+        for stream in STREAMS:
+            for attempt in self._storage.list(stream):
+                events += self._poll_folder(f"{stream}/{attempt}")
+        return sorted(events, key=lambda event: event.start + event.duration_s)
+
+    def _poll_folder(self, folder: str) -> list[Event]:
+        events: list[Event] = []
+        place = self._places.setdefault(folder, _Place())
+        while True:
+            # Asked before reading: once the next segment exists, this one grows no more.
+            is_closed = self._storage.exists(_segment(folder, place.segment + 1))
+            events += self._read(_segment(folder, place.segment), place)
+            if not is_closed:
+                return events
+            place.segment, place.offset = place.segment + 1, 0
+
+    def _read(self, path: str, place: _Place) -> list[Event]:
+        try:
+            size = self._storage.size(path)
+        except FileNotFoundError:
+            return []
+        if size <= place.offset:
+            return []
+        data = self._storage.read(path, place.offset, size)
+        whole = data[: data.rfind(b"\n") + 1]
+        place.offset += len(whole)
+        return [Event(**json.loads(line)) for line in whole.splitlines() if not line.startswith(_PHASE)]
+
+
+def _segment(folder: str, number: int) -> str:
+    return f"{folder}/segment-{number:05d}.jsonl"

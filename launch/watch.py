@@ -1,0 +1,105 @@
+"""Follows a run whose driver this command started, to its end, a detach or a stop."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+
+from zerofleet.launch.backends.local import LocalDriver
+from zerofleet.launch.drivers import driver_records
+from zerofleet.launch.exit_codes import INTERRUPTED, NOT_FOUND, OK, RUN_FAILED, TIMEOUT, USER_MISTAKE
+from zerofleet.launch.follow import EventTail, poll_interval_s
+from zerofleet.launch.progress import Progress
+from zerofleet.launch.screens import Screen, choose_screen
+from zerofleet.launch.summary import write_summary
+from zerofleet.launch.words import command, run_argument
+from zerofleet.trainer.run_folder import RunFolder
+
+_CLAIM_TIMEOUT_S = 60.0
+"""How long `leave` waits for the driver's first sign of life."""
+
+
+@dataclass
+class Watch:
+    """A run, its driver, and how far its events have been read."""
+
+    run: RunFolder
+    driver: LocalDriver
+    tail: EventTail
+    progress: Progress
+    as_json: bool
+
+    def follow(self) -> int:
+        """Shows the run until its driver ends. Returns the exit code; 130 when detached."""
+        while True:
+            try:
+                with choose_screen(self.run.name, self.as_json) as screen:
+                    driver_code = self._until_exit(screen)
+                return self._conclude(driver_code)
+            except KeyboardInterrupt:
+                if not self._asked_to_stop():
+                    self._say_detached()
+                    return INTERRUPTED
+                self.run.request("stop")
+                sys.stderr.write("stopping: the run saves a checkpoint at the end of its step\n")
+
+    def leave(self) -> int:
+        """Returns when the driver has claimed the run, or says why it ended instead."""
+        deadline = time.monotonic() + _CLAIM_TIMEOUT_S
+        while time.monotonic() < deadline:
+            driver_code = self.driver.wait(poll_interval_s(self.run))
+            if any(record.number >= self.driver.number for record in driver_records(self.run)):
+                break
+            if driver_code is not None:
+                return self._conclude(driver_code)
+        self._say_detached()
+        return OK
+
+    def _until_exit(self, screen: Screen) -> int:
+        interval = poll_interval_s(self.run)
+        while True:
+            driver_code = self.driver.wait(interval)
+            for event in self.tail.poll():  # after the exit was seen, this reads the rest
+                self.progress.apply(event)
+                screen.event(event, self.progress)
+            screen.tick(self.progress)
+            if driver_code is not None:
+                return driver_code
+
+    def _conclude(self, driver_code: int) -> int:
+        if not self.progress.is_final:
+            how = f"was killed by signal {-driver_code}" if driver_code < 0 else f"ended with exit code {driver_code}"
+            sys.stderr.write(
+                f"error: the driver of run {self.run.name} {how} without finishing it. The end of its log "
+                f"({self.driver.log}):\n{self.driver.log_tail()}\n"
+                f"go on with: {command('resume', run_argument(self.run))}\n"
+            )
+            return driver_code if driver_code in (USER_MISTAKE, TIMEOUT, NOT_FOUND) else RUN_FAILED
+        write_summary(self.run, self.progress, self.as_json)
+        if self.progress.state != "FAILED":
+            return OK
+        if driver_code in (USER_MISTAKE, TIMEOUT, NOT_FOUND):
+            return driver_code
+        return USER_MISTAKE if self.progress.user_error else RUN_FAILED
+
+    def _asked_to_stop(self) -> bool:
+        """On a terminal, asks; elsewhere an interrupt detaches."""
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return False
+        sys.stderr.write("\nDetach (the run goes on) or stop it with a checkpoint? [d]etach / [s]top: ")
+        sys.stderr.flush()
+        try:
+            return sys.stdin.readline().strip().lower().startswith("s")
+        except KeyboardInterrupt:
+            sys.stderr.write("\n")
+            return False
+
+    def _say_detached(self) -> None:
+        name = run_argument(self.run)
+        sys.stderr.write(
+            f"detached: run {self.run.name} goes on (pid {self.driver.pid})\n"
+            f"  see it:  {command('status', name)}\n"
+            f"  its log: {command('logs', '-f', name)}\n"
+            f"  stop it: {command('stop', name)}\n"
+        )

@@ -1,0 +1,216 @@
+"""DeepSpeed's C++ ops: built during installation, so that no run has to wait for a compiler.
+
+torch builds an extension under a lock *file*. A kill during the build leaves it behind, and every later start waits for
+it silently, for ever. A lock is stale when no process has it open and none works in its folder; such locks are cleared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+COMMUNICATION_OP = "deepspeed_shm_comm"
+"""All-reduce through shared memory, used between the ranks of one CPU host."""
+
+_BUILDERS = {COMMUNICATION_OP: "ShareMemCommBuilder", "cpu_adam": "CPUAdamBuilder"}
+"""DeepSpeed's builder class of each op that zerofleet uses; cpu_adam only with an offloaded optimizer."""
+
+_NETWORK_FILE_SYSTEMS = ("nfs", "lustre", "gpfs", "ceph", "beegfs", "cifs", "smb", "fuse.", "9p", "virtiofs")
+_NETWORK_GRACE_S = 1800.0
+"""On a network file system the builder may live on another host: a lock is stale only when it is older than this."""
+
+_BUILD_SCRIPT = """
+import sys
+from deepspeed.accelerator import get_accelerator
+builder = get_accelerator().create_op_builder(sys.argv[1])
+if builder is not None and builder.is_compatible():
+    builder.load()
+"""
+
+Progress = Callable[[str, float], None]
+"""Called about once a second while an op is built: (op, seconds so far)."""
+
+
+class OpBuildError(Exception):
+    """The compiler failed; the message ends with its last lines."""
+
+
+@dataclass(frozen=True)
+class StaleLock:
+    """A lock file that nobody holds."""
+
+    path: Path
+    age_s: float
+
+    @property
+    def op(self) -> str:
+        return self.path.parent.name
+
+
+def extensions_root() -> Path:
+    """Where torch puts extensions: `TORCH_EXTENSIONS_DIR`, else the user's cache folder."""
+    if folder := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torch_extensions"
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch would call (`CXX`, else c++), or None."""
+    return shutil.which(os.environ.get("CXX") or "c++")
+
+
+def is_built(op: str) -> bool:
+    """Whether a finished library of the op lies in the extension folder."""
+    return any(path.exists() for folder in _op_folders(op) for path in folder.glob(f"{op}*.so"))
+
+
+def stale_locks() -> list[StaleLock]:
+    """Lock files of torch extensions that no process holds any more."""
+    return [
+        StaleLock(lock, time.time() - lock.stat().st_mtime)
+        for folder in _op_folders("*")
+        if (lock := folder / "lock").exists() and not _is_held(lock)
+    ]
+
+
+def clear_stale_locks() -> list[StaleLock]:
+    """Removes them, so that the next start does not wait for ever. Returns what was removed."""
+    cleared = stale_locks()
+    for lock in cleared:
+        lock.path.unlink(missing_ok=True)
+    return cleared
+
+
+def build(ops: Sequence[str] = (COMMUNICATION_OP,), progress: Progress = lambda op, seconds: None) -> None:
+    """Builds what is missing of `ops`; an op that this machine does not need is skipped. One builder at a time.
+
+    Raises OpBuildError when the compiler fails. Call it only where `compiler()` finds one.
+    """
+    root = extensions_root()
+    root.mkdir(parents=True, exist_ok=True)
+    for op in ops:
+        with _exclusive(root / ".zerofleet-build.lock", op, progress):
+            _build_one(op, progress)
+
+
+def _build_one(op: str, progress: Progress) -> None:
+    """Builds in a child process, since loading an op has side effects; watches for a stale lock meanwhile."""
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-c", _BUILD_SCRIPT, _BUILDERS[op]],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            while True:
+                clear_stale_locks()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(1.0)
+                    break
+                progress(op, time.monotonic() - started)
+        finally:
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
+        if child.returncode != 0:
+            output.seek(0)
+            tail = "\n".join(output.read().decode(errors="replace").splitlines()[-15:])
+            raise OpBuildError(
+                f"building {op} failed with exit code {child.returncode}. The end of its output:\n{tail}"
+            )
+
+
+def _op_folders(op: str) -> Iterator[Path]:
+    """Folders of an op (a glob). Below the default root torch adds one level, such as py311_cpu."""
+    pattern = op if os.environ.get("TORCH_EXTENSIONS_DIR") else f"*/{op}"
+    return (folder for folder in extensions_root().glob(pattern) if folder.is_dir())
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a process has the lock open, or works in its folder (a compiler that outlived its parent)."""
+    if _is_on_network(lock) and time.time() - lock.stat().st_mtime < _NETWORK_GRACE_S:
+        return True
+    return any(_process_holds(pid, lock) for pid in psutil.pids())
+
+
+def _process_holds(pid: int, lock: Path) -> bool:
+    process, links = Path(f"/proc/{pid}"), []
+    with contextlib.suppress(OSError):  # the process ended, or is another user's
+        links = [process / "cwd", *(process / "fd").iterdir()]
+    return any(_is_same(link, lock) or _is_same(link, lock.parent) for link in links)
+
+
+def _is_same(link: Path, target: Path) -> bool:
+    try:
+        return link.samefile(target)
+    except OSError:  # closed meanwhile
+        return False
+
+
+def _is_on_network(path: Path) -> bool:
+    mounts = sorted(psutil.disk_partitions(all=True), key=lambda mount: -len(mount.mountpoint))
+    real = path.resolve()
+    kind = next((mount.fstype for mount in mounts if real.is_relative_to(mount.mountpoint)), "")
+    return kind.startswith(_NETWORK_FILE_SYSTEMS)
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path, op: str, progress: Progress) -> Iterator[None]:
+    """Our own lock around a build: the kernel drops it when its process dies, however it dies."""
+    started = time.monotonic()
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                progress(op, time.monotonic() - started)
+                time.sleep(1.0)
+        yield
+
+
+def main() -> int:
+    """`python -m zerofleet.trainer.ops`: builds the ops of this machine and says how long it takes."""
+    on_terminal = sys.stdout.isatty()
+
+    def show(op: str, seconds: float) -> None:
+        if on_terminal:
+            sys.stdout.write(f"\rbuilding {op}: {seconds:.0f} s (once, about 100 s)")
+        elif round(seconds) % 10 == 0:
+            sys.stdout.write(f"building {op}: {seconds:.0f} s (once, about 100 s)\n")
+        sys.stdout.flush()
+
+    for lock in clear_stale_locks():
+        sys.stdout.write(
+            f"removed the stale build lock of {lock.op}, {lock.age_s:.0f} s old: a build was killed there\n"
+        )
+    if compiler() is None:
+        sys.stdout.write("no C++ compiler found: DeepSpeed's ops are not built, ranks use gloo alone\n")
+        return 0
+    started = time.monotonic()
+    try:
+        build(progress=show)
+    except OpBuildError as error:
+        sys.stderr.write(f"\nerror: {error}\n")
+        return 1
+    sys.stdout.write(
+        f"{chr(10) if on_terminal else ''}DeepSpeed's ops are ready ({time.monotonic() - started:.0f} s)\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

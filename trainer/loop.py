@@ -15,6 +15,7 @@ import xxhash
 
 from zerofleet.trainer.batch import BatchPlan, block_seed
 from zerofleet.trainer.checkpoint.adapters import adapter_for
+from zerofleet.trainer.checkpoint.export import publish_model_files
 from zerofleet.trainer.checkpoint.load import load
 from zerofleet.trainer.checkpoint.save import FileSink, agree, save
 from zerofleet.trainer.config import TrainConfig
@@ -89,6 +90,8 @@ class Loop:
         self.device = init_distributed(self.world)
         self.begin("build")
         resolved = check(self.config, self.cache)
+        if self.world.rank == 0:
+            publish_model_files(self.folder, resolved, self.cache.tokenizer_path)
         self.built = build_engine(self.config, resolved, self.plan, self.device)
         self.engine = self.built.engine
         self.adapter = adapter_for(self.engine)
@@ -291,6 +294,8 @@ class Loop:
             return
         length = self.config.data.sequence_length
         self.event("info", "build", message=self.plan.describe(length))
+        if self.peak.is_emulated:
+            self.event("incident", "build", message=self.peak.warning(self.config.train.precision))
         self.event(
             "info",
             "build",

@@ -74,7 +74,7 @@ class Adapter(ABC):
         self._engine = engine
         self._model: torch.nn.Module = engine.module
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
-        self._names = {name: p for name, p in self._model.named_parameters()}
+        self._names = dict(self._model.named_parameters())
         self._materialise()
 
     # -- what a subclass says --------------------------------------------------------------------------------------

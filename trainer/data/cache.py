@@ -22,6 +22,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from zerofleet.trainer.errors import DataError
+from zerofleet.trainer.storage import storage_errors
 
 Int64 = NDArray[np.int64]
 
@@ -97,19 +98,20 @@ class DataCache:
     @staticmethod
     def open(path: Path) -> DataCache:
         """Maps a finished cache. DataError when it is not finished, damaged, or of another format version."""
-        index = _read_index(path)
-        for name, file in index["files"].items():
-            size = (path / name).stat().st_size if (path / name).exists() else 0
-            if size != file["bytes"]:
-                raise _damaged(path, f"{name} has {size} of {file['bytes']} bytes")
-        stores = [
-            SequenceStore(
-                mapped(path / f"{split}.bin", np.dtype(index["token_dtype"])),
-                mapped(path / f"{split}.ends.bin", np.dtype("<i8")),
-                index["sequence_length"],
-            )
-            for split in SPLITS
-        ]
+        with storage_errors("reading", str(path), setting="data.cache"):
+            index = _read_index(path)
+            for name, file in index["files"].items():
+                size = (path / name).stat().st_size if (path / name).exists() else 0
+                if size != file["bytes"]:
+                    raise _damaged(path, f"{name} has {size} of {file['bytes']} bytes")
+            stores = [
+                SequenceStore(
+                    mapped(path / f"{split}.bin", np.dtype(index["token_dtype"])),
+                    mapped(path / f"{split}.ends.bin", np.dtype("<i8")),
+                    index["sequence_length"],
+                )
+                for split in SPLITS
+            ]
         return DataCache(
             path=path,
             fingerprint=index["fingerprint"],
@@ -129,7 +131,7 @@ def content_fingerprint(index: dict[str, Any]) -> str:
 def _read_index(path: Path) -> dict[str, Any]:
     try:
         index: dict[str, Any] = json.loads((path / INDEX_NAME).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path} holds no prepared data ({INDEX_NAME} is missing): prepare the data first") from None
     except ValueError as error:
         raise _damaged(path, f"{INDEX_NAME} is not JSON: {error}") from error

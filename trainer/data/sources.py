@@ -182,9 +182,9 @@ def _hub_corpus(hub: HubDataset, text_field: str) -> Corpus:
     what = f"data.hub: {hub.id!r}" + (f", {hub.name!r}" if hub.name else "") + f", split {hub.split!r}"
     try:
         rows = datasets.load_dataset(hub.id, hub.name, split=hub.split, revision=hub.revision)
-    except (OSError, ValueError, RuntimeError) as error:  # unknown id, name, split or revision, or no network
+    except Exception as error:  # what a builder of `datasets` raises has no base in common
         raise DataError(
-            f"{what} cannot be loaded ({error}): check the id, name, split and revision, and that the hub can be reached"
+            f"{what} cannot be loaded ({' '.join(str(error).split())}): check the id, name, split and revision, and that the hub can be reached"
         ) from error
     need_column(text_field, rows.column_names, what)
     row_bytes = rows.data.nbytes // max(1, len(rows))

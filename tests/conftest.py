@@ -1,0 +1,38 @@
+"""Fixtures that several test packages share."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+WORDS = (
+    ["whatever", "fails", "no", "sample", "is", "lost", "or", "seen", "twice", "and", "every", "second", "of", "the", "bill", "is", "accounted", "for", "by", "the", "ledger"]
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory) -> Path:
+    """Forty small text files with something to learn in them."""
+    folder = tmp_path_factory.mktemp("corpus")
+    draw = random.Random(7)
+    for number in range(40):
+        lines = [" ".join(draw.choices(WORDS, k=draw.randint(5, 20))) for _ in range(30)]
+        (folder / f"{number:02d}.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tiny_corpus):
+    """The corpus, prepared."""
+    from tests.support.ranks import job
+    from zerofleet.trainer.data.prepare import prepare
+
+    config = job(tiny_corpus, tiny_corpus)
+    return prepare(config.data, config.run.seed, lambda stage, fraction, detail: None)

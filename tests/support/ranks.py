@@ -1,0 +1,194 @@
+"""Runs real ranks (DeepSpeed on gloo) of a job, forked from a pre-imported server: a whole run takes a second or two."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zerofleet.trainer.checkpoint.select import select_checkpoint
+from zerofleet.trainer.config import TrainConfig
+from zerofleet.trainer.data.cache import DataCache
+from zerofleet.trainer.events import Control, Event
+from zerofleet.trainer.run_folder import CheckpointId, RunFolder
+from zerofleet.trainer.world import World
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.support.preload"])
+
+TINY_LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+
+
+@dataclass
+class Outcome:
+    """What the ranks of one attempt reported. `errors` holds (rank, type name, message) of uncaught exceptions."""
+
+    attempt: int
+    events: list[Event] = field(default_factory=list)
+    errors: list[tuple[int, str, str]] = field(default_factory=list)
+    exit_codes: list[int] = field(default_factory=list)
+
+    def of(self, kind: str) -> list[Event]:
+        return [e for e in self.events if e.kind == kind]
+
+    def losses(self) -> dict[int, float]:
+        return {e.step: e.data["loss"] for e in self.of("step")}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Faults and requests of a test: at the start of step `step`, on rank `rank`."""
+
+    nan_at: tuple[int, int] | None = None
+    """(rank, step)"""
+    kill_at: tuple[int, int] | None = None
+    stop_after: int | None = None
+    """Rank 0 asks for a stop during this step."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def job(folder: Path, corpus: Path, **changes) -> TrainConfig:
+    """A tiny job; `train__steps=5` changes train.steps."""
+    sections = {
+        "run": {"name": "tiny", "storage": str(folder / "runs")},
+        "model": {"config": TINY_LLAMA},
+        "data": {
+            "files": [f"{corpus}/*.txt"],
+            "tokenizer_vocab_size": 400,
+            "sequence_length": 32,
+            "heldout_fraction": 0.1,
+            "cache": str(corpus / "cache"),
+        },
+        "train": {
+            "steps": 6,
+            "global_batch_size": 8,
+            "micro_batch_size": 2,
+            "zero_stage": 1,
+            "precision": "fp32",
+            "learning_rate": 1e-2,
+            "eval_sequences": 8,
+            "replica_check_interval_steps": 2,
+        },
+        "checkpoint": {"interval_steps": 2, "keep_last": 100},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            sections[section][name] = value
+        else:
+            sections[section] = value
+    return TrainConfig(**sections)
+
+
+def run_attempt(
+    config: TrainConfig, cache: DataCache, world_size: int, plan: Plan = Plan(), timeout_s: float = 90.0
+) -> Outcome:
+    """Claims the next attempt from the newest checkpoint that verifies and runs its ranks to their end."""
+    run = RunFolder(config.run.storage, config.run.name)
+    if not run.storage.exists("job.yaml"):
+        run.create(json.dumps(config.model_dump(mode="json")))
+    selection = select_checkpoint(run)
+    assert selection.checkpoint is not None or not selection.found
+    attempt = len(run.attempts()) + 1
+    run.claim_attempt(attempt, selection.checkpoint, world_size, config.train.zero_stage)
+    return run_ranks(config, cache, world_size, attempt, plan, timeout_s)
+
+
+def run_ranks(config, cache, world_size, attempt, plan=Plan(), timeout_s=90.0) -> Outcome:
+    queue = CONTEXT.SimpleQueue()
+    port = free_port()
+    ranks = [
+        CONTEXT.Process(
+            target=_rank, args=(config.model_dump_json(), str(cache.path), rank, world_size, attempt, port, plan, queue)
+        )
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    outcome, deadline = Outcome(attempt), time.monotonic() + timeout_s
+    ended = 0
+    while ended < world_size:
+        while not queue.empty():
+            item = queue.get()
+            if item is None:
+                ended += 1
+            elif isinstance(item, str):
+                outcome.events.append(Event.from_json(item))
+            else:
+                outcome.errors.append(item)
+                ended += 1
+        dead = [p for p in ranks if p.exitcode not in (None, 0)]
+        if dead or time.monotonic() > deadline:
+            break
+        multiprocessing.connection.wait([queue._reader, *(p.sentinel for p in ranks if p.is_alive())], timeout=1.0)
+    for process in ranks:
+        if outcome.errors or dead or time.monotonic() > deadline:
+            process.kill()
+        process.join(30)
+        outcome.exit_codes.append(process.exitcode)
+    while not queue.empty():
+        item = queue.get()
+        if isinstance(item, str):
+            outcome.events.append(Event.from_json(item))
+        elif item is not None:
+            outcome.errors.append(item)
+    assert time.monotonic() < deadline, "the ranks did not end in time"
+    return outcome
+
+
+def _rank(config_json, cache_path, rank, world_size, attempt, port, plan, queue) -> None:
+    from zerofleet.trainer.loop import train
+
+    log = Path(os.environ.get("ZEROFLEET_TEST_LOGS", "/dev/null"))
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    world = World(rank, rank, 0, world_size, "test", attempt)
+    os.environ.update(world.env("127.0.0.1", port))
+    doing = 0
+
+    def fault(point: str, step: int) -> str | None:
+        nonlocal doing
+        doing = step
+        if point == "step" and plan.kill_at == (rank, step):
+            os.kill(os.getpid(), 9)
+        return "nan" if point == "step" and plan.nan_at == (rank, step) else None
+
+    def control() -> Control:
+        return Control("stop" if rank == 0 and plan.stop_after is not None and doing >= plan.stop_after else "none")
+
+    try:
+        train(
+            TrainConfig.model_validate_json(config_json),
+            world,
+            Path(cache_path),
+            lambda e: queue.put(e.to_json()),
+            control,
+            fault,
+        )
+    except BaseException as error:  # noqa: BLE001 - the test reads it
+        traceback.print_exc()
+        queue.put((rank, type(error).__name__, str(error)))
+        os._exit(1)
+    queue.put(None)
+
+
+__all__ = ["CheckpointId", "Outcome", "Plan", "job", "run_attempt", "run_ranks"]

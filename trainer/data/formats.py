@@ -150,7 +150,9 @@ def _csv(file: BinaryIO, name: str, text_field: str) -> Iterator[str]:
                 raise DataError(f"{place}: the row ends before column {text_field!r}: correct or remove that row")
             yield text_of(row[text_field], text_field, place)
     except csv.Error as error:
-        raise DataError(f"{name}, line {rows.reader.line_num} is not CSV ({error}): correct or remove that row") from error
+        raise DataError(
+            f"{name}, line {rows.reader.line_num} is not CSV ({error}): correct or remove that row"
+        ) from error
 
 
 def _decoded_lines(file: BinaryIO, name: str) -> Iterator[str]:

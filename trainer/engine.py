@@ -18,6 +18,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.model import ModelShape, build_model, shape_of
+from zerofleet.trainer.ops import make_loadable
 from zerofleet.trainer.world import World
 
 COLLECTIVE_TIMEOUT = timedelta(hours=24)
@@ -41,6 +42,7 @@ class Engine:
 
 def init_distributed(world: World) -> torch.device:
     """Joins the process group by torchrun's variables; NCCL on GPUs, gloo on CPUs. Returns the rank's device."""
+    make_loadable()
     os.environ.setdefault("DEEPSPEED_TIMEOUT", str(int(COLLECTIVE_TIMEOUT.total_seconds() // 60)))
     accelerator = get_accelerator()
     device = torch.device(accelerator.device_name(world.local_rank) if accelerator.device_name() != "cpu" else "cpu")

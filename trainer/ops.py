@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -65,9 +66,33 @@ def extensions_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torch_extensions"
 
 
-def compiler() -> str | None:
-    """The C++ compiler that torch would call (`CXX`, else c++), or None."""
-    return shutil.which(os.environ.get("CXX") or "c++")
+def missing_tools() -> list[str]:
+    """What a build needs and this machine lacks, with its Debian package; empty when ops can be built."""
+    compiler, header = os.environ.get("CXX") or "c++", Path(sysconfig.get_paths()["include"]) / "Python.h"
+    missing = []
+    if shutil.which(compiler) is None:
+        missing.append(f"a C++ compiler ({compiler}; package g++)")
+    if not header.exists():
+        missing.append(f"Python's headers ({header}; package python3-dev)")
+    if shutil.which("ninja", path=_path_with_ninja()) is None:
+        missing.append("ninja (package ninja-build)")
+    return missing
+
+
+def make_loadable() -> None:
+    """To be called before `deepspeed.init_distributed`: lets torch find ninja, and DeepSpeed go without an op that is
+    not built and cannot be (its own fallback expects a compiler and raises)."""
+    os.environ["PATH"] = _path_with_ninja()
+    if not is_built(COMMUNICATION_OP) and missing_tools():
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__[COMMUNICATION_OP] = False
+
+
+def _path_with_ninja() -> str:
+    """PATH with the interpreter's own folder, where pip puts ninja: it is not there when the venv was not activated."""
+    own, known = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join([*known, own] if own not in known else known)
 
 
 def is_built(op: str) -> bool:
@@ -95,7 +120,7 @@ def clear_stale_locks() -> list[StaleLock]:
 def build(ops: Sequence[str] = (COMMUNICATION_OP,), progress: Progress = lambda op, seconds: None) -> None:
     """Builds what is missing of `ops`; an op that this machine does not need is skipped. One builder at a time.
 
-    Raises OpBuildError when the compiler fails. Call it only where `compiler()` finds one.
+    Raises OpBuildError when the compiler fails. Call it only where nothing is `missing_tools()`.
     """
     root = extensions_root()
     root.mkdir(parents=True, exist_ok=True)
@@ -113,6 +138,7 @@ def _build_one(op: str, progress: Progress) -> None:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            env={**os.environ, "PATH": _path_with_ninja()},
         )
         try:
             while True:
@@ -197,8 +223,8 @@ def main() -> int:
         sys.stdout.write(
             f"removed the stale build lock of {lock.op}, {lock.age_s:.0f} s old: a build was killed there\n"
         )
-    if compiler() is None:
-        sys.stdout.write("no C++ compiler found: DeepSpeed's ops are not built, ranks use gloo alone\n")
+    if missing := missing_tools():
+        sys.stdout.write(f"DeepSpeed's ops are not built, ranks use gloo alone: missing {' and '.join(missing)}\n")
         return 0
     started = time.monotonic()
     try:

@@ -6,7 +6,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -140,12 +140,15 @@ def _space(name: str, path: Path, least_gib: float, remedy: str) -> Check:
 
 
 def op_builds() -> Iterator[Check]:
-    """The compiler, DeepSpeed's op, and locks that a killed build left behind."""
-    compiler = ops.compiler()
-    yield Check("ok" if compiler else "warn", "compiler", compiler or "no C++ compiler: ops are skipped. Install g++")
+    """What builds DeepSpeed's op, the op itself, and locks that a killed build left behind."""
+    missing = ops.missing_tools()
+    if missing:
+        yield Check("warn", "compiler", f"missing {' and '.join(missing)}: ranks use gloo alone until it is installed")
+    else:
+        yield Check("ok", "compiler", "compiler, headers and ninja are there")
     if ops.is_built(ops.COMMUNICATION_OP):
         yield Check("ok", "ops", f"{ops.COMMUNICATION_OP} is built in {ops.extensions_root()}")
-    elif compiler:
+    elif not missing:
         remedy = "the first start builds it (about 100 s). Build it now: python -m zerofleet.trainer.ops"
         yield Check("warn", "ops", f"{ops.COMMUNICATION_OP} is not built: {remedy}")
     for lock in ops.clear_stale_locks():
@@ -170,6 +173,5 @@ def leftovers() -> Check:
         from zerofleet.cluster.local import reap_leftovers
     except ImportError as error:
         return Check("warn", "leftovers", f"not looked for: {error.name} is not installed")
-    reaped: Iterable[str] = reap_leftovers()
-    found = list(reaped)
-    return Check("warn", "leftovers", f"ended {', '.join(found)}") if found else Check("ok", "leftovers", "none")
+    ended = [f"the local Ray of run {leftover.run} (pid {leftover.head.pid})" for leftover in reap_leftovers()]
+    return Check("warn", "leftovers", f"ended {', '.join(ended)}") if ended else Check("ok", "leftovers", "none")

@@ -1,0 +1,22 @@
+# Every target makes .venv first, when it is not there. `make test` is what CI runs.
+VENV := .venv/bin
+EXTRAS := train,k8s,s3,bench,dev
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest
+
+.PHONY: install lint test test-unit test-integration
+
+install:
+	@./launch/install.sh $(EXTRAS)
+
+lint: install
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+
+test: lint test-unit test-integration
+
+test-unit: install
+	$(PYTEST) -m "not integration"
+
+test-integration: install
+	$(PYTEST) -m integration

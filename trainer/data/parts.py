@@ -1,7 +1,7 @@
 """Tokenised parts of a corpus: the unit that a killed preparation keeps.
 
-Part i is the documents of some consecutive data shards: `parts/i.tokens` (ids, each document with EOS) and `parts/i.docs` (a
-record per document), which is renamed into place last and so says that the part is whole.
+A part is the documents of data shards i to j: `parts/i-j.tokens` (ids, each document with EOS) and `parts/i-j.docs` (a record
+per document), which is renamed into place last and so says that the part is whole.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _BATCH_CHARS = 1024 * 1024
 
 @dataclass(frozen=True)
 class Part:
-    index: int
+    first: int
+    """Index of the first shard in the corpus."""
     shards: Sequence[Shard]
 
     @property
@@ -37,10 +38,15 @@ class Part:
         return sum(shard.num_bytes for shard in self.shards)
 
     def tokens_path(self, folder: Path) -> Path:
-        return folder / f"{self.index:06d}.tokens"
+        return folder / f"{self._name}.tokens"
 
     def documents_path(self, folder: Path) -> Path:
-        return folder / f"{self.index:06d}.docs"
+        return folder / f"{self._name}.docs"
+
+    @property
+    def _name(self) -> str:
+        """By range, so that parts of another grouping are never taken for this one."""
+        return f"{self.first:08d}-{self.first + len(self.shards):08d}"
 
     def is_done(self, folder: Path) -> bool:
         return self.documents_path(folder).exists()
@@ -52,15 +58,14 @@ class Part:
 def plan_parts(corpus: Corpus) -> list[Part]:
     """Consecutive shards, grouped until a part is worth its files. What comes out at the end does not depend on the grouping."""
     part_bytes = max(_MIN_PART_BYTES, corpus.num_bytes // _MAX_PARTS)
-    groups: list[list[Shard]] = []
-    size = part_bytes
-    for shard in corpus.shards:
-        if size >= part_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append(shard)
+    parts: list[Part] = []
+    first, size = 0, 0
+    for index, shard in enumerate(corpus.shards, 1):
         size += shard.num_bytes
-    return [Part(index, group) for index, group in enumerate(groups)]
+        if size >= part_bytes or index == len(corpus.shards):
+            parts.append(Part(first, corpus.shards[first:index]))
+            first, size = index, 0
+    return parts
 
 
 def tokenise_part(part: Part, encoder: Encoder, seed: int, folder: Path, advance: Callable[[int], None]) -> None:

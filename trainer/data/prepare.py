@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
@@ -51,13 +52,30 @@ def prepare(data: DataConfig, seed: int, progress: Progress) -> DataCache:
     corpus = resolve(data)
     progress("list", 1.0, f"{len(corpus.shards)} data shards, {corpus.num_bytes / 1e6:.1f} MB")
     with _given_tokenizer(data) as given:
-        folder = cache_root(data) / _key(data, seed, corpus, given)
-        cache = _finished(folder)
-        if cache is None:
-            with _locked(folder, progress):
-                cache = _finished(folder) or _build(data, seed, corpus, given, folder, progress)
+        task = _Task(data, seed, corpus, given, cache_root(data) / _key(data, seed, corpus, given))
+        cache = _finished(task.folder)
+        if cache is None or task.parts_folder.exists():
+            with _locked(task.folder, progress):
+                cache = _finished(task.folder) or _build(task, progress)
+                if task.parts_folder.exists():  # also of a try that was killed just before it came here
+                    shutil.rmtree(task.parts_folder)
     progress("ready", 1.0, _summary(cache))
     return cache
+
+
+@dataclass(frozen=True)
+class _Task:
+    data: DataConfig
+    seed: int
+    corpus: Corpus
+    given: Path | None
+    """Folder of the tokenizer that is given; None when one is to be trained."""
+    folder: Path
+    """The cache's own."""
+
+    @property
+    def parts_folder(self) -> Path:
+        return self.folder / "parts"
 
 
 @contextlib.contextmanager
@@ -108,35 +126,31 @@ def _locked(folder: Path, progress: Progress) -> Iterator[None]:
         yield
 
 
-def _build(
-    data: DataConfig, seed: int, corpus: Corpus, given: Path | None, folder: Path, progress: Progress
-) -> DataCache:
+def _build(task: _Task, progress: Progress) -> DataCache:
     """Everything that is not there yet, each step whole or not at all; the caller holds the lock."""
-    (folder / INDEX_NAME).unlink(missing_ok=True)
-    parts_folder = folder / "parts"
-    with storage_errors("writing", str(folder), setting="data.cache"):
-        parts_folder.mkdir(exist_ok=True)
-        _make_tokenizer(data, corpus, given, folder, progress)
-    encoder = Encoder(folder / TOKENIZER_NAME)
-    parts = plan_parts(corpus)
-    _tokenise(parts, encoder, seed, parts_folder, progress)
-    progress("write", 0.0, str(folder))
-    write_cache(folder, parts_folder, parts, encoder, data.sequence_length, data.heldout_fraction)
-    shutil.rmtree(parts_folder)
-    progress("write", 1.0, str(folder))
-    return DataCache.open(folder)
+    with storage_errors("writing", str(task.folder), setting="data.cache"):
+        (task.folder / INDEX_NAME).unlink(missing_ok=True)
+        task.parts_folder.mkdir(exist_ok=True)
+        _make_tokenizer(task, progress)
+    encoder = Encoder(task.folder / TOKENIZER_NAME)
+    parts = plan_parts(task.corpus)
+    _tokenise(parts, encoder, task.seed, task.parts_folder, progress)
+    progress("write", 0.0, str(task.folder))
+    write_cache(task.folder, task.parts_folder, parts, encoder, task.data.sequence_length, task.data.heldout_fraction)
+    progress("write", 1.0, str(task.folder))
+    return DataCache.open(task.folder)
 
 
-def _make_tokenizer(data: DataConfig, corpus: Corpus, given: Path | None, folder: Path, progress: Progress) -> None:
-    target, temporary = folder / TOKENIZER_NAME, folder / f"{TOKENIZER_NAME}.tmp"
+def _make_tokenizer(task: _Task, progress: Progress) -> None:
+    target, temporary = task.folder / TOKENIZER_NAME, task.folder / f"{TOKENIZER_NAME}.tmp"
     if target.exists():
         return
     shutil.rmtree(temporary, ignore_errors=True)
-    if given is not None:
-        shutil.copytree(given, temporary)
+    if task.given is not None:
+        shutil.copytree(task.given, temporary)
     else:
-        progress("tokenizer", 0.0, f"training a byte-level BPE of {data.tokenizer_vocab_size} entries")
-        save_trained(corpus, data.tokenizer_vocab_size, temporary)
+        progress("tokenizer", 0.0, f"training a byte-level BPE of {task.data.tokenizer_vocab_size} entries")
+        save_trained(task.corpus, task.data.tokenizer_vocab_size, temporary)
         progress("tokenizer", 1.0, f"{Encoder(temporary).size} entries")
     publish(temporary, target)
 
@@ -144,21 +158,22 @@ def _make_tokenizer(data: DataConfig, corpus: Corpus, given: Path | None, folder
 def _tokenise(parts: list[Part], encoder: Encoder, seed: int, folder: Path, progress: Progress) -> None:
     total_bytes = max(1, sum(part.num_bytes for part in parts))
     done_bytes = sum(part.num_bytes for part in parts if part.is_done(folder))
-    reported = (-1.0, 0.0)
+    reported_fraction, reported_at = -1.0, 0.0
 
     def advance(bytes_read: int) -> None:
         """Reports every percent or every 10 s: events are kept for the life of a run."""
-        nonlocal reported
+        nonlocal reported_fraction, reported_at
         fraction, now = (done_bytes + bytes_read) / total_bytes, time.monotonic()
-        if fraction - reported[0] >= _REPORT_FRACTION or now - reported[1] >= _REPORT_INTERVAL_S:
-            reported = (fraction, now)
+        if fraction - reported_fraction >= _REPORT_FRACTION or now - reported_at >= _REPORT_INTERVAL_S:
+            reported_fraction, reported_at = fraction, now
             progress("tokenise", fraction, f"{(done_bytes + bytes_read) / 1e6:.1f} of {total_bytes / 1e6:.1f} MB")
 
+    advance(0)
     for part in parts:
         if not part.is_done(folder):
             tokenise_part(part, encoder, seed, folder, advance)
             done_bytes += part.num_bytes
-            advance(0)
+    progress("tokenise", 1.0, f"{total_bytes / 1e6:.1f} MB")
 
 
 def _summary(cache: DataCache) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from zerofleet.trainer.config import DataConfig
 from zerofleet.trainer.data.cache import DataCache
-from zerofleet.trainer.data.prepare import prepare
+from zerofleet.trainer.data.prepare import Progress, prepare
 
 WORDS = [
     "def",
@@ -48,11 +48,16 @@ def quiet(stage: str, fraction: float, detail: str) -> None:
     """A progress that nobody watches."""
 
 
-def prepared(files: str | list[str], cache: Path, seed: int = 0, **changes: Any) -> DataCache:
-    """Prepares with a small tokenizer and short sequences."""
+def config(files: str | list[str], cache: Path, **changes: Any) -> DataConfig:
+    """A small tokenizer and short sequences."""
     fields = {"tokenizer_vocab_size": 300, "sequence_length": 32, "heldout_fraction": 0.1} | changes
-    names = [files] if isinstance(files, str) else files
-    return prepare(DataConfig(files=names, cache=str(cache), **fields), seed, quiet)
+    return DataConfig(files=[files] if isinstance(files, str) else files, cache=str(cache), **fields)
+
+
+def prepared(
+    files: str | list[str], cache: Path, seed: int = 0, progress: Progress = quiet, **changes: Any
+) -> DataCache:
+    return prepare(config(files, cache, **changes), seed, progress)
 
 
 def content(cache: DataCache) -> dict[str, bytes]:

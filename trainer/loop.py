@@ -90,17 +90,17 @@ class Loop:
         self.device = init_distributed(self.world)
         self.begin("build")
         resolved = check(self.config, self.cache)
+        self.fingerprints = {
+            "data": self.cache.fingerprint,
+            "tokenizer": self.cache.tokenizer_fingerprint,
+            "model": _config_digest(resolved.to_dict()),
+        }
         if self.world.rank == 0:
             publish_model_files(self.folder, resolved, self.cache.tokenizer_path)
         self.built = build_engine(self.config, resolved, self.plan, self.device)
         self.engine = self.built.engine
         self.adapter = adapter_for(self.engine)
         self._check_fragments()
-        self.fingerprints = {
-            "data": self.cache.fingerprint,
-            "tokenizer": self.cache.tokenizer_fingerprint,
-            "model": _config_digest(resolved.to_dict()),
-        }
         self.peak = device_peak(self.device, DTYPES[self.config.train.precision])
         self.ledger = self.folder.writer("ledger", self.world.attempt) if self.world.rank == 0 else None
 
@@ -166,14 +166,15 @@ class Loop:
         self._set_learning_rate()
         share = StepShare(control=self._control().code)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        loss_scale = self.adapter.missing_loss_scale()
         for micro_batch in self.feed.micro_batches(plan, self.world.rank):
             share.add(micro_batch)
             loss = self._loss(micro_batch)
             loss_sum += loss.detach()
-            scaled = loss * (self.world.world_size / plan.num_tokens)
+            scaled = loss * (loss_scale * self.world.world_size / plan.num_tokens)
             self.engine.backward(scaled * float("nan") if poison else scaled, scale_wrt_gas=False)
             poison = False
-            grad_norm = self._optimizer_step()
+            grad_norm = self._optimizer_step() / loss_scale
         share.loss_sum = float(loss_sum)
         total = exchange(share, self.device, self.world.world_size)
         self.step += 1
@@ -345,6 +346,14 @@ def _finite(norm: float) -> bool:
 
 def _config_digest(fields: dict[str, Any]) -> str:
     """xxh3-128 of a resolved model config without what does not change the model."""
-    transient = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "use_cache", "_attn_implementation"}
+    transient = {
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "_name_or_path",
+        "use_cache",
+        "_attn_implementation",
+        "architectures",
+    }
     kept = {key: value for key, value in fields.items() if key not in transient}
     return xxhash.xxh3_128_hexdigest(json.dumps(kept, sort_keys=True, default=str).encode())

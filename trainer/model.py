@@ -145,23 +145,32 @@ def num_elements(parameter: torch.Tensor) -> int:
 
 
 def draw_initial_weights(model: PreTrainedModel, seed: int) -> None:
-    """Draws every module's own parameters and buffers, in fp32, under its own seed.
+    """Draws every module's own parameters and buffers, in fp32, under its own seed; children before their parents.
 
-    A parameter that two modules share (tied embeddings) is drawn by the first module that holds it.
+    A parent may draw a child's parameters once more (GPT-2 scales its residual projections), so both are at hand. A
+    parameter that two modules share (tied embeddings) is drawn by the first that holds it.
     """
     drawn: set[int] = set()
     owners = _init_owners(model)
     with torch.random.fork_rng(devices=[]):
-        for name, module in model.named_modules():
-            parameters = {key: p for key, p in module.named_parameters(recurse=False) if id(p) not in drawn}
-            drawn.update(id(p) for p in parameters.values())
-            shared = [p for p in module.parameters(recurse=False) if not any(p is own for own in parameters.values())]
-            _buffers_to_fp32(module)
-            with _gathered([*parameters.values(), *shared]), _in_fp32(parameters):
-                for parameter in shared:
+        for name, module in _children_first(model):
+            own = list(module.parameters(recurse=False))
+            for parameter in own:
+                if id(parameter) in drawn:
                     parameter._is_hf_initialized = True
+            drawn.update(id(parameter) for parameter in own)
+            reachable = own + [p for child in module.children() for p in child.parameters(recurse=False)]
+            _buffers_to_fp32(module)
+            with _gathered(reachable), _in_fp32(reachable):
                 torch.manual_seed(module_seed(seed, name))
                 owners[name]._init_weights(module)
+
+
+def _children_first(module: torch.nn.Module, name: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
+    """Modules with their names, in the order in which transformers initialises them."""
+    for key, child in module.named_children():
+        yield from _children_first(child, f"{name}.{key}" if name else key)
+    yield name, module
 
 
 def _init_owners(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
@@ -191,14 +200,14 @@ def _buffers_to_fp32(module: torch.nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _in_fp32(parameters: dict[str, torch.nn.Parameter]) -> Iterator[None]:
+def _in_fp32(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
     """Lets `_init_weights` write fp32 values, then rounds them to the parameter's dtype: the same draw in every precision."""
-    original = {key: parameter.data for key, parameter in parameters.items()}
-    for parameter in parameters.values():
-        parameter.data = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
+    low = [(parameter, parameter.data) for parameter in parameters if parameter.dtype != torch.float32]
+    for parameter, data in low:
+        parameter.data = data.float()
     try:
         yield
     finally:
-        for key, parameter in parameters.items():
-            original[key].copy_(parameter.data)
-            parameter.data = original[key]
+        for parameter, data in low:
+            data.copy_(parameter.data)
+            parameter.data = data

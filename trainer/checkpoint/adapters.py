@@ -97,6 +97,10 @@ class Adapter(ABC):
     def _loss_scaler(self) -> Any:
         return getattr(self._engine.optimizer, "loss_scaler", None)
 
+    def missing_loss_scale(self) -> float:
+        """What the loss must still be multiplied by because DeepSpeed divides the gradient by it without having done so."""
+        return 1.0
+
     @property
     def _partitioned(self) -> bool:
         return True
@@ -272,6 +276,17 @@ class UnfusedAdapter(PlainAdapter):
     def _torch_optimizer(self) -> torch.optim.Optimizer:
         return self._engine.optimizer.optimizer  # type: ignore[no-any-return]
 
+    def _materialise(self) -> None:
+        """Undoes what DeepSpeed's constructor did to create the state: a step with zero gradients, which counts as a step
+        and moves every master by its weight decay."""
+        super()._materialise()
+        for low, high in self._pairs():
+            high.data.copy_(low.data)
+            state = self._torch_optimizer.state[high]
+            state["step"] = torch.zeros_like(state["step"])
+            for kind in MOMENTS:
+                state[kind].zero_()
+
     def _pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         optimizer = self._engine.optimizer
         for low_group, high_group in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
@@ -287,6 +302,11 @@ class UnfusedAdapter(PlainAdapter):
 
     def _loss_scaler(self) -> Any:
         return self._engine.optimizer.loss_scale_config
+
+    def missing_loss_scale(self) -> float:
+        """`engine.backward` of 0.19.8 scales the loss for ZeRO's optimizers only; this one unscales all the same, so that in
+        fp16 gradients would shrink to AdamW's epsilon, and none would ever be clipped."""
+        return float(self._loss_scaler().cur_scale)
 
 
 class FlatAdapter(Adapter):

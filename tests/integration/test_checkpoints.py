@@ -1,0 +1,255 @@
+"""Checkpoints with the real DeepSpeed: any stage and world size, damage of every kind, wrong fragments, export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.ranks import Plan, job, run_attempt, run_ranks
+from zerofleet.trainer.checkpoint.export import export
+from zerofleet.trainer.checkpoint.format import CheckpointReader
+from zerofleet.trainer.checkpoint.fragments import digest
+from zerofleet.trainer.checkpoint.select import select_checkpoint
+from zerofleet.trainer.config import TrainConfig
+from zerofleet.trainer.data.ledger import LedgerEntry
+from zerofleet.trainer.run_folder import CheckpointId, RunFolder
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+
+def folder_of(config: TrainConfig) -> RunFolder:
+    return RunFolder(config.run.storage, config.run.name)
+
+
+def with_stage(config: TrainConfig, stage: int) -> TrainConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update={"zero_stage": stage})})
+
+
+def reader_digests(config: TrainConfig, step: int) -> dict[str, str]:
+    """Digests computed here from the bytes of the newest checkpoint of a step, through the reader."""
+    newest = [c for c in folder_of(config).checkpoints() if c.step == step][-1]
+    reader = CheckpointReader(folder_of(config).storage, newest)
+    return {
+        f"{kind}/{name}": f"{digest(reader.read(name, kind, 0, tensor.num_elements), 0):016x}"
+        for name, tensor in reader.manifest.tensors.items()
+        for kind in tensor.kinds
+    }
+
+
+CHAIN = [(2, 1), (1, 3), (3, 2), (2, 0)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_stop_and_resume_over_world_sizes_and_stages(tmp_path, tiny_corpus, tiny_cache, precision):
+    settings = {
+        "train__precision": precision,
+        "train__steps": 12,
+        "train__learning_rate": 3e-3,
+        "checkpoint__interval_steps": 0,
+    }
+    unbroken = run_attempt(job(tmp_path / "unbroken", tiny_corpus, **settings), tiny_cache, 2)
+    assert not unbroken.errors, unbroken.errors
+    config = job(tmp_path / "resumed", tiny_corpus, **settings)
+    losses = {}
+    for number, (world_size, stage) in enumerate(CHAIN):
+        last = number == len(CHAIN) - 1
+        outcome = run_attempt(
+            with_stage(config, stage), tiny_cache, world_size, Plan(stop_after=None if last else 3 * number + 3)
+        )
+        assert not outcome.errors, outcome.errors
+        losses |= outcome.losses()
+        done = 3 * number + 3
+        assert [e.step for e in outcome.of("finished" if last else "stopped")] == [done]
+        manifest = CheckpointReader(folder_of(config).storage, folder_of(config).checkpoints()[-1]).manifest
+        assert (manifest.step, manifest.world_size, manifest.zero_stage) == (done, world_size, stage)
+        # What the loading ranks proved collectively is proved here once more, from the bytes alone.
+        assert reader_digests(config, done) == manifest.digests
+        if number:
+            assert outcome.of("loaded")[0].step == done - 3
+    assert losses == pytest.approx(unbroken.losses(), rel=1e-3)
+    assert ledger_positions(config) == list(range(12 * 8))
+
+
+def ledger_positions(config: TrainConfig) -> list[int]:
+    """Positions of the ledger lines that count, in order."""
+    run = folder_of(config)
+    starts = {a.attempt: a.start_step for a in run.attempts()}
+    positions = []
+    for line in run.read("ledger"):
+        entry = LedgerEntry.from_dict(line)
+        if all(entry.step <= start for attempt, start in starts.items() if attempt > entry.attempt):
+            positions += [p for begin, end in entry.ranges for p in range(begin, end)]
+    return sorted(positions)
+
+
+def test_the_state_after_a_load_is_bitwise_the_saved_one(tmp_path, tiny_corpus, tiny_cache):
+    """A run that loads and saves at once writes the same tensors, whatever the stage and world size."""
+    config = job(tmp_path, tiny_corpus, train__steps=4, checkpoint__interval_steps=2)
+    assert not run_attempt(config, tiny_cache, 2, Plan(stop_after=2)).errors
+    saved = reader_digests(config, 2)
+    for world_size, stage in [(3, 3), (1, 0), (2, 2)]:
+        copy = job(tmp_path / f"{world_size}-{stage}", tiny_corpus, train__steps=2, train__zero_stage=stage)
+        shutil.copytree(folder_of(config).storage.local_path(), folder_of(copy).storage.local_path())
+        outcome = run_attempt(copy, tiny_cache, world_size)
+        assert not outcome.errors, outcome.errors
+        assert reader_digests(copy, 2) == saved
+
+
+@pytest.fixture(scope="module")
+def three_checkpoints(tmp_path_factory, tiny_corpus, tiny_cache):
+    """A run of six steps on two ranks with checkpoints at 2, 4 and 6."""
+    config = job(tmp_path_factory.mktemp("three"), tiny_corpus)
+    outcome = run_attempt(config, tiny_cache, 2)
+    assert not outcome.errors, outcome.errors
+    return config, outcome
+
+
+def copy_of(three_checkpoints, folder, **changes) -> TrainConfig:
+    config = three_checkpoints[0]
+    shutil.copytree(config.run.storage, folder / "runs")
+    run = config.run.model_copy(update={"storage": str(folder / "runs")})
+    return config.model_copy(update={"run": run, **changes})
+
+
+NEWEST = CheckpointId(6, 1)
+FILES = ["manifest.json", "rank-00000-of-00002.safetensors", "rank-00001-of-00002.safetensors"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("where", [0.001, 0.3, 0.999])
+def test_one_flipped_byte_is_found_and_the_checkpoint_before_is_taken(tmp_path, three_checkpoints, file, where):
+    config = copy_of(three_checkpoints, tmp_path)
+    path = folder_of(config).storage.local_path(f"{NEWEST.folder}/{file}")
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * where)] ^= 0x10
+    path.write_bytes(data)
+    selection = select_checkpoint(folder_of(config), full=True)
+    assert selection.checkpoint == CheckpointId(4, 1)
+    [(skipped, reason)] = selection.skipped
+    assert skipped == NEWEST and (file in reason)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_truncated_or_missing_file_is_found(tmp_path, three_checkpoints, file):
+    config = copy_of(three_checkpoints, tmp_path)
+    path = folder_of(config).storage.local_path(f"{NEWEST.folder}/{file}")
+    path.write_bytes(path.read_bytes()[:-7])
+    assert select_checkpoint(folder_of(config)).checkpoint == CheckpointId(4, 1)
+    path.unlink()
+    assert select_checkpoint(folder_of(config)).checkpoint == CheckpointId(4, 1)
+
+
+def test_ranks_refuse_a_flipped_byte_that_only_a_full_read_finds(tmp_path, three_checkpoints, tiny_cache):
+    config = copy_of(three_checkpoints, tmp_path)
+    run = folder_of(config)
+    path = run.storage.local_path(f"{NEWEST.folder}/{FILES[2]}")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert select_checkpoint(run).checkpoint == NEWEST, "sizes and headers are right"
+    run.claim_attempt(2, NEWEST, 3, 1)
+    outcome = run_ranks(config, tiny_cache, 3, 2)
+    assert {name for _, name, _ in outcome.errors} == {"CheckpointUnusable"}
+    assert select_checkpoint(run, exclude=frozenset([NEWEST])).checkpoint == CheckpointId(4, 1)
+
+
+def test_files_of_a_zombie_are_ignored(tmp_path, three_checkpoints):
+    """An attempt that was given up still writes checkpoint 6, after its successor started from 4."""
+    run = folder_of(copy_of(three_checkpoints, tmp_path))
+    run.claim_attempt(2, CheckpointId(4, 1), 2, 1)
+    selection = select_checkpoint(run)
+    assert selection.checkpoint == CheckpointId(4, 1)
+    assert selection.skipped[0][0] == NEWEST and "older attempt" in selection.skipped[0][1]
+
+
+def test_checkpoints_that_all_fail_are_not_taken_for_a_new_run(tmp_path, three_checkpoints):
+    run = folder_of(copy_of(three_checkpoints, tmp_path))
+    for checkpoint in run.checkpoints():
+        run.storage.local_path(checkpoint.manifest).write_text("{}")
+    selection = select_checkpoint(run)
+    assert selection.checkpoint is None and selection.found == 3
+
+
+def test_a_wrong_fragment_is_refused(tmp_path, tiny_corpus, tiny_cache):
+    """round_robin_gradients makes DeepSpeed's mapping point at other parameters' data. The lint refuses it; so do the ranks."""
+    config = job(
+        tmp_path, tiny_corpus, deepspeed={"zero_optimization": {"round_robin_gradients": True}}, train__zero_stage=2
+    )
+    outcome = run_attempt(config, tiny_cache, 2)
+    assert {name for _, name, _ in outcome.errors} == {"WrongFragment"}
+    assert not outcome.of("step")
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage"), [("bf16", 0), ("bf16", 1), ("bf16", 2), ("bf16", 3), ("fp32", 0), ("fp32", 2)]
+)
+def test_a_nan_gradient_is_noticed_at_its_step(tmp_path, tiny_corpus, tiny_cache, precision, stage):
+    config = job(tmp_path, tiny_corpus, train__precision=precision, train__zero_stage=stage)
+    outcome = run_attempt(config, tiny_cache, 2, Plan(nan_at=(1, 4)))
+    assert {(name, message.split(" was")[0]) for _, name, message in outcome.errors} == {("NonFiniteStep", "step 4")}
+    assert sorted(outcome.losses()) == [1, 2, 3]
+
+
+def test_an_overflow_in_fp16_is_a_recorded_skip(tmp_path, tiny_corpus, tiny_cache):
+    config = job(tmp_path, tiny_corpus, train__precision="fp16")
+    outcome = run_attempt(config, tiny_cache, 2, Plan(nan_at=(0, 4)))
+    assert not outcome.errors, outcome.errors
+    assert [e.step for e in outcome.of("skipped")] == [4]
+    manifest = CheckpointReader(folder_of(config).storage, NEWEST).manifest
+    assert set(manifest.scalars.optimizer_steps) == {5} and manifest.scalars.engine["skipped_steps"] == 1
+
+
+def test_another_corpus_is_refused(tmp_path, three_checkpoints, tiny_cache):
+    config = copy_of(three_checkpoints, tmp_path)
+    run = folder_of(config)
+    path = run.storage.local_path(NEWEST.manifest)
+    manifest = CheckpointReader(run.storage, NEWEST).manifest
+    changed = type(manifest)(**{**manifest.__dict__, "fingerprints": {**manifest.fingerprints, "data": "0" * 32}})
+    path.write_bytes(changed.to_bytes())
+    run.claim_attempt(2, NEWEST, 2, 1)
+    outcome = run_ranks(config, tiny_cache, 2, 2)
+    assert {name for _, name, _ in outcome.errors} == {"UserError"}
+    assert "the data changed" in outcome.errors[0][2]
+
+
+def test_the_export_gives_the_runs_held_out_loss(tmp_path, three_checkpoints, tiny_cache):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config, outcome = three_checkpoints
+    target = tmp_path / "exported"
+    export(folder_of(config), None, target, "fp32")
+    model = AutoModelForCausalLM.from_pretrained(target).eval()
+    input_ids, labels = map(torch.from_numpy, tiny_cache.heldout.read(np.arange(8)))
+    with torch.no_grad():
+        logits = model(input_ids=input_ids).logits
+    loss = torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]), labels.view(-1), ignore_index=-100)
+    assert float(loss) == pytest.approx(outcome.of("eval")[-1].data["loss"], rel=1e-5)
+    assert len(AutoTokenizer.from_pretrained(target)) == tiny_cache.tokenizer_size
+    # The fp32 export holds the master weights themselves.
+    reader = CheckpointReader(folder_of(config).storage, NEWEST)
+    weights = dict(model.named_parameters())
+    for name in reader.manifest.tensors:
+        assert np.array_equal(reader.read_tensor(name, "master"), weights[name].detach().numpy())
+
+
+def test_init_from_takes_weights_and_nothing_else(tmp_path, three_checkpoints, tiny_corpus, tiny_cache):
+    source, outcome = three_checkpoints
+    name = f"{source.run.storage}/{source.run.name}@6"
+    config = job(
+        tmp_path, tiny_corpus, run={"name": "branch", "storage": str(tmp_path), "init_from": name}, train__zero_stage=3
+    )
+    branch = run_attempt(config, tiny_cache, 1)
+    assert not branch.errors, branch.errors
+    assert branch.of("eval")[0].data["loss"] == pytest.approx(outcome.of("eval")[-1].data["loss"], rel=1e-5)
+    assert sorted(branch.losses()) == [1, 2, 3, 4, 5, 6]
+
+
+def test_retention_keeps_the_newest(tmp_path, tiny_corpus, tiny_cache):
+    config = job(tmp_path, tiny_corpus, checkpoint={"interval_steps": 1, "keep_last": 2, "keep_every_steps": 3})
+    assert not run_attempt(config, tiny_cache, 2).errors
+    assert [c.step for c in folder_of(config).checkpoints()] == [3, 5, 6]
+    assert json.loads(folder_of(config).job_yaml())["run"]["name"] == "tiny"

@@ -1,0 +1,61 @@
+"""The run folder: names, attempts, fencing, requests."""
+
+from __future__ import annotations
+
+import pytest
+
+from zerofleet.trainer.errors import NotFoundError, UserError
+from zerofleet.trainer.run_folder import CheckpointId, RunFolder
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = RunFolder(str(tmp_path), "demo")
+    folder.create("run: {}")
+    return folder
+
+
+def test_a_taken_name_is_refused_with_the_way_on(run, tmp_path):
+    with pytest.raises(UserError, match="`zerofleet resume demo` goes on with it"):
+        RunFolder(str(tmp_path), "demo").create("run: {}")
+
+
+def test_a_run_is_opened_by_name_path_or_url(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZEROFLEET_STORAGE", str(tmp_path))
+    for text in ("demo", str(tmp_path / "demo"), f"{tmp_path}/demo/", f"file://{tmp_path}/demo"):
+        assert RunFolder.open(text).job_yaml() == "run: {}"
+    with pytest.raises(NotFoundError, match="no run 'dmo'.*demo"):
+        RunFolder.open("dmo")
+
+
+def test_an_attempt_is_claimed_once_and_names_its_start(run):
+    run.claim_attempt(1, None, 2, 1)
+    record = run.claim_attempt(2, CheckpointId(40, 1), 3, 2)
+    assert run.attempts()[1] == record
+    assert (record.start_step, record.checkpoint_attempt, record.world_size, record.zero_stage) == (40, 1, 3, 2)
+    with pytest.raises(UserError, match="attempt 2 of run 'demo' was claimed by another driver"):
+        run.claim_attempt(2, None, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("step", "attempt", "fenced"), [(40, 1, False), (41, 1, True), (30, 1, False), (50, 2, False), (50, 1, True)]
+)
+def test_what_an_older_attempt_wrote_past_its_successors_start_is_fenced_off(run, step, attempt, fenced):
+    run.claim_attempt(1, None, 2, 1)
+    run.claim_attempt(2, CheckpointId(40, 1), 2, 1)
+    assert run.fenced(CheckpointId(step, attempt)) is fenced
+
+
+def test_requests_are_numbered_and_read_once(run):
+    run.request("save")
+    run.request("stop")
+    assert [(n, r["action"]) for n, r in run.requests()] == [(1, "save"), (2, "stop")]
+    assert [n for n, _ in run.requests(after=1)] == [2]
+
+
+def test_only_complete_checkpoints_are_listed(run):
+    run.claim_attempt(1, None, 2, 1)
+    run.storage.create(CheckpointId(10, 1).manifest, b"{}")
+    run.storage.create(CheckpointId(20, 1).rank_file(0, 2), b"data")
+    assert run.checkpoints() == [CheckpointId(10, 1)]
+    assert run.checkpoint_folders() == [CheckpointId(10, 1), CheckpointId(20, 1)]

@@ -51,7 +51,7 @@ def prepare(data: DataConfig, seed: int, progress: Progress) -> DataCache:
     progress("list", 0.0, ", ".join(data.files) if data.hub is None else data.hub.id)
     corpus = resolve(data)
     progress("list", 1.0, f"{len(corpus.shards)} data shards, {corpus.num_bytes / 1e6:.1f} MB")
-    with _given_tokenizer(data) as given:
+    with _given_tokenizer(data, progress) as given:
         task = _Task(data, seed, corpus, given, cache_root(data) / _key(data, seed, corpus, given))
         cache = _finished(task.folder)
         if cache is None or task.parts_folder.exists():
@@ -79,11 +79,12 @@ class _Task:
 
 
 @contextlib.contextmanager
-def _given_tokenizer(data: DataConfig) -> Iterator[Path | None]:
+def _given_tokenizer(data: DataConfig, progress: Progress) -> Iterator[Path | None]:
     """A passing folder with the tokenizer that is given; None when one is to be trained."""
     if data.tokenizer is None:
         yield None
         return
+    progress("tokenizer", 0.0, f"loading {data.tokenizer}")
     with tempfile.TemporaryDirectory(prefix="zerofleet-tokenizer-") as folder:
         with storage_errors("writing", folder, setting="TMPDIR"):
             save_given(data.tokenizer, Path(folder))

@@ -40,10 +40,11 @@ class Encoder:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
-        self.fingerprint = xxhash.xxh3_128_hexdigest(text.encode())
         self.size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
-        eos = json.loads((folder / "tokenizer_config.json").read_bytes())["eos_token"]
-        self._eos = self._backend.token_to_id(eos if isinstance(eos, str) else eos["content"])
+        config = json.loads((folder / "tokenizer_config.json").read_bytes())
+        eos = config["eos_token"] if isinstance(config["eos_token"], str) else config["eos_token"]["content"]
+        self._eos = self._backend.token_to_id(eos)
+        self.fingerprint = xxhash.xxh3_128_hexdigest(json.dumps([text, eos]).encode())
         self.dtype = np.dtype("<u2" if self.size <= 2**16 else "<u4")
 
     def encode(self, documents: list[str]) -> list[NDArray[Any]]:

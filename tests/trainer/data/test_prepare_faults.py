@@ -17,7 +17,7 @@ from tests.trainer.data.killed_prepare import SMALL_PART_BYTES
 from zerofleet.trainer.data import parts
 from zerofleet.trainer.errors import StorageError, UserError
 
-NUM_KILLS = 10
+NUM_KILLS = 16
 
 
 @pytest.mark.timeout(90)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -112,6 +113,13 @@ def test_a_given_tokenizer_cuts_nothing_off(trained, tmp_path):
         Encoder(tmp_path / "saved").encode([document(1)])[0].tolist()
         == Encoder(trained).encode([document(1)])[0].tolist()
     )
+
+
+def test_another_end_of_document_is_another_fingerprint(trained, tmp_path):
+    same = Encoder(Path(given_tokenizer(trained, tmp_path / "same")))
+    other = Encoder(Path(given_tokenizer(trained, tmp_path / "other", eos_token={"content": "!"})))
+    assert same.fingerprint == Encoder(trained).fingerprint != other.fingerprint
+    assert other.encode(["x"])[0][-1] != same.encode(["x"])[0][-1]
 
 
 def test_a_tokenizer_that_is_not_there_is_named(tmp_path, monkeypatch):

@@ -129,7 +129,8 @@ def _override_value(override: Override, fields: dict[str, ConfigField]) -> Any:
     if field is None or (holder != override.path and not field.is_open):
         raise UserError(unknown_key(override.path, fields))
     takes_text = holder == override.path and str in field.types
-    return override.text if takes_text and override.value is not None else override.value
+    is_text = override.value is None or isinstance(override.value, str)
+    return override.text if takes_text and not is_text else override.value
 
 
 def _bools_for_numbers(mapping: dict[str, Any], fields: dict[str, ConfigField]) -> list[str]:

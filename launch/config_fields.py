@@ -71,7 +71,9 @@ def _plain_types(annotation: Any) -> frozenset[Any]:
 
 
 def nearest(path: str, fields: dict[str, ConfigField]) -> ConfigField | None:
-    """The field that `path` most likely means: alike as a whole, or alike in its last part, in another section."""
+    """The field that `path` most likely means: it begins so, is alike as a whole, or in its last part elsewhere."""
+    if longer := [known for known in fields if known.startswith(path)]:
+        return fields[longer[0]]
     if close := difflib.get_close_matches(path, fields, n=1, cutoff=0.75):
         return fields[close[0]]
     last = {known.rsplit(".", 1)[-1]: known for known in reversed(fields)}

@@ -1,0 +1,42 @@
+"""The list of settings is frozen: adding, renaming or removing one is a decision, seen in a diff of this file."""
+
+import pytest
+
+from zerofleet.launch.config import job_fields
+from zerofleet.launch.config_fields import nearest
+
+FIELDS = """
+run run.name run.storage run.seed run.init_from
+model model.config model.pretrained model.attn_implementation
+data data.files data.hub data.hub.id data.hub.name data.hub.split data.hub.revision data.format data.text_field
+data.tokenizer data.tokenizer_vocab_size data.sequence_length data.heldout_fraction data.cache
+train train.steps train.global_batch_size train.micro_batch_size train.zero_stage train.precision
+train.activation_checkpointing train.gradient_clipping train.learning_rate train.betas train.eps train.weight_decay
+train.schedule train.warmup_steps train.decay_steps train.min_learning_rate_ratio train.eval_interval_steps
+train.eval_sequences train.deterministic train.replica_check_interval_steps
+checkpoint checkpoint.interval_steps checkpoint.keep_last checkpoint.keep_every_steps checkpoint.export
+checkpoint.export_dtype
+deepspeed
+tracking tracking.wandb tracking.wandb.enabled tracking.wandb.project tracking.wandb.entity
+cluster cluster.nodes cluster.ranks_per_node cluster.cpus_per_rank cluster.gpus_per_rank cluster.placement_timeout_s
+cluster.start_timeout_s cluster.stall_timeout_s cluster.stop_timeout_s cluster.max_failures
+""".split()  # noqa: SIM905 - a diff shows the one name that changed
+
+
+def test_the_list_of_settings():
+    assert list(job_fields()) == FIELDS
+
+
+@pytest.mark.parametrize("path", FIELDS)
+def test_every_setting_is_documented_in_a_sentence(path):
+    doc = job_fields()[path].doc
+    assert len(doc) >= 8 and doc.endswith("."), f"{path}: {doc!r}"
+
+
+@pytest.mark.parametrize("path", [path for path in FIELDS if path.endswith("_s")])
+def test_seconds_are_called_seconds(path):
+    assert "Seconds" in job_fields()[path].doc
+
+
+def test_nothing_is_near_to_nonsense():
+    assert nearest("qqq", job_fields()) is None

@@ -55,7 +55,7 @@ def exchange(share: StepShare, device: torch.device, world_size: int) -> StepSum
     packed = struct.pack("<qqqQd", share.control, share.num_sequences, share.num_tokens, share.digest, share.loss_sum)
     mine = torch.frombuffer(bytearray(packed), dtype=torch.int64).to(device)
     gathered = torch.empty(world_size * mine.numel(), dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(gathered, mine)
+    dist.all_gather_single(gathered, mine)
     rows = list(struct.iter_unpack("<qqqQd", gathered.cpu().numpy().tobytes()))
     return StepSum(
         control=max(row[0] for row in rows),
@@ -78,7 +78,7 @@ def odd_ranks(digest: int, device: torch.device, world_size: int) -> list[int]:
     """Ranks whose replica differs from the majority's; with no majority, all that differ from rank 0's. Collective."""
     mine = torch.tensor([digest], dtype=torch.int64, device=device)
     gathered = torch.empty(world_size, dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(gathered, mine)
+    dist.all_gather_single(gathered, mine)
     digests = gathered.tolist()
     (common, count), *_ = Counter(digests).most_common(1)
     reference = common if count * 2 > world_size else digests[0]

@@ -157,7 +157,7 @@ def draw_initial_weights(model: PreTrainedModel, seed: int) -> None:
             own = list(module.parameters(recurse=False))
             for parameter in own:
                 if id(parameter) in drawn:
-                    parameter._is_hf_initialized = True
+                    setattr(parameter, "_is_hf_initialized", True)  # noqa: B010 - read by transformers, not declared by torch
             drawn.update(id(parameter) for parameter in own)
             reachable = own + [p for child in module.children() for p in child.parameters(recurse=False)]
             _buffers_to_fp32(module)

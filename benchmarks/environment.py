@@ -1,0 +1,37 @@
+"""What a figure was measured on: recorded with every result, so that unlike machines are not compared."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import psutil
+
+PACKAGES = ("zerofleet", "torch", "deepspeed", "transformers", "ray")
+
+
+def fingerprint() -> dict[str, Any]:
+    """Processor, cores, memory (GiB), Python and package versions, load average."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "load_average": os.getloadavg(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo") as file:  # noqa: PTH123
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else platform.processor()

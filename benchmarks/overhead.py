@@ -1,0 +1,195 @@
+"""Step time of zerofleet over a bare DeepSpeed loop: same model, batch, precision, clipping and loss, steps alternating.
+
+    torchrun --nproc-per-node 2 -m zerofleet.benchmarks.overhead --output benchmarks/results/DATE-overhead.json
+
+Both engines live in the same processes, and the two loops take turns step by step (A B A B), so whatever else the
+machine does falls on both. The bare loop is what DeepSpeed's documentation shows: a DataLoader, forward, backward, step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from zerofleet.benchmarks.environment import fingerprint
+from zerofleet.benchmarks.statistics import median_interval
+from zerofleet.trainer.config import TrainConfig
+from zerofleet.trainer.data.cache import DataCache
+from zerofleet.trainer.data.prepare import prepare
+from zerofleet.trainer.engine import init_distributed, parameter_groups
+from zerofleet.trainer.events import Control
+from zerofleet.trainer.loop import Loop, no_fault
+from zerofleet.trainer.model import build_model, check
+from zerofleet.trainer.run_folder import RunFolder
+from zerofleet.trainer.world import World
+
+MODEL = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+}
+SKIPPED_STEPS = 3
+"""Steps of each loop before the first counted pair."""
+
+
+def job(storage: str, precision: str, zero_stage: int) -> TrainConfig:
+    """The benchmark's job: 16 sequences of 256 tokens per step, two micro-steps on two ranks."""
+    return TrainConfig.model_validate(
+        {
+            "run": {"name": "overhead", "storage": storage},
+            "model": {"config": MODEL},
+            "data": {"files": ["python-stdlib"], "sequence_length": 256},
+            "train": {
+                "steps": 10_000,
+                "global_batch_size": 16,
+                "micro_batch_size": 4,
+                "zero_stage": zero_stage,
+                "precision": precision,
+                "replica_check_interval_steps": 0,
+            },
+            "checkpoint": {"interval_steps": 0},
+        }
+    )
+
+
+class Sequences(Dataset[torch.Tensor]):
+    """The same prepared sequences, as a plain torch data set."""
+
+    def __init__(self, cache: DataCache) -> None:
+        self._store = cache.train
+
+    def __len__(self) -> int:
+        return self._store.num_sequences
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        input_ids, labels = self._store.read(np.array([index]))
+        return torch.from_numpy(np.stack([input_ids[0], labels[0]]))
+
+
+def bare_loop(config: TrainConfig, cache: DataCache, world: World, device: torch.device) -> Iterator[float]:
+    """Yields after every step of a plain DeepSpeed training loop."""
+    train = config.train
+    accumulation = train.global_batch_size // (train.micro_batch_size * world.world_size)
+    model = build_model(config, check(config, cache), contextlib.nullcontext())
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, train.weight_decay), lr=train.learning_rate, betas=train.betas
+    )
+    ds_config = {
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": train.gradient_clipping,
+        "zero_optimization": {"stage": train.zero_stage},
+        "bf16": {"enabled": train.precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 2**31,
+    }
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+    sampler: DistributedSampler[torch.Tensor] = DistributedSampler(
+        Sequences(cache), world.world_size, world.rank, shuffle=True
+    )
+    loader = DataLoader(Sequences(cache), batch_size=train.micro_batch_size, sampler=sampler, drop_last=True)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    while True:
+        total = 0.0
+        for _ in range(accumulation):
+            input_ids, labels = next(batches).to(device).unbind(1)
+            logits = engine(input_ids=input_ids).logits
+            loss = F.cross_entropy(logits.float().view(-1, logits.shape[-1]), labels.reshape(-1))
+            engine.backward(loss)
+            engine.step()
+            total += loss.item()
+        yield total / accumulation
+
+
+def timed(step: Callable[[], Any]) -> float:
+    """Seconds of one step, from a barrier to a barrier."""
+    dist.barrier()
+    start = time.perf_counter()
+    step()
+    dist.barrier()
+    return time.perf_counter() - start
+
+
+def measure(pairs: int, precision: str, zero_stage: int) -> dict[str, Any]:
+    """Alternating steps of both loops; the figures of all pairs."""
+    torch.set_num_threads(1)
+    bare_world = World.from_env(attempt=1)
+    device = init_distributed(bare_world)
+    storage: list[str] = [tempfile.mkdtemp(prefix="zerofleet-overhead-")] if bare_world.rank == 0 else [""]
+    dist.broadcast_object_list(storage)
+    config = job(storage[0], precision, zero_stage)
+    cache = prepare(config.data, config.run.seed, lambda stage, fraction, detail: None)
+    if bare_world.rank == 0:
+        folder = RunFolder(config.run.storage, "overhead")
+        folder.create("{}")
+        folder.claim_attempt(1, None, bare_world.world_size, zero_stage)
+    dist.barrier()
+    loop = Loop(config, bare_world, cache.path, lambda event: None, Control, no_fault)
+    loop.build()
+    loop.load()
+    bare = bare_loop(config, cache, bare_world, device)
+    times: list[tuple[float, float]] = []
+    for pair in range(SKIPPED_STEPS + pairs):
+        # Which of the two goes first changes with every pair.
+        order: list[tuple[int, Callable[[], Any]]] = [(0, loop.train_step), (1, lambda: next(bare))]
+        seconds = [0.0, 0.0]
+        for index, step in order if pair % 2 == 0 else reversed(order):
+            seconds[index] = timed(step)
+        if pair >= SKIPPED_STEPS:
+            times.append((seconds[0], seconds[1]))
+    ratios = [ours / theirs for ours, theirs in times]
+    low, median, high = median_interval(ratios)
+    return {
+        "benchmark": "overhead",
+        "config": {
+            "precision": precision,
+            "zero_stage": zero_stage,
+            "world_size": bare_world.world_size,
+            "model": MODEL,
+        },
+        "ratio": {"low": low, "median": median, "high": high, "confidence": 0.95},
+        "median_step_s": {
+            "zerofleet": statistics.median(ours for ours, _ in times),
+            "bare_deepspeed": statistics.median(theirs for _, theirs in times),
+        },
+        "pairs_s": times,
+        "environment": fingerprint(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--zero-stage", type=int, choices=(0, 1, 2, 3), default=1)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    result = measure(arguments.pairs, arguments.precision, arguments.zero_stage)
+    if dist.get_rank() == 0:
+        print(json.dumps({key: value for key, value in result.items() if key != "pairs_s"}, indent=1))
+        if arguments.output:
+            arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -118,7 +118,7 @@ def test_a_given_tokenizer_cuts_nothing_off(trained, tmp_path):
 def test_another_end_of_document_is_another_fingerprint(trained, tmp_path):
     same = Encoder(Path(given_tokenizer(trained, tmp_path / "same")))
     other = Encoder(Path(given_tokenizer(trained, tmp_path / "other", eos_token={"content": "!"})))
-    assert same.fingerprint == Encoder(trained).fingerprint != other.fingerprint
+    assert same.fingerprint != other.fingerprint
     assert other.encode(["x"])[0][-1] != same.encode(["x"])[0][-1]
 
 

@@ -1,0 +1,122 @@
+"""The node agent: the one Ray actor of a node. It holds the node's resources, forks the ranks and outlives them.
+
+A plain class: group.py makes it an actor, with several threads, so that a long poll does not block a kill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from zerofleet.cluster.preflight import NodeReport, inspect_node
+from zerofleet.cluster.ranks import Ranks
+from zerofleet.cluster.spec import AttemptSpec, NodeSpec, RankSpec
+from zerofleet.trainer.errors import StorageError
+from zerofleet.trainer.events import DRIVER, Control, Event
+from zerofleet.trainer.storage import Storage
+from zerofleet.trainer.world import World
+
+_PORTS = range(20_000, 32_000)
+"""Below Linux's ephemeral ports: no outgoing connection takes one between the choice and the bind."""
+
+
+class NodeAgent:
+    """Lives as long as the run. Methods are called by the driver."""
+
+    def __init__(self, spec: NodeSpec) -> None:
+        self._spec = spec
+        self._events: list[Event] = []
+        self._arrived = threading.Condition()
+        self._polled_at = time.monotonic()
+        folder = spec.log_folder or tempfile.mkdtemp(prefix="zerofleet-logs-")
+        self._logs = Path(folder)
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._attempt = 0
+        self._ranks = Ranks(spec, self._logs / f"agent-{spec.node_rank:05d}.log", self._emit)
+        threading.Thread(target=self._watch_lease, name="lease", daemon=True).start()
+
+    def inspect(self, cache_path: str) -> NodeReport:
+        """Pre-flight: what this node is and what is wrong with it."""
+        return inspect_node(self._spec, cache_path)
+
+    def free_port(self) -> int:
+        """A port that nobody listens on, for MASTER_PORT."""
+        while True:
+            port = random.choice(_PORTS)
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("", port))
+                return port
+
+    def start(self, attempt: AttemptSpec) -> None:
+        """Forks this node's ranks. They report by events."""
+        self._polled_at = time.monotonic()
+        self._attempt = attempt.attempt
+        logs = self._logs / f"attempt-{attempt.attempt:04d}"
+        logs.mkdir(parents=True, exist_ok=True)
+        self._ranks.start([_rank_spec(attempt, world, logs) for world in attempt.worlds])
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        """What has happened since the last poll; waits up to `timeout_s` for something."""
+        self._polled_at = time.monotonic()
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._events, timeout_s)
+            events, self._events = self._events, []
+        return events
+
+    def control(self, rank: int, control: Control) -> None:
+        self._ranks.control(rank, control)
+
+    def kill(self) -> list[int]:
+        """Ends every rank of the attempt. Returns the ranks that could not be ended."""
+        self._ranks.kill()
+        return [rank.spec.world.rank for rank in self._ranks.living()]
+
+    def close(self) -> None:
+        """Ends the ranks and the zygote, and sends logs to where the run folder is."""
+        self._ranks.close()
+        self.upload_logs()
+
+    def upload_logs(self) -> None:
+        """Copies the logs of the attempts to remote storage; nothing to do when they were written in the run folder."""
+        if self._spec.log_folder is not None:
+            return
+        storage = Storage(self._spec.storage_url)
+        for log in sorted(self._logs.rglob("*.log")):
+            name = f"logs/{log.relative_to(self._logs)}"
+            try:
+                storage.create(name, log.read_bytes())
+            except FileExistsError:
+                continue
+            except StorageError as error:
+                self._emit(_incident(f"log {name} was not uploaded: {error}"))
+
+    def _emit(self, event: Event) -> None:
+        with self._arrived:
+            self._events.append(event)
+            self._arrived.notify_all()
+
+    def _watch_lease(self) -> None:
+        """A driver that no longer polls is gone; its ranks must not train on behind a new driver's back."""
+        while True:
+            silent_s = time.monotonic() - self._polled_at
+            if silent_s > self._spec.lease_s and self._ranks.living():
+                self._ranks.kill()
+                self._emit(_incident(f"the driver did not poll for {silent_s:.0f} s: the ranks were ended"))
+            time.sleep(self._spec.lease_s / 20)
+
+
+def _rank_spec(attempt: AttemptSpec, world: World, logs: Path) -> RankSpec:
+    environment = world.env(attempt.master_addr, attempt.master_port)
+    if world.world_size == len(attempt.worlds) and "GLOO_SOCKET_IFNAME" not in os.environ:
+        environment["GLOO_SOCKET_IFNAME"] = "lo"  # one node: works whatever the host's name resolves to
+    return RankSpec(attempt.job, world, environment, str(logs / f"{attempt.log_name}-{world.rank:05d}.log"))
+
+
+def _incident(message: str) -> Event:
+    return Event("incident", 0, DRIVER, 0, "end", time.time(), data={"class": "node", "message": message})

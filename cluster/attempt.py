@@ -1,0 +1,134 @@
+"""What is known of the ranks that run now: a reading of their events."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from dataclasses import dataclass, field
+
+from zerofleet.cluster.spec import TRAIN
+from zerofleet.cluster.verdict import Evidence, is_echo, is_failure
+from zerofleet.trainer.events import Event
+from zerofleet.trainer.run_folder import CheckpointId
+
+
+class Stage(enum.StrEnum):
+    """What ranks are forked for, in this order. The short ones before and after training are one rank on the first node."""
+
+    CHECK = "check"
+    """Does the model take the data? Before an attempt is claimed."""
+    TRAIN = "train"
+    EXPORT = "export"
+
+    @property
+    def target(self) -> str:
+        """The function that each rank runs."""
+        return TRAIN if self is Stage.TRAIN else f"zerofleet.cluster.tasks:{self.value}"
+
+    @property
+    def log_name(self) -> str:
+        """Logs are called <this>-00000.log."""
+        return "rank" if self is Stage.TRAIN else self.value
+
+
+@dataclass
+class _RankState:
+    """When a rank was last heard of (monotonic seconds), and in which phase."""
+
+    seen_at: float
+    phase: str = "import"
+    node: str = ""
+    has_exited: bool = False
+
+
+@dataclass
+class Attempt:
+    """One life of the ranks."""
+
+    number: int
+    stage: Stage
+    start: CheckpointId | None
+    num_ranks: int
+    started_at: float
+    step: int = 0
+    """Newest step that was finished, the start's included."""
+    checkpoint_step: int = 0
+    """Newest step that has a manifest."""
+    has_stepped: bool = False
+    is_finished: bool = False
+    done_at: float | None = None
+    """When rank 0 said that it has finished or stopped."""
+    _ranks: dict[int, _RankState] = field(default_factory=dict)
+    _num_exited: int = 0
+    _events: list[Event] = field(default_factory=list)
+    """Errors, exits and lost nodes."""
+    _failed_at: float | None = None
+
+    def __post_init__(self) -> None:
+        self.step = self.checkpoint_step = self.start.step if self.start else 0
+        self._ranks = {rank: _RankState(self.started_at) for rank in range(self.num_ranks)}
+
+    def hear(self, event: Event, now: float) -> None:
+        """Takes an event in; those of other attempts are none of this one's."""
+        if event.attempt != self.number:
+            return
+        if rank := self._ranks.get(event.rank):
+            rank.seen_at, rank.phase = now, event.phase
+        if event.kind == "step" or (event.kind == "phase" and event.phase == "step"):
+            self.has_stepped = True
+            self.step = max(self.step, event.step)
+        elif event.kind == "checkpoint":
+            self.checkpoint_step = max(self.checkpoint_step, event.step)
+        elif event.kind in ("finished", "stopped"):
+            self.is_finished, self.done_at = event.kind == "finished", now
+            self.step = max(self.step, event.step)
+        elif event.kind in ("exit", "error", "node_lost"):
+            self._hear_end(event, now)
+
+    def _hear_end(self, event: Event, now: float) -> None:
+        self._events.append(event)
+        if event.kind == "exit" and (rank := self._ranks.get(event.rank)) and not rank.has_exited:
+            rank.has_exited, rank.node = True, event.data.get("node", "")
+            self._num_exited += 1
+        if is_failure(event) and self._failed_at is None:
+            self._failed_at = now
+
+    def has_failed(self, now: float, settle_s: float) -> bool:
+        """Whether a rank or node failed. While only echoes were heard, waits `settle_s` for the cause."""
+        if self._failed_at is None or self.done_at is not None:
+            return self._ended_without_a_word()
+        failures = [event for event in self._events if is_failure(event)]
+        return now - self._failed_at >= settle_s or not all(map(is_echo, failures))
+
+    def has_ended(self) -> bool:
+        """Whether every rank has exited and the stage's work is done."""
+        if self._num_exited < self.num_ranks:
+            return False
+        return self.done_at is not None if self.stage is Stage.TRAIN else self._failed_at is None
+
+    def _ended_without_a_word(self) -> bool:
+        return self.stage is Stage.TRAIN and self._num_exited == self.num_ranks > 0 and self.done_at is None
+
+    def silent(self, now: float, limit_s: float) -> tuple[tuple[int, str, float], ...]:
+        """(rank, phase, seconds) of the ranks that gave no sign of life for `limit_s`."""
+        return tuple(
+            (number, rank.phase, now - rank.seen_at)
+            for number, rank in self._ranks.items()
+            if not rank.has_exited and now - rank.seen_at > limit_s
+        )
+
+    def where_ranks_are(self) -> str:
+        """For messages: how many ranks are in which phase, those of the rarest named."""
+        phases = Counter(rank.phase for rank in self._ranks.values() if not rank.has_exited)
+        if not phases:
+            return "no rank is alive"
+        counts = ", ".join(f"{count} in phase {phase}" for phase, count in phases.most_common())
+        rarest = min(phases, key=lambda phase: phases[phase])
+        named = [str(n) for n, rank in self._ranks.items() if rank.phase == rarest and not rank.has_exited][:8]
+        return f"ranks: {counts} (rank {', '.join(named)} in {rarest})"
+
+    def evidence(self, silent: tuple[tuple[int, str, float], ...], late: str) -> Evidence:
+        if self._ended_without_a_word():
+            late = late or "every rank ended with exit code 0 without finishing or stopping"
+        nodes = {number: rank.node for number, rank in self._ranks.items() if rank.node}
+        return Evidence(tuple(self._events), silent, late, nodes)

@@ -1,0 +1,352 @@
+"""The life of a run. `State` is the design; `Controller.step` moves it on, with a clock that is given."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from zerofleet.cluster.attempt import Attempt, Stage
+from zerofleet.cluster.config import ClusterConfig
+from zerofleet.cluster.group import Group
+from zerofleet.cluster.policy.failure import Decision, Failure, decide
+from zerofleet.cluster.spec import JobSpec
+from zerofleet.cluster.verdict import Verdict, judge
+from zerofleet.trainer.errors import UserError, ZerofleetError
+from zerofleet.trainer.events import DRIVER, Control, Event
+from zerofleet.trainer.run_folder import CheckpointId
+
+WAIT_S = 0.5
+"""Longest that one `step` waits for something to happen."""
+HEARTBEAT_INTERVAL_S = 10.0
+_SETTLE_S = 1.0
+"""A broken connection alone only says that someone else has gone: so long the cause may take to be heard."""
+_END_TIMEOUT_S = 30.0
+"""How long ranks may take to exit after they have finished or stopped."""
+
+
+class State(enum.StrEnum):
+    """
+    | from       | to                           | when |
+    |------------|------------------------------|------|
+    | PENDING    | PREPARING                    | the job is taken |
+    | PREPARING  | PLACING                      | the data cache exists |
+    | PLACING    | STARTING / FAILED            | all agents are up and fit / the timeout says what is missing |
+    | STARTING   | RUNNING / RECOVERING         | first step done / a rank or node failed, or the start timed out |
+    | RUNNING    | RECOVERING                   | a rank or node failed, or a rank was silent for too long |
+    | RUNNING    | DRAINING / FINISHED          | a stop was asked for / the last step is durable and exported |
+    | RECOVERING | STARTING / PLACING / FAILED  | all nodes there / a node must be replaced / the verdict says stop |
+    | DRAINING   | STOPPED                      | the checkpoint is durable, or the notice is over (said) |
+
+    A stop outside STARTING and RUNNING has nothing to save: it leads to STOPPED at once. An error that trying again cannot
+    mend leads to FAILED from everywhere.
+    """
+
+    PENDING = "PENDING"
+    PREPARING = "PREPARING"
+    PLACING = "PLACING"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    RECOVERING = "RECOVERING"
+    DRAINING = "DRAINING"
+    FINISHED = "FINISHED"
+    STOPPED = "STOPPED"
+    FAILED = "FAILED"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (State.FINISHED, State.STOPPED, State.FAILED)
+
+
+class Selection(Protocol):
+    """What trainer.checkpoint.select gives: the newest usable checkpoint, what was skipped and why, how many there are."""
+
+    @property
+    def checkpoint(self) -> CheckpointId | None: ...
+    @property
+    def skipped(self) -> tuple[tuple[CheckpointId, str], ...]: ...
+    @property
+    def found(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the controller asks of the outside."""
+
+    prepare: Callable[[float], JobSpec | None]
+    """Waits up to so many seconds for the prepared data; None when it takes longer. Raises what the preparation raised."""
+    select: Callable[[frozenset[CheckpointId]], Selection]
+    """The checkpoint to start from, the given ones left out."""
+    claim: Callable[[int, CheckpointId | None], None]
+    """Claims an attempt exclusively. Raises UserError when another driver has it."""
+    emit: Callable[[Event], None]
+    """Writes an event down."""
+    requests: Callable[[], list[str]]
+    """What was asked for since the last call: `stop`, `save`, or `end` (a stop that does not wait)."""
+
+
+class Controller:
+    """One driver's control of a run, from PENDING to a final state."""
+
+    def __init__(
+        self,
+        group: Group,
+        hooks: Hooks,
+        config: ClusterConfig,
+        *,
+        last_attempt: int = 0,
+        stages: tuple[Stage, ...] = (Stage.CHECK, Stage.TRAIN, Stage.EXPORT),
+    ) -> None:
+        """`last_attempt` is the newest one that was claimed; `stages` in the order they are run."""
+        self._group, self._hooks, self._config = group, hooks, config
+        self.state = State.PENDING
+        self.why = ""
+        self.exit_code = 0
+        self._stages = list(stages)
+        self._job: JobSpec | None = None
+        self._attempt = Attempt(last_attempt + 1, self._stages[0], None, 0, 0.0)
+        self._claimed = last_attempt
+        self._failures: list[Failure] = []
+        self._excluded: frozenset[CheckpointId] = frozenset()
+        self._told: set[tuple[CheckpointId, str]] = set()
+        self._entered_at = 0.0
+        self._heartbeat_at = float("-inf")
+        self._late = ""
+        self._last_step = 0
+
+    @property
+    def attempt(self) -> int:
+        """The attempt that runs, or that comes next."""
+        return self._attempt.number
+
+    def step(self, now: float) -> None:
+        """Moves the run on; waits at most about WAIT_S. `now` is monotonic, in seconds."""
+        if now - self._heartbeat_at >= HEARTBEAT_INTERVAL_S:
+            self._heartbeat_at = now
+            self._say("heartbeat")
+        try:
+            for action in self._hooks.requests():
+                self._obey(action, now)
+            if not self.state.is_final:
+                _HANDLERS[self.state](self, now)
+        except ZerofleetError as error:
+            self._fail(now, str(error), error.exit_code, is_user_error=isinstance(error, UserError))
+
+    # -- one handler per state -------------------------------------------------------------------------------------
+    def _pending(self, now: float) -> None:
+        self._enter(State.PREPARING, now, "the job was taken")
+
+    def _preparing(self, now: float) -> None:
+        self._group.place(None, 0.0)  # a cluster of our own is brought up meanwhile
+        self._job = self._hooks.prepare(WAIT_S)
+        if self._job is not None:
+            self._enter(State.PLACING, now, "the data is prepared")
+
+    def _placing(self, now: float) -> None:
+        placement = self._group.place(self._job, WAIT_S)
+        if not placement.is_ready:
+            if now - self._entered_at > self._config.placement_timeout_s:
+                limit = f"cluster.placement_timeout_s={self._config.placement_timeout_s:g}"
+                self._fail(now, f"no placement within {limit}: {placement.missing}", exit_code=3)
+            return
+        for finding in placement.findings:
+            self._say("incident", **{"class": "node", "message": str(finding)})
+        if errors := [str(finding) for finding in placement.findings if finding.level == "error"]:
+            return self._fail(now, f"pre-flight failed: {'; '.join(errors)}")
+        self._launch(now, "all node agents are up")
+
+    def _starting(self, now: float) -> None:
+        self._listen(now)
+        if self._has_failed(now):
+            return self._enter(State.RECOVERING, now, "an attempt failed while it started")
+        if self._has_ended(now):
+            return self._next_stage(now)
+        if self._attempt.has_stepped:
+            return self._enter(State.RUNNING, now, "the first step is done")
+        if now - self._attempt.started_at > self._config.start_timeout_s:
+            limit = f"cluster.start_timeout_s={self._config.start_timeout_s:g}"
+            self._late = f"the first step was not done within {limit}; {self._attempt.where_ranks_are()}"
+            self._enter(State.RECOVERING, now, self._late)
+
+    def _running(self, now: float) -> None:
+        self._listen(now)
+        if self._has_failed(now) or self._is_silent(now):
+            return self._enter(State.RECOVERING, now, "an attempt failed")
+        if self._has_ended(now):
+            self._next_stage(now)
+
+    def _draining(self, now: float) -> None:
+        self._listen(now)
+        if self._has_ended(now):
+            return self._next_stage(now)
+        over = now - self._entered_at > self._config.stop_timeout_s
+        if not over and not self._has_failed(now) and not self._is_silent(now):
+            return
+        limit = f"cluster.stop_timeout_s={self._config.stop_timeout_s:g}"
+        cause = f"{limit} was over before the checkpoint was durable" if over else self._judge(now).sentence
+        self._stopped(
+            now, f"{cause}; the newest checkpoint is that of step {self._attempt.checkpoint_step}", exit_code=1
+        )
+
+    def _recovering(self, now: float) -> None:
+        """Ends what is left of the attempt, judges, decides, and goes on from the newest checkpoint that can be used."""
+        verdict = self._judge(now)
+        if verdict.checkpoint is not None:
+            self._excluded |= {CheckpointId(*verdict.checkpoint)}
+        self._failures.append(Failure(verdict, self._attempt.step, self._attempt.checkpoint_step))
+        decision = decide(self._failures, self._config.max_failures)
+        if self._attempt.stage is not Stage.TRAIN and len(self._failures) > 1:
+            decision = Decision("stop", f"the {self._attempt.stage} failed twice")
+        self._say_verdict(verdict, decision)
+        if decision.action == "stop":
+            why = verdict.user_error or f"{verdict.sentence}. Stopping: {decision.reason}"
+            return self._fail(now, why, 2 if verdict.user_error else 1)
+        if not self._group.place(self._job, 0.0).is_ready:
+            return self._enter(State.PLACING, now, "a node must be replaced")
+        self._launch(now, decision.reason)
+
+    # -- attempts --------------------------------------------------------------------------------------------------
+    def _launch(self, now: float, why: str) -> None:
+        """Starts the next stage of the run; training as a new attempt."""
+        assert self._job is not None
+        stage, number, start = self._stages[0], self._attempt.number, None
+        if stage is Stage.TRAIN:
+            start = self._select()
+            number = self._claimed + 1
+            self._hooks.claim(number, start)
+            self._claimed = number
+        ranks = self._group.world_size if stage is Stage.TRAIN else 1
+        self._attempt = Attempt(number, stage, start, ranks, now)
+        self._late = ""
+        job = self._job if stage is Stage.TRAIN else replace(self._job, target=stage.target)
+        self._group.start(job, number, ranks, stage.log_name)
+        if stage is Stage.EXPORT:
+            if self.state is not State.DRAINING:
+                self._enter(State.RUNNING, now, "training is done and durable; exporting the model")
+        else:
+            origin = f"the checkpoint of step {start.step} (attempt {start.attempt})" if start else "the beginning"
+            self._enter(State.STARTING, now, f"{why}; from {origin}" if stage is Stage.TRAIN else why)
+
+    def _select(self) -> CheckpointId | None:
+        """The newest checkpoint that can be used. Never silently from scratch: ZerofleetError when there are only bad ones."""
+        selection = self._hooks.select(self._excluded)
+        for checkpoint, reason in selection.skipped:
+            if (checkpoint, reason) not in self._told:
+                self._told.add((checkpoint, reason))
+                named = f"the checkpoint of step {checkpoint.step} (attempt {checkpoint.attempt})"
+                self._say("incident", **{"class": "checkpoint", "message": f"{named} was skipped: {reason}"})
+        if selection.checkpoint is None and selection.found:
+            reasons = "; ".join(f"step {c.step} (attempt {c.attempt}): {reason}" for c, reason in selection.skipped)
+            raise ZerofleetError(
+                f"none of the run's {selection.found} checkpoints can be used ({reasons}). Restore their files and resume, "
+                "or submit the recipe under another run.name to start from scratch"
+            )
+        return selection.checkpoint
+
+    def _next_stage(self, now: float) -> None:
+        """The ranks have ended as they should."""
+        attempt = self._attempt
+        if attempt.stage is Stage.TRAIN and not attempt.is_finished:
+            return self._stopped(now, f"stopped; the checkpoint of step {attempt.checkpoint_step} is durable")
+        self._kill(now)
+        self._stages.pop(0)
+        self._failures.clear()
+        if attempt.stage is Stage.TRAIN:
+            self._last_step = attempt.step
+        if not self._stages:
+            return self._enter(State.FINISHED, now, f"all {self._last_step} steps are done")
+        self._launch(now, "the model takes the data")
+
+    def _listen(self, now: float) -> None:
+        for event in self._group.poll(WAIT_S):
+            self._hear(event, now)
+
+    def _kill(self, now: float) -> None:
+        for event in self._group.kill():
+            self._hear(event, now)
+
+    def _hear(self, event: Event, now: float) -> None:
+        event = event if event.attempt else replace(event, attempt=self._attempt.number)
+        self._attempt.hear(event, now)
+        self._hooks.emit(event)
+
+    def _has_failed(self, now: float) -> bool:
+        """Whether the attempt has failed, its cause included as far as it will be heard."""
+        return self._attempt.has_failed(now, _SETTLE_S)
+
+    def _is_silent(self, now: float) -> bool:
+        return bool(self._attempt.silent(now, self._config.stall_timeout_s))
+
+    def _has_ended(self, now: float) -> bool:
+        """Whether all ranks are done and gone; who does not go is ended."""
+        if self._attempt.has_ended():
+            return True
+        done_at = self._attempt.done_at
+        if done_at is None or now - done_at < _END_TIMEOUT_S:
+            return False
+        self._say("incident", **{"class": "hang", "message": f"ranks did not exit: {self._attempt.where_ranks_are()}"})
+        return True
+
+    def _judge(self, now: float) -> Verdict:
+        silent = self._attempt.silent(now, self._config.stall_timeout_s)
+        self._kill(now)
+        return judge(self._attempt.evidence(silent, self._late))
+
+    # -- requests --------------------------------------------------------------------------------------------------
+    def _obey(self, action: str, now: float) -> None:
+        if self.state.is_final:
+            return
+        is_training = self.state in (State.STARTING, State.RUNNING) and self._attempt.stage is Stage.TRAIN
+        if action == "save":
+            if is_training:
+                self._group.control(Control("save"))
+        elif action == "end" or (not is_training and self.state is not State.DRAINING):
+            self._kill(now)
+            self._stopped(
+                now, f"stopped at once; the newest checkpoint is that of step {self._attempt.checkpoint_step}"
+            )
+        elif is_training:
+            self._group.control(Control("stop"))
+            self._enter(State.DRAINING, now, "a stop was asked for: the ranks save at the end of their step")
+
+    # -- transitions and events ------------------------------------------------------------------------------------
+    def _enter(self, state: State, now: float, why: str) -> None:
+        before, self.state, self.why, self._entered_at = self.state, state, why, now
+        self._say("state", **{"from": before.value, "to": state.value, "why": why})
+
+    def _stopped(self, now: float, why: str, exit_code: int = 0) -> None:
+        self.exit_code = exit_code
+        self._enter(State.STOPPED, now, why)
+
+    def _fail(self, now: float, why: str, exit_code: int = 1, is_user_error: bool = False) -> None:
+        self.exit_code = exit_code
+        if is_user_error:
+            self._say("error", type="UserError", message=why, traceback="", user=True)
+        self._enter(State.FAILED, now, why)
+
+    def _say_verdict(self, verdict: Verdict, decision: Decision) -> None:
+        self._say(
+            "verdict",
+            **{"class": verdict.kind, "action": decision.action, "sentence": f"{verdict.sentence}: {decision.reason}"},
+            rank=verdict.rank,
+            node=verdict.node,
+        )
+
+    def _say(self, kind: str, **data: Any) -> None:
+        event = Event(
+            kind, self._attempt.number, DRIVER, self._attempt.step, self.state.value.lower(), time.time(), data=data
+        )
+        self._hooks.emit(event)
+
+
+_HANDLERS: dict[State, Callable[[Controller, float], None]] = {
+    State.PENDING: Controller._pending,
+    State.PREPARING: Controller._preparing,
+    State.PLACING: Controller._placing,
+    State.STARTING: Controller._starting,
+    State.RUNNING: Controller._running,
+    State.DRAINING: Controller._draining,
+    State.RECOVERING: Controller._recovering,
+}

@@ -1,0 +1,49 @@
+"""All node agents of a run, as the controller sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from zerofleet.cluster.preflight import NodeFinding
+from zerofleet.cluster.spec import JobSpec
+from zerofleet.trainer.events import Control, Event
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How far the group is. Ready when nothing is `missing`; an `error` among the findings keeps it from starting."""
+
+    missing: str = ""
+    findings: tuple[NodeFinding, ...] = ()
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.missing
+
+
+class Group(Protocol):
+    """What the controller asks of the nodes. No call blocks longer than its own bound."""
+
+    world_size: int
+
+    def place(self, job: JobSpec | None, wait_s: float) -> Placement:
+        """Gets the nodes that are missing; idempotent. Without a job (its data is not prepared) it may get them early.
+
+        Raises UserError when the cluster can never hold them.
+        """
+
+    def start(self, job: JobSpec, attempt: int, num_ranks: int, log_name: str) -> None:
+        """Forks the first `num_ranks` ranks of an attempt. A node that fails here is lost, and told by `poll`."""
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        """What the ranks reported, exits (`exit`) and lost nodes (`node_lost`) included. Waits for the first event."""
+
+    def control(self, control: Control) -> None:
+        """Passes a request to rank 0."""
+
+    def kill(self) -> list[Event]:
+        """Ends every rank of the attempt. Returns what was still to be heard."""
+
+    def close(self) -> None:
+        """Gives everything back."""

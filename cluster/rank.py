@@ -1,0 +1,127 @@
+"""What a forked process does to be a rank: its log, its socket, the target function, its last words, its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from zerofleet.cluster.faults import FaultInjector, parse_faults
+from zerofleet.cluster.spec import RankSpec
+from zerofleet.trainer.config import TrainConfig
+from zerofleet.trainer.errors import CheckpointUnusable, NonFiniteStep, UserError
+from zerofleet.trainer.events import ACTIONS, Control, Event
+from zerofleet.trainer.world import World
+
+MAX_TRACEBACK_CHARS = 16_000
+
+
+class AgentLink:
+    """A rank's end of its socket to the node agent: events up, control down, one JSON line each."""
+
+    def __init__(self, connection: socket.socket, world: World) -> None:
+        self._socket, self._world = connection, world
+        self._lock = threading.Lock()
+        self._buffer = b""
+        self._asked = Control()
+        self.step = 0
+        """The newest step that was reported."""
+        self.phase = "import"
+
+    def report(self, event: Event) -> None:
+        """Blocks while the agent is behind. Raises BrokenPipeError when it is gone."""
+        self.step, self.phase = event.step, event.phase
+        with self._lock:
+            self._socket.sendall(event.to_json().encode() + b"\n")
+
+    def control(self) -> Control:
+        """The strongest request so far. A save is given out once; a stop stays."""
+        while self._receive():
+            pass
+        asked = self._asked
+        if asked.action == "save":
+            self._asked = Control()
+        return asked
+
+    def _receive(self) -> bool:
+        try:
+            data = self._socket.recv(4096, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        for line in lines:
+            control = Control(action=json.loads(line)["action"])
+            assert control.action in ACTIONS
+            self._asked = max(self._asked, control, key=lambda c: c.code)
+        return bool(data)
+
+    def last_words(self, error: BaseException) -> None:
+        """Reports the exception that ends the rank."""
+        data: dict[str, Any] = {
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARS:],
+            "frames": frames_of(error),
+            "user": isinstance(error, UserError),
+        }
+        if isinstance(error, CheckpointUnusable):
+            data["checkpoint"] = {"step": error.step, "attempt": error.attempt, "reason": error.reason}
+        if isinstance(error, NonFiniteStep):
+            data["non_finite_step"] = error.step
+        self.report(
+            Event("error", self._world.attempt, self._world.rank, self.step, self.phase, time.time(), data=data)
+        )
+
+
+def frames_of(error: BaseException) -> list[str]:
+    """`file:line function` of each frame, outermost first: tells one traceback from another whatever its message."""
+    return [f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)]
+
+
+def run_rank(spec: RankSpec, connection: socket.socket, resolve: Callable[[str], Callable[..., Any]]) -> int:
+    """Runs the target. Returns the exit code: 0 done, 1 an exception, 2 the user's mistake."""
+    link = AgentLink(connection, spec.world)
+    try:
+        _redirect(Path(spec.log))
+        os.environ.update(spec.environment)
+        link.report(Event("phase", spec.world.attempt, spec.world.rank, 0, "import", time.time()))
+        _set_threads(spec.job.threads_per_rank)
+        config = TrainConfig.model_validate_json(spec.job.config_json)
+        fault = FaultInjector(parse_faults(spec.job.faults), spec.world.rank, spec.world.attempt)
+        train = resolve(spec.job.target)
+        train(config, spec.world, Path(spec.job.cache_path), link.report, link.control, fault)
+        return 0
+    except BaseException as error:  # noqa: BLE001 - whatever ends a rank is reported, SystemExit included
+        traceback.print_exception(error)
+        link.last_words(error)
+        return 2 if isinstance(error, UserError) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _redirect(log: Path) -> None:
+    """stdout and stderr to the rank's log, line by line; stdin from nowhere."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    os.close(nothing)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def _set_threads(num_threads: int) -> None:
+    """torch reads OMP_NUM_THREADS once, in the zygote: here its pool is sized for this rank."""
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(num_threads)

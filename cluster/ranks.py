@@ -1,0 +1,253 @@
+"""The ranks of one node as its agent sees them: the zygote, a socket to each rank, and one thread that listens to all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zerofleet.cluster.spec import NodeSpec, RankSpec
+from zerofleet.cluster.zygote import MESSAGE_BYTES
+from zerofleet.trainer.events import DRIVER, Control, Event
+
+KILL_TIMEOUT_S = 10.0
+"""How long killed ranks may take to be reaped (their memory has to be unmapped) before the zygote is killed too."""
+_NEVER_FORKED = {"code": None, "signal": 9}
+
+Emit = Callable[[Event], None]
+
+
+@dataclass
+class Rank:
+    """One rank of the current attempt. `connection` is the agent's end of its socket."""
+
+    spec: RankSpec
+    connection: socket.socket
+    buffer: bytes = b""
+    pid: int | None = None
+    exited: bool = False
+    killed: bool = False
+    """Whether this agent ended it: then its exit is no failure."""
+
+
+class Ranks:
+    """Forks, listens to, controls and kills. Every event of a rank, its exit included, goes to `emit`, in order."""
+
+    def __init__(self, spec: NodeSpec, zygote_log: Path, emit: Emit) -> None:
+        self._spec, self._zygote_log, self._emit = spec, zygote_log, emit
+        self._ranks: dict[int, Rank] = {}
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._selector = selectors.DefaultSelector()
+        self._wake, self._waker = socket.socketpair()
+        self._selector.register(self._wake, selectors.EVENT_READ, None)
+        self._tasks: list[Callable[[], None]] = []
+        self._zygote: subprocess.Popen[bytes] | None = None
+        self._link: socket.socket | None = None
+        self.zygote_ready_s: float | None = None
+        """Seconds that the zygote's imports took."""
+        self._closed = False
+        # The zygote is started by this thread: PDEATHSIG follows the thread that forked, so it must live as long as the agent.
+        self._thread = threading.Thread(target=self._listen, name="ranks", daemon=True)
+        self._thread.start()
+        self._run_in_thread(self._start_zygote)
+
+    # -- called by the agent ---------------------------------------------------------------------------------------
+    def start(self, specs: list[RankSpec]) -> None:
+        """Forks ranks; the ones before must have ended. Returns when the zygote has been asked."""
+        assert not self.living(), "ranks of the attempt before are still alive"
+        self._run_in_thread(lambda: self._fork(specs))
+
+    def control(self, rank: int, control: Control) -> None:
+        """Sends a request to a rank; one that has ended hears nothing."""
+        line = json.dumps({"action": control.action}).encode() + b"\n"
+        with self._lock:
+            if (found := self._ranks.get(rank)) and not found.exited:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    found.connection.sendall(line)
+
+    def kill(self) -> None:
+        """SIGKILL to every rank. Returns when all are reaped; kills the zygote when that takes too long."""
+        with self._lock:
+            if not self.living():
+                return
+            for rank in self.living():
+                rank.killed = True
+            self._run_in_thread(self._ask_to_kill)
+            if self._changed.wait_for(lambda: not self.living(), KILL_TIMEOUT_S):
+                return
+            if self._zygote is not None:
+                self._zygote.kill()  # its children die with it
+            self._changed.wait_for(lambda: not self.living(), KILL_TIMEOUT_S)
+
+    def close(self) -> None:
+        """Ends the ranks and the zygote."""
+        self.kill()
+        with self._lock:
+            self._closed = True
+            zygote = self._zygote
+        if zygote is not None:
+            zygote.kill()
+            zygote.wait()
+
+    def living(self) -> list[Rank]:
+        with self._lock:
+            return [rank for rank in self._ranks.values() if not rank.exited]
+
+    # -- in the listening thread -----------------------------------------------------------------------------------
+    def _run_in_thread(self, task: Callable[[], None]) -> None:
+        with self._lock:
+            self._tasks.append(task)
+        self._waker.send(b"x")
+
+    def _listen(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                if key.data is None:
+                    self._wake.recv(4096)
+                    with self._lock:
+                        tasks, self._tasks = self._tasks, []
+                    for task in tasks:
+                        task()
+                else:
+                    key.data()
+
+    def _start_zygote(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_BYTES)
+        spec = self._spec
+        with theirs, self._zygote_log.open("ab") as log:
+            self._zygote = subprocess.Popen(
+                [
+                    *(sys.executable, "-P", "-m", "zerofleet.cluster.zygote"),
+                    *(str(theirs.fileno()), spec.preload, spec.model_type, str(os.getpid())),
+                ],
+                env=zygote_environment(spec.accelerator),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+            )
+        self._link = ours
+        self._selector.register(ours, selectors.EVENT_READ, self._hear_zygote)
+
+    def _fork(self, specs: list[RankSpec]) -> None:
+        with self._lock:
+            for rank in self._ranks.values():
+                self._drop(rank)
+            self._ranks = {}
+            if self._zygote is None:
+                self._start_zygote()
+            for spec in specs:
+                ours, theirs = socket.socketpair()
+                rank = self._ranks[spec.world.rank] = Rank(spec, ours)
+                self._selector.register(ours, selectors.EVENT_READ, lambda rank=rank: self._hear(rank))
+                with theirs:
+                    self._send_fork(spec, theirs)
+
+    def _send_fork(self, spec: RankSpec, theirs: socket.socket) -> None:
+        assert self._link is not None
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its end is noticed by _hear_zygote
+            socket.send_fds(self._link, [spec.to_json().encode()], [theirs.fileno()])
+
+    def _ask_to_kill(self) -> None:
+        if self._link is not None:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self._link.send(b'{"op": "kill"}')
+
+    def _hear(self, rank: Rank) -> bool:
+        """Reads what a rank has said; False when there is nothing. Its end is known from the zygote, not from here."""
+        if rank.connection.fileno() < 0:
+            return False
+        try:
+            data = rank.connection.recv(1 << 16, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._drop(rank)
+            return False
+        *lines, rank.buffer = (rank.buffer + data).split(b"\n")
+        for line in lines:
+            self._emit(Event.from_json(line.decode()))
+        return True
+
+    def _drop(self, rank: Rank) -> None:
+        if rank.connection.fileno() >= 0:
+            self._selector.unregister(rank.connection)
+            rank.connection.close()
+
+    def _hear_zygote(self) -> None:
+        assert self._link is not None
+        try:
+            data = self._link.recv(MESSAGE_BYTES)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            return self._bury_zygote()
+        message = json.loads(data)
+        match message["op"]:
+            case "ready":
+                self.zygote_ready_s = message["seconds"]
+                self._say("info", message=f"node {self._spec.node_rank}: imports took {message['seconds']:.1f} s")
+            case "note":
+                self._say("info", message=message["message"])
+            case "forked":
+                self._ranks[message["rank"]].pid = message["pid"]
+            case "exit":
+                self._bury(self._ranks[message["rank"]], message)
+
+    def _bury(self, rank: Rank, end: dict[str, Any], **more: Any) -> None:
+        """A rank has ended: its last words first, then its exit."""
+        while self._hear(rank):
+            pass
+        self._drop(rank)
+        world = rank.spec.world
+        data = {"code": end["code"], "signal": end["signal"], "pid": rank.pid, "killed": rank.killed, **more}
+        self._emit(
+            Event("exit", world.attempt, world.rank, 0, "end", time.time(), data=data | {"node": world.node_name})
+        )
+        with self._lock:
+            rank.exited = True
+            self._changed.notify_all()
+
+    def _bury_zygote(self) -> None:
+        """The zygote has ended, and with it every rank."""
+        assert self._link is not None and self._zygote is not None
+        self._selector.unregister(self._link)
+        self._link.close()
+        code = self._zygote.wait()
+        with self._lock:
+            self._link = self._zygote = None
+        if not self._closed:
+            tail = "\n".join(self._zygote_log.read_text(errors="replace").splitlines()[-30:])
+            for rank in self.living():
+                self._bury(rank, _NEVER_FORKED, zygote_code=code, zygote_log=tail)
+
+    def _say(self, kind: str, **data: Any) -> None:
+        self._emit(Event(kind, 0, DRIVER, 0, "import", time.time(), data=data))
+
+
+def zygote_environment(accelerator: str) -> dict[str, str]:
+    """One thread, CUDA untouched, and none of Ray's variables (its token among them)."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return {
+        **inherited,
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "DS_ACCELERATOR": accelerator,
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    }

@@ -1,0 +1,251 @@
+"""The group on a Ray cluster. Besides head.py the only module that calls Ray."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from dataclasses import replace as replaced
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from zerofleet.cluster.agent import NodeAgent
+from zerofleet.cluster.group import Placement
+from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits, plan
+from zerofleet.cluster.preflight import NodeReport, compare_nodes
+from zerofleet.cluster.ranks import KILL_TIMEOUT_S
+from zerofleet.cluster.spec import AttemptSpec, JobSpec, NodeSpec
+from zerofleet.trainer.events import DRIVER, Control, Event
+from zerofleet.trainer.world import World
+
+AGENT_TIMEOUT_S = 10.0
+"""How long an agent may take over a call that does no work."""
+_LONG_POLL_S = 5.0
+_AGENT_THREADS = 8
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Node:
+    """One node of the group, from the moment that it is asked for."""
+
+    rank: int
+    resources: NodeResources
+    address: str
+    placement: Any
+    agent: Any
+    answer: Any
+    """Reference to the first answer that is awaited: the agent's name, then its pre-flight report."""
+    report: NodeReport | None = None
+    poll: Any = None
+    born_at: float = field(default_factory=time.monotonic)
+
+
+class RayGroup:
+    """Node agents as detached Ray actors, one per node, each in a placement group of its own."""
+
+    def __init__(
+        self,
+        connect: Callable[[], None],
+        ask: Ask,
+        node_spec: NodeSpec,
+        *,
+        is_ours: bool,
+    ) -> None:
+        """`connect` joins the cluster and may take seconds: it runs at once, in a thread. `is_ours`: the cluster serves
+        this run alone and has a fixed size, so nodes are taken early, and what does not fit never will."""
+        self._ask, self._spec, self._is_ours = ask, node_spec, is_ours
+        self.world_size = ask.nodes * ask.ranks_per_node
+        self._nodes: dict[int, _Node] = {}
+        self._lost: list[Event] = []
+        self._connected: Future[None] = Future()
+        threading.Thread(target=self._connect, args=(connect,), name="ray", daemon=True).start()
+
+    def _connect(self, connect: Callable[[], None]) -> None:
+        try:
+            connect()
+            self._connected.set_result(None)
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the future
+            self._connected.set_exception(error)
+
+    # -- placement -------------------------------------------------------------------------------------------------
+    def place(self, job: JobSpec | None, wait_s: float) -> Placement:
+        if job is None and not self._is_ours:
+            return Placement("the data is not prepared yet")
+        try:
+            self._connected.result(0 if job is None else wait_s)
+        except TimeoutError:
+            return Placement("Ray is starting")
+        wanted = [rank for rank in range(self._ask.nodes) if rank not in self._nodes]
+        if wanted and (missing := self._take(wanted)):
+            if job is not None:
+                time.sleep(wait_s)  # the cluster's resources have no event to wait for
+            return Placement(missing)
+        if job is None:
+            return Placement("the data is not prepared yet")
+        return self._inspect(job, wait_s)
+
+    def _take(self, wanted: list[int]) -> str:
+        """Asks for agents on all the nodes that are wanted, or on none: no gang waits half-placed. Returns what is missing."""
+        nodes = _cluster_nodes()
+        if self._is_ours:
+            check_ever_fits(self._ask, nodes)
+        taken = frozenset(node.resources.node_id for node in self._nodes.values())
+        found = plan(replaced(self._ask, nodes=len(wanted)), nodes, taken)
+        if found.missing:
+            return found.missing
+        for rank, resources in zip(wanted, found.nodes, strict=True):
+            self._nodes[rank] = self._create(rank, resources)
+        return ""
+
+    def _create(self, rank: int, resources: NodeResources) -> _Node:
+        bundle = {"CPU": self._ask.cpus} | ({"GPU": self._ask.gpus} if self._ask.gpus else {})
+        group = placement_group(
+            [bundle],
+            name=f"{self._spec.run}/node-{rank:05d}/{time.time_ns()}",
+            lifetime="detached",
+            bundle_label_selector=[{"ray.io/node-id": resources.node_id}],
+        )
+        agent = (
+            ray.remote(NodeAgent)
+            .options(
+                name=f"agent-{rank:05d}-{time.time_ns()}",
+                lifetime="detached",
+                max_concurrency=_AGENT_THREADS,
+                num_cpus=self._ask.cpus,
+                num_gpus=self._ask.gpus,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, 0),
+            )
+            .remote(replaced(self._spec, node_rank=rank))
+        )
+        address = next(n["NodeManagerAddress"] for n in ray.nodes() if n["NodeID"] == resources.node_id)
+        return _Node(rank, resources, address, group, agent, answer=None)
+
+    def _inspect(self, job: JobSpec, wait_s: float) -> Placement:
+        waiting = {}
+        for node in self._nodes.values():
+            if node.report is None:
+                node.answer = node.answer or node.agent.inspect.remote(job.cache_path)
+                waiting[node.answer] = node
+        done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=wait_s) if waiting else ([], [])
+        for answer in done:
+            node = waiting[answer]
+            try:
+                node.report = ray.get(answer)
+            except RayError as error:
+                _log.warning("the agent of node %s did not come up: %s", node.resources.name, error)
+                self._forget(node)
+        absent = [n.resources.name for n in self._nodes.values() if n.report is None]
+        if absent or len(self._nodes) < self._ask.nodes:
+            return Placement(f"{len(absent)} node agent(s) have not come up: {', '.join(absent[:8])}")
+        reports = [self._nodes[rank].report for rank in range(self._ask.nodes)]
+        return Placement(findings=tuple(compare_nodes([report for report in reports if report])))
+
+    # -- the ranks of an attempt -----------------------------------------------------------------------------------
+    def start(self, job: JobSpec, attempt: int, num_ranks: int, log_name: str) -> None:
+        address = self._nodes[0].address if self._ask.nodes > 1 else "127.0.0.1"
+        try:
+            port = ray.get(self._nodes[0].agent.free_port.remote(), timeout=AGENT_TIMEOUT_S)
+        except (RayError, GetTimeoutError) as error:
+            self._lost.append(self._lose(self._nodes[0], str(error)))
+            return
+        calls = {}
+        for node in self._nodes.values():
+            worlds = self._worlds(node, attempt, num_ranks)
+            calls[node.rank] = node.agent.start.remote(AttemptSpec(job, attempt, worlds, log_name, address, port))
+        self._settle(calls, AGENT_TIMEOUT_S)
+
+    def _settle(self, calls: dict[int, Any], timeout_s: float) -> dict[int, Any]:
+        """The answers by node rank. A node that fails or does not answer in time is given up."""
+        answers, deadline = {}, time.monotonic() + timeout_s
+        for rank, call in calls.items():
+            try:
+                answers[rank] = ray.get(call, timeout=max(0.0, deadline - time.monotonic()))
+            except (RayError, GetTimeoutError) as error:
+                self._lost.append(self._lose(self._nodes[rank], str(error)))
+        return answers
+
+    def _worlds(self, node: _Node, attempt: int, num_ranks: int) -> tuple[World, ...]:
+        assert node.report is not None
+        first, name = node.rank * self._ask.ranks_per_node, node.report.node
+        return tuple(
+            World(rank, rank - first, node.rank, num_ranks, name, attempt)
+            for rank in range(first, min(first + self._ask.ranks_per_node, num_ranks))
+        )
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        for node in self._nodes.values():
+            node.poll = node.poll or node.agent.poll.remote(_LONG_POLL_S)
+        waiting = {node.poll: node for node in self._nodes.values()}
+        events, self._lost = self._lost, []
+        if not waiting:
+            return events
+        first, rest = ray.wait(list(waiting), num_returns=1, timeout=timeout_s)
+        more = ray.wait(rest, num_returns=len(rest), timeout=0)[0] if first and rest else []
+        for reference in [*first, *more]:
+            events += self._hear(waiting[reference])
+        return events
+
+    def _hear(self, node: _Node) -> list[Event]:
+        reference, node.poll = node.poll, None
+        try:
+            events: list[Event] = ray.get(reference, timeout=AGENT_TIMEOUT_S)
+        except RayError as error:
+            return [self._lose(node, str(error))]
+        return events
+
+    def control(self, control: Control) -> None:
+        if node := self._nodes.get(0):
+            node.agent.control.remote(0, control)
+
+    def kill(self) -> list[Event]:
+        """An agent that does not answer is given up: its lease, or its node's end, ends its ranks."""
+        calls = {node.rank: node.agent.kill.remote() for node in self._nodes.values()}
+        for rank, left in self._settle(calls, 2 * KILL_TIMEOUT_S + AGENT_TIMEOUT_S).items():
+            if left:
+                self._lost.append(self._lose(self._nodes[rank], f"ranks {left} do not end on SIGKILL"))
+        events: list[Event] = []
+        while heard := self.poll(0.0):
+            events += heard
+        return events
+
+    # -- loss and end ----------------------------------------------------------------------------------------------
+    def _lose(self, node: _Node, reason: str) -> Event:
+        self._forget(node)
+        data = {"node": node.resources.name, "node_rank": node.rank, "message": reason.strip().splitlines()[0]}
+        return Event("node_lost", 0, DRIVER, 0, "end", time.time(), data=data)
+
+    def _forget(self, node: _Node) -> None:
+        del self._nodes[node.rank]
+        ray.kill(node.agent)
+        remove_placement_group(node.placement)
+
+    def close(self) -> None:
+        if not self._connected.done() or self._connected.exception() is not None:
+            return
+        calls = [node.agent.close.remote() for node in self._nodes.values()]
+        ray.wait(calls, num_returns=len(calls), timeout=KILL_TIMEOUT_S + AGENT_TIMEOUT_S) if calls else None
+        for node in list(self._nodes.values()):
+            self._forget(node)
+        ray.shutdown()
+
+
+def _cluster_nodes() -> list[NodeResources]:
+    """The living nodes that may hold ranks, with what is free on each."""
+    free = ray._private.state.available_resources_per_node()
+    found = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            has, left = node["Resources"], free.get(node["NodeID"], {})
+            name = node["NodeManagerHostname"]
+            amounts = [amount.get(kind, 0.0) for amount in (has, left) for kind in ("CPU", "GPU")]
+            found.append(NodeResources(node["NodeID"], name, *amounts))
+    return found

@@ -1,0 +1,81 @@
+"""What travels from the controller to node agents, zygotes and ranks. Plain data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from zerofleet.trainer.world import World
+
+TRAIN = "zerofleet.trainer.loop:train"
+"""The function that a rank runs: (config, world, cache_path, report, control, fault)."""
+PRELOAD = "zerofleet.cluster.preload:preload"
+"""The function that a zygote runs once, before it forks: (model_type)."""
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What stays the same over a run's attempts."""
+
+    run: str
+    config_json: str
+    """The TrainConfig."""
+    cache_path: str
+    """Prepared data; the same path on every node."""
+    target: str = TRAIN
+    faults: str = ""
+    """Injected faults, as faults.parse_faults reads them."""
+    threads_per_rank: int = 1
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """What a node agent needs before the first attempt."""
+
+    run: str
+    node_rank: int
+    accelerator: str
+    """DeepSpeed's name for it: cpu or cuda."""
+    log_folder: str | None
+    """The run folder's logs/, when storage is a local path."""
+    storage_url: str
+    """The run folder: logs go there when there is no `log_folder`."""
+    model_type: str = ""
+    """transformers' name of the architecture, so that the zygote imports its module."""
+    preload: str = PRELOAD
+    lease_s: float = 60.0
+    """Seconds without a poll after which the ranks are killed: their driver is gone."""
+
+
+@dataclass(frozen=True)
+class AttemptSpec:
+    """The ranks of one attempt on one node."""
+
+    job: JobSpec
+    attempt: int
+    worlds: tuple[World, ...]
+    log_name: str
+    """Logs are called <this>-00000.log."""
+    master_addr: str
+    master_port: int
+
+
+@dataclass(frozen=True)
+class RankSpec:
+    """One rank, as its zygote is asked to fork it. The rank's socket travels beside it."""
+
+    job: JobSpec
+    world: World
+    environment: dict[str, str]
+    log: str
+    """Path that stdout and stderr go to."""
+
+    def to_json(self) -> str:
+        return json.dumps({"op": "fork", **asdict(self)})
+
+    @staticmethod
+    def from_fields(fields: dict[str, object]) -> RankSpec:
+        job, world = fields["job"], fields["world"]
+        environment, log = fields["environment"], fields["log"]
+        assert isinstance(job, dict) and isinstance(world, dict) and isinstance(environment, dict)
+        return RankSpec(JobSpec(**job), World(**world), environment, str(log))

@@ -1,0 +1,180 @@
+"""From evidence to a class and one sentence for the user. Pure."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from zerofleet.trainer.events import Event
+
+Class = Literal[
+    "user bug", "host OOM", "device OOM", "node", "network", "preemption", "storage", "data", "hang", "checkpoint"
+]
+
+_DEVICE_OOM = ("OutOfMemoryError", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_NETWORK = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "Socket Timeout",
+    "Timed out waiting",
+    "NCCL error",
+    "DistBackendError",
+    "DistNetworkError",
+    "gloo",
+    "ProcessGroup",
+    "recvBytes",
+    "sendBytes",
+)
+_HOST_OOM = ("MemoryError", "Cannot allocate memory", "DefaultCPUAllocator", "std::bad_alloc")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What ended an attempt. `events` are its errors, exits and lost nodes, in the order they were heard."""
+
+    events: tuple[Event, ...]
+    silent: tuple[tuple[int, str, float], ...] = ()
+    """(rank, phase, seconds of silence) of ranks that gave no sign of life for longer than they may."""
+    late: str = ""
+    """What did not happen within its time limit, when that is the reason."""
+    nodes: dict[int, str] = field(default_factory=dict)
+    """Node name by rank."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`rank` and `node` are where it began, when that is known. `frames` tells one traceback from another."""
+
+    kind: Class
+    sentence: str
+    rank: int | None = None
+    node: str | None = None
+    frames: tuple[str, ...] = ()
+    user_error: str = ""
+    """The message of a UserError: the user has to act, trying again cannot help."""
+    non_finite_step: int | None = None
+    checkpoint: tuple[int, int] | None = None
+    """(step, attempt) of a checkpoint that the ranks found unusable."""
+
+
+def is_echo(event: Event) -> bool:
+    """Whether an event only says that another rank has gone: a broken connection, or a death that the agent inflicted."""
+    if event.kind == "error":
+        text = f"{event.data['type']}: {event.data['message']}"
+        return any(word.lower() in text.lower() for word in _NETWORK)
+    return event.kind == "exit" and (bool(event.data["killed"]) or event.data["signal"] is None)
+
+
+def is_failure(event: Event) -> bool:
+    """Whether an event ends an attempt."""
+    if event.kind == "exit":
+        return not event.data["killed"] and (event.data["code"] != 0)
+    return event.kind in ("error", "node_lost")
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """The first cause: what is not an echo of another rank's end comes before what is."""
+    failures = [event for event in evidence.events if is_failure(event)]
+    causes = [event for event in failures if not is_echo(event)]
+    if checkpoint := _first(causes, "error", "checkpoint"):
+        return _of_error(checkpoint, evidence)
+    if user := next((event for event in causes if event.kind == "error" and event.data.get("user")), None):
+        return _of_error(user, evidence)
+    if causes:
+        return _of_cause(causes[0], evidence)
+    if evidence.silent:
+        return _of_silence(evidence)
+    if evidence.late:
+        return Verdict("hang", evidence.late)
+    if errors := [event for event in failures if event.kind == "error"]:
+        return _of_error(errors[0], evidence)
+    assert failures, "there is nothing to judge"
+    return _of_exit(failures[0], evidence)
+
+
+def _first(events: Sequence[Event], kind: str, key: str) -> Event | None:
+    return next((event for event in events if event.kind == kind and event.data.get(key)), None)
+
+
+def _of_cause(event: Event, evidence: Evidence) -> Verdict:
+    if event.kind == "node_lost":
+        node = event.data["node"]
+        return Verdict("node", f"node {node} was lost: {event.data['message']}", node=node)
+    return _of_error(event, evidence) if event.kind == "error" else _of_exit(event, evidence)
+
+
+def _of_error(event: Event, evidence: Evidence) -> Verdict:
+    data: dict[str, Any] = event.data
+    node = evidence.nodes.get(event.rank)
+    text = f"{data['type']}: {data['message']}"
+    found = data.get("checkpoint")
+    return Verdict(
+        kind=_class_of_error(data["type"], text, bool(found)),
+        sentence=f"{_where(event.rank, node)} ended in phase {event.phase} after step {event.step} with {text}",
+        rank=event.rank,
+        node=node,
+        frames=tuple(data.get("frames", ())),
+        user_error=data["message"] if data.get("user") else "",
+        non_finite_step=data.get("non_finite_step"),
+        checkpoint=(found["step"], found["attempt"]) if found else None,
+    )
+
+
+def _class_of_error(name: str, text: str, is_checkpoint: bool) -> Class:
+    if is_checkpoint:
+        return "checkpoint"
+    if any(word in text for word in _DEVICE_OOM):
+        return "device OOM"
+    if any(word in text for word in _HOST_OOM):
+        return "host OOM"
+    if name == "DataError":
+        return "data"
+    if name == "StorageError" or "No space left on device" in text:
+        return "storage"
+    if any(word.lower() in text.lower() for word in _NETWORK):
+        return "network"
+    return "user bug"
+
+
+def _of_exit(event: Event, evidence: Evidence) -> Verdict:
+    data = event.data
+    node = evidence.nodes.get(event.rank, data.get("node"))
+    where = _where(event.rank, node)
+    if data.get("zygote_log"):
+        tail = data["zygote_log"].strip().splitlines()[-1]
+        sentence = (
+            f"the process that ranks are forked from ended on node {node} (exit code {data['zygote_code']}): {tail}"
+        )
+        return Verdict("user bug", sentence, event.rank, node, frames=(sentence,))
+    number = data["signal"]
+    if number is None:
+        return Verdict("user bug", f"{where} ended with exit code {data['code']} and said nothing", event.rank, node)
+    name = signal.Signals(number).name
+    if number == signal.SIGKILL and data.get("oom_kills"):
+        gib = data.get("memory_bytes", 0) / 2**30
+        sentence = (
+            f"{where} was killed by the kernel because the host ran out of memory ({gib:.1f} GiB in all): lower "
+            "train.micro_batch_size or cluster.ranks_per_node, or raise train.zero_stage"
+        )
+        return Verdict("host OOM", sentence, event.rank, node)
+    if number == signal.SIGTERM:
+        return Verdict("preemption", f"{where} was asked to end (SIGTERM)", event.rank, node)
+    if number == signal.SIGKILL:
+        return Verdict("node", f"{where} was killed (SIGKILL) by something outside the run", event.rank, node)
+    return Verdict("user bug", f"{where} crashed with {name}", event.rank, node, frames=(f"signal {name}",))
+
+
+def _of_silence(evidence: Evidence) -> Verdict:
+    rank, phase, seconds = max(evidence.silent, key=lambda entry: entry[2])
+    node = evidence.nodes.get(rank)
+    others = f" ({len(evidence.silent)} ranks are silent)" if len(evidence.silent) > 1 else ""
+    sentence = f"{_where(rank, node)} gave no sign of life for {seconds:.0f} s, last in phase {phase}{others}"
+    return Verdict("hang", sentence, rank, node)
+
+
+def _where(rank: int, node: str | None) -> str:
+    return f"rank {rank}" + (f" on node {node}" if node else "")

@@ -1,0 +1,275 @@
+"""`python -m zerofleet.launch.driver STORAGE_URL RUN [--override key=value ...]`: drives a run on this machine to its end.
+
+The run folder exists already. Claims the run, brings up a Ray of its own, prepares the data meanwhile, and hands over to
+the controller. What it has to say goes to the run folder's events; its log is for us. SIGTERM asks for a stop with a
+checkpoint; a second one ends at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from zerofleet.cluster.attempt import Stage
+from zerofleet.cluster.controller import Controller, Hooks
+from zerofleet.cluster.event_log import EventLog
+from zerofleet.cluster.faults import VARIABLE as FAULTS_VARIABLE
+from zerofleet.cluster.faults import parse_faults
+from zerofleet.cluster.local import LocalRay, own_environment, reap_leftovers
+from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits
+from zerofleet.cluster.preflight import visible_gpus
+from zerofleet.cluster.preparation import Preparation, Progress
+from zerofleet.cluster.spec import PRELOAD, TRAIN, JobSpec, NodeSpec
+from zerofleet.launch.checks import check_job
+from zerofleet.launch.config import JobConfig
+from zerofleet.launch.drivers import driver_records, effective_job
+from zerofleet.trainer.checkpoint.select import select_checkpoint
+from zerofleet.trainer.data.prepare import prepare
+from zerofleet.trainer.errors import UserError, ZerofleetError
+from zerofleet.trainer.events import DRIVER, Event
+from zerofleet.trainer.recorder import Recorder
+from zerofleet.trainer.run_folder import RunFolder
+
+_LOCAL_REQUEST_INTERVAL_S = 0.5
+_REMOTE_REQUEST_INTERVAL_S = 3.0
+"""Seconds between looks for requests; object stores charge for each."""
+
+_log = logging.getLogger("zerofleet.driver")
+
+
+@dataclass(frozen=True)
+class Program:
+    """What ranks run; tests put something small in its place."""
+
+    target: str = TRAIN
+    preload: str = PRELOAD
+    has_check: bool = True
+    has_export: bool = True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0 finished or stopped, 1 the run failed, 2 the user's mistake, 3 no placement in time."""
+    parser = argparse.ArgumentParser(prog="python -m zerofleet.launch.driver", description=__doc__)
+    parser.add_argument("storage_url")
+    parser.add_argument("run")
+    parser.add_argument("--override", action="append", default=[], metavar="key=value")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    try:
+        return drive(options.storage_url, options.run, options.override)
+    except ZerofleetError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+
+
+def drive(storage_url: str, name: str, overrides: Sequence[str] = (), program: Program = Program()) -> int:
+    """Runs the job of a run folder to its end. Returns the exit code. Raises ZerofleetError before anything is taken."""
+    stops = Stops()
+    run = RunFolder(storage_url, name)
+    job = claim(run, overrides)
+    log = EventLog(lambda attempt: Recorder(run, attempt, job.train_config()))
+    driver = Driver(run, job, log, program, stops)
+    try:
+        return driver.run()
+    finally:
+        log.close()
+
+
+def claim(run: RunFolder, overrides: Sequence[str]) -> JobConfig:
+    """Makes this process the run's driver. Returns the job with the overrides of all resumes. UserError when another drives it."""
+    records = driver_records(run)
+    if records and records[-1].is_alive(last_event_at=_last_event_at(run)):
+        raise UserError(
+            f"run {run.name!r} is driven by process {records[-1].pid} on {records[-1].host}: stop it first "
+            f"(`zerofleet stop {run.name}`), or follow it with `zerofleet logs -f {run.name}`"
+        )
+    record = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "pid_created": psutil.Process().create_time(),
+        "started_at": time.time(),
+        "overrides": list(overrides),
+    }
+    number = (records[-1].number if records else 0) + 1
+    try:
+        run.storage.create(f"drivers/{number:04d}.json", json.dumps(record, indent=1).encode())
+    except FileExistsError as error:
+        raise UserError(
+            f"run {run.name!r} was taken by another driver at the same moment: that one drives it"
+        ) from error
+    job = effective_job(run)
+    here = job.run.model_copy(update={"name": run.name, "storage": run.storage.url.removesuffix(f"/{run.name}")})
+    return job.model_copy(update={"run": here})
+
+
+def _last_event_at(run: RunFolder) -> float:
+    """Unix seconds of the newest event; only asked for a driver on another host."""
+    return max((event.start for event in run.events()), default=0.0)
+
+
+class Stops:
+    """Signals as requests: the first SIGTERM or SIGINT is a stop, the second ends at once."""
+
+    def __init__(self) -> None:
+        self._pending: list[str] = []
+        self._asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._pending.append("end" if self._asked else "stop")
+        self._asked = True
+
+    def take(self) -> list[str]:
+        taken, self._pending = self._pending, []
+        return taken
+
+
+class Driver:
+    """Puts the parts of a run together, runs them, and takes them apart again."""
+
+    def __init__(self, run: RunFolder, job: JobConfig, log: EventLog, program: Program, stops: Stops) -> None:
+        self._run, self._job, self._log, self._program, self._stops = run, job, log, program, stops
+        self._config = job.train_config()
+        attempts = run.attempts()
+        self._last_attempt = attempts[-1].attempt if attempts else 0
+        self._started_at = psutil.Process().create_time()
+        self._seen_request, self._looked_at = 0, float("-inf")
+        self._faults = os.environ.get(FAULTS_VARIABLE, "")
+        self._ray: LocalRay | None = None
+
+    def run(self) -> int:
+        """From PENDING to a final state; whatever happens, nothing is left behind."""
+        try:
+            self._check()
+        except UserError as error:
+            self._fail(error)
+            raise
+        for leftover in reap_leftovers():
+            self._say("info", message=f"ended the Ray that a killed driver of run {leftover.run} had left behind")
+        own_environment()  # before Ray is imported
+        from zerofleet.cluster.ray_group import RayGroup
+
+        preparation = Preparation(self._prepare, self._say)
+        group = RayGroup(self._connect, Ask.of(self._job.cluster), self._node_spec(), is_ours=True)
+        controller = self._controller(group, preparation)
+        try:
+            while not controller.state.is_final:
+                controller.step(time.monotonic())
+            return controller.exit_code
+        except Exception as error:
+            self._say(
+                "state", **{"from": controller.state.value, "to": "FAILED", "why": f"the driver failed: {error!r}"}
+            )
+            raise
+        finally:
+            preparation.cancel()
+            group.close()
+            if self._ray is not None:
+                self._ray.stop()
+
+    def _check(self) -> None:
+        """What can be known before anything is started. Raises UserError."""
+        check_job(self._job)
+        parse_faults(self._faults)
+        check_ever_fits(Ask.of(self._job.cluster), [_this_machine()])
+
+    def _controller(self, group: Any, preparation: Preparation) -> Controller:
+        stages = [Stage.TRAIN]
+        if self._program.has_check:
+            stages.insert(0, Stage.CHECK)
+        if self._program.has_export and self._config.checkpoint.export:
+            stages.append(Stage.EXPORT)
+        world_size, zero_stage = self._job.cluster.world_size, self._config.train.zero_stage
+        hooks = Hooks(
+            prepare=preparation.wait,
+            select=lambda excluded: select_checkpoint(self._run, excluded),
+            claim=lambda attempt, start: self._claim_attempt(attempt, start, world_size, zero_stage),
+            emit=self._log.emit,
+            requests=self._requests,
+        )
+        return Controller(group, hooks, self._job.cluster, last_attempt=self._last_attempt, stages=tuple(stages))
+
+    def _claim_attempt(self, attempt: int, start: Any, world_size: int, zero_stage: int) -> None:
+        self._run.claim_attempt(attempt, start, world_size, zero_stage)
+
+    # -- the parts -------------------------------------------------------------------------------------------------
+    def _connect(self) -> None:
+        """Starts a Ray of our own and joins it; takes about 5 s, in a thread."""
+        import ray
+
+        machine = _this_machine()
+        self._ray = LocalRay.start(self._run.name, int(machine.cpus), int(machine.gpus))
+        ray.init(
+            address=self._ray.address,
+            namespace=self._run.name,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
+
+    def _prepare(self, progress: Progress) -> JobSpec:
+        cache = prepare(self._config.data, self._config.run.seed, progress)
+        return JobSpec(
+            run=self._run.name,
+            config_json=self._config.model_dump_json(),
+            cache_path=str(cache.path),
+            target=self._program.target,
+            faults=self._faults,
+            threads_per_rank=max(1, int(self._job.cluster.cpus_per_rank)),
+        )
+
+    def _node_spec(self) -> NodeSpec:
+        storage = self._run.storage
+        return NodeSpec(
+            run=self._run.name,
+            node_rank=0,
+            accelerator="cuda" if self._job.cluster.gpus_per_rank else "cpu",
+            log_folder=str(storage.local_path("logs")) if storage.is_local else None,
+            storage_url=storage.url,
+            model_type=str(self._config.model.config.get("model_type", "")),
+            preload=self._program.preload,
+        )
+
+    # -- requests and events ---------------------------------------------------------------------------------------
+    def _requests(self) -> list[str]:
+        """Signals, and what the run folder holds: requests that are older than this process were for another driver."""
+        actions = self._stops.take()
+        interval = _LOCAL_REQUEST_INTERVAL_S if self._run.storage.is_local else _REMOTE_REQUEST_INTERVAL_S
+        if time.monotonic() - self._looked_at >= interval:
+            for number, request in self._run.requests(self._seen_request):
+                self._seen_request = number
+                if request["at"] >= self._started_at:
+                    actions.append(request["action"])
+            self._looked_at = time.monotonic()
+        return actions
+
+    def _fail(self, error: UserError) -> None:
+        """The run ends before there is a controller."""
+        self._say("error", type=type(error).__name__, message=str(error), traceback="", user=True)
+        self._say("state", **{"from": "PENDING", "to": "FAILED", "why": str(error)})
+
+    def _say(self, kind: str, **data: Any) -> None:
+        self._log.emit(Event(kind, self._last_attempt + 1, DRIVER, 0, "init", time.time(), data=data))
+
+
+def _this_machine() -> NodeResources:
+    """What the local Ray is given: the cores that this process may use, and the GPUs."""
+    cpus, gpus = len(os.sched_getaffinity(0)), visible_gpus()
+    return NodeResources("local", socket.gethostname(), cpus, gpus, cpus, gpus)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

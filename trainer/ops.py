@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -30,6 +31,9 @@ _BUILDERS = {COMMUNICATION_OP: "ShareMemCommBuilder", "cpu_adam": "CPUAdamBuilde
 _NETWORK_FILE_SYSTEMS = ("nfs", "lustre", "gpfs", "ceph", "beegfs", "cifs", "smb", "fuse.", "9p", "virtiofs")
 _NETWORK_GRACE_S = 1800.0
 """On a network file system the builder may live on another host: a lock is stale only when it is older than this."""
+
+_LINE_INTERVAL_S = 15.0
+"""Seconds between two lines of progress where the output is no terminal."""
 
 _BUILD_SCRIPT = """
 import sys
@@ -60,9 +64,12 @@ class StaleLock:
 
 
 def extensions_root() -> Path:
-    """Where torch puts extensions: `TORCH_EXTENSIONS_DIR`, else the user's cache folder."""
+    """Where extensions lie: `TORCH_EXTENSIONS_DIR`, else the virtual environment that they were built for, else torch's
+    own folder in the user's cache (there two environments would rebuild each other's ops in turn)."""
     if folder := os.environ.get("TORCH_EXTENSIONS_DIR"):
         return Path(folder)
+    if _in_own_venv():
+        return Path(sys.prefix) / "torch_extensions"
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torch_extensions"
 
 
@@ -80,13 +87,23 @@ def missing_tools() -> list[str]:
 
 
 def make_loadable() -> None:
-    """To be called before `deepspeed.init_distributed`: lets torch find ninja, and DeepSpeed go without an op that is
-    not built and cannot be (its own fallback expects a compiler and raises)."""
-    os.environ["PATH"] = _path_with_ninja()
+    """To be called before `deepspeed.init_distributed`: lets torch find ninja and the built ops, and DeepSpeed go without
+    an op that is not built and cannot be (DeepSpeed itself tries to compile it all the same, and raises)."""
+    os.environ.update(_build_environment())
     if not is_built(COMMUNICATION_OP) and missing_tools():
         import deepspeed
 
         deepspeed.ops.__compatible_ops__[COMMUNICATION_OP] = False
+
+
+def _in_own_venv() -> bool:
+    return sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK)
+
+
+def _build_environment() -> dict[str, str]:
+    """What torch's builder reads: the folder of the ops, and a PATH that has ninja."""
+    own = {"TORCH_EXTENSIONS_DIR": str(extensions_root())} if _in_own_venv() else {}
+    return {"PATH": _path_with_ninja(), **own}
 
 
 def _path_with_ninja() -> str:
@@ -102,11 +119,14 @@ def is_built(op: str) -> bool:
 
 def stale_locks() -> list[StaleLock]:
     """Lock files of torch extensions that no process holds any more."""
-    return [
-        StaleLock(lock, time.time() - lock.stat().st_mtime)
-        for folder in _op_folders("*")
-        if (lock := folder / "lock").exists() and not _is_held(lock)
-    ]
+    stale = []
+    for folder in _op_folders("*"):
+        lock = folder / "lock"
+        with contextlib.suppress(FileNotFoundError):  # released while we look
+            age_s = time.time() - lock.stat().st_mtime
+            if not _is_held(lock):
+                stale.append(StaleLock(lock, age_s))
+    return stale
 
 
 def clear_stale_locks() -> list[StaleLock]:
@@ -130,38 +150,49 @@ def build(ops: Sequence[str] = (COMMUNICATION_OP,), progress: Progress = lambda 
 
 
 def _build_one(op: str, progress: Progress) -> None:
-    """Builds in a child process, since loading an op has side effects; watches for a stale lock meanwhile."""
-    started = time.monotonic()
-    with tempfile.TemporaryFile() as output:
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BUILD_SCRIPT, _BUILDERS[op]],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PATH": _path_with_ninja()},
-        )
-        try:
-            while True:
-                clear_stale_locks()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(1.0)
-                    break
-                progress(op, time.monotonic() - started)
-        finally:
-            if child.poll() is None:
-                child.terminate()
-                child.wait()
-        if child.returncode != 0:
-            output.seek(0)
-            tail = "\n".join(output.read().decode(errors="replace").splitlines()[-15:])
-            raise OpBuildError(
-                f"building {op} failed with exit code {child.returncode}. The end of its output:\n{tail}"
-            )
+    """Builds, and once more after each stale lock that was in the way: whoever waited for it takes the op for built."""
+    while True:
+        clear_stale_locks()
+        with tempfile.TemporaryFile() as output:
+            returncode, num_cleared = _run_builder(op, output, progress)
+            if returncode == 0:
+                return
+            if num_cleared == 0:
+                output.seek(0)
+                tail = "\n".join(output.read().decode(errors="replace").splitlines()[-15:])
+                raise OpBuildError(f"building {op} failed with exit code {returncode}. The end of its output:\n{tail}")
+
+
+def _run_builder(op: str, output: IO[bytes], progress: Progress) -> tuple[int, int]:
+    """DeepSpeed's builder in a child process, since loading an op has side effects.
+
+    Returns its exit code and the number of stale locks that were cleared meanwhile (a compiler that had outlived a
+    killed build may have held one at first).
+    """
+    started, num_cleared = time.monotonic(), 0
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-c", _BUILD_SCRIPT, _BUILDERS[op]],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, **_build_environment()},
+    )
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return child.wait(1.0), num_cleared
+            num_cleared += len(clear_stale_locks())
+            progress(op, time.monotonic() - started)
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
 
 
 def _op_folders(op: str) -> Iterator[Path]:
-    """Folders of an op (a glob). Below the default root torch adds one level, such as py311_cpu."""
-    pattern = op if os.environ.get("TORCH_EXTENSIONS_DIR") else f"*/{op}"
+    """Folders of an op (a glob). In the user's cache torch adds one level, such as py311_cpu."""
+    is_flat = "TORCH_EXTENSIONS_DIR" in os.environ or _in_own_venv()
+    pattern = op if is_flat else f"*/{op}"
     return (folder for folder in extensions_root().glob(pattern) if folder.is_dir())
 
 
@@ -211,12 +242,15 @@ def _exclusive(path: Path, op: str, progress: Progress) -> Iterator[None]:
 def main() -> int:
     """`python -m zerofleet.trainer.ops`: builds the ops of this machine and says how long it takes."""
     on_terminal = sys.stdout.isatty()
+    said = [0.0]
 
     def show(op: str, seconds: float) -> None:
+        line = f"building {op}: {seconds:.0f} s (once, about 100 s)"
         if on_terminal:
-            sys.stdout.write(f"\rbuilding {op}: {seconds:.0f} s (once, about 100 s)")
-        elif round(seconds) % 10 == 0:
-            sys.stdout.write(f"building {op}: {seconds:.0f} s (once, about 100 s)\n")
+            sys.stdout.write(f"\r{line}")
+        elif seconds - said[0] >= _LINE_INTERVAL_S:
+            said[0] = seconds
+            sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 
     for lock in clear_stale_locks():

@@ -1,0 +1,36 @@
+"""What the documentation shows is run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.ranks import job, run_attempt
+from zerofleet.trainer.run_folder import RunFolder
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(120)
+def test_the_reader_in_the_documentation_reads_a_checkpoint_and_finds_damage(tmp_path, tiny_corpus, tiny_cache):
+    text = (ROOT / "docs/checkpoint-format.md").read_text()
+    script = tmp_path / "read.py"
+    script.write_text(re.findall(r"```python\n(.*?)```", text, re.S)[0])
+    assert len(script.read_text().splitlines()) <= 65
+    config = job(tmp_path, tiny_corpus, train__steps=2)
+    assert not run_attempt(config, tiny_cache, 2).errors
+    run = RunFolder(config.run.storage, config.run.name)
+    folder = run.storage.local_path(run.checkpoints()[-1].folder)
+    done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "model.embed_tokens.weight (384, 32)" in done.stdout
+    file = folder / "rank-00000-of-00002.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert subprocess.run([sys.executable, script, folder], capture_output=True, timeout=60).returncode != 0

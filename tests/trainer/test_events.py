@@ -1,0 +1,38 @@
+"""Events as lines, control as codes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from zerofleet.trainer.errors import CheckpointUnusable, NonFiniteStep, ReplicaDivergence
+from zerofleet.trainer.events import ACTIONS, Control, Event
+from zerofleet.trainer.world import World
+
+
+def test_an_event_survives_the_way_as_one_line():
+    event = Event("step", 2, 1, 30, "step", 12.5, 0.25, {"loss": math.inf, "text": "a\nb"})
+    assert "\n" not in event.to_json() and Event.from_json(event.to_json()) == event
+
+
+def test_a_stop_is_stronger_than_a_save():
+    codes = [Control(action).code for action in ACTIONS]
+    assert codes == sorted(codes) and [Control.from_code(c).action for c in codes] == ["none", "save", "stop"]
+
+
+@pytest.mark.parametrize(
+    "error", [CheckpointUnusable(4, 2, "why"), NonFiniteStep(7, float("inf")), ReplicaDivergence(5, [1, 2])]
+)
+def test_errors_survive_the_way_between_ranks(error):
+    import pickle
+
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error) and copy.__dict__ == error.__dict__
+
+
+def test_a_world_is_read_from_torchruns_variables_and_written_as_them():
+    world = World(3, 1, 1, 4, "n", 2)
+    again = World.from_env(2, world.env("host", 5))
+    assert (again.rank, again.local_rank, again.node_rank, again.world_size) == (3, 1, 1, 4)
+    assert World.from_env(1, {}).world_size == 1

@@ -1,0 +1,97 @@
+"""What is written down where, and that a tracker's trouble ends nothing."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+
+from tests.support.ranks import job
+from zerofleet.trainer.config import TrackingConfig
+from zerofleet.trainer.events import Event
+from zerofleet.trainer.recorder import Recorder
+from zerofleet.trainer.run_folder import RunFolder
+from zerofleet.trainer.tracking import run_id
+
+
+def event(kind, phase="step", step=3, **data):
+    return Event(kind, 1, 0, step, phase, 100.0, 0.5, data)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return job(tmp_path, tmp_path)
+
+
+def test_steps_and_evaluations_go_to_metrics_and_the_rest_to_events_without_heartbeats(config):
+    run = RunFolder(config.run.storage, config.run.name)
+    recorder = Recorder(run, 1, config)
+    events = [
+        event("step", loss=1.5),
+        event("phase"),
+        event("phase", "save"),
+        event("checkpoint", "save"),
+        event("eval", "eval", loss=float("nan")),
+    ]
+    for item in events:
+        recorder.on_event(item)
+    recorder.close()
+    assert [r["kind"] for r in run.read("metrics")] == ["step", "eval"]
+    assert [(e.kind, e.phase) for e in run.events()] == [("phase", "save"), ("checkpoint", "save")]
+    assert next(iter(run.read("metrics"))) == events[0].__dict__
+
+
+class FakeWandb(types.ModuleType):
+    def __init__(self, fail_at):
+        super().__init__("wandb")
+        self.logged, self.arguments, self._fail_at = [], None, fail_at
+
+    def init(self, **arguments):
+        if self._fail_at == "init":
+            raise OSError("no network")
+        self.arguments = arguments
+        return self
+
+    def Settings(self, **_):
+        return None
+
+    def log(self, values, step):
+        if self._fail_at == "log":
+            raise OSError("gone")
+        self.logged.append((step, values))
+
+    def finish(self, quiet):
+        self.logged.append("finished")
+
+
+@pytest.fixture(params=["never", "init", "log"])
+def wandb(request, monkeypatch):
+    fake = FakeWandb(request.param)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    return request.param, fake
+
+
+def test_wandb_gets_numbers_and_its_trouble_is_an_incident(config, wandb):
+    fails, fake = wandb
+    config = config.model_copy(update={"tracking": TrackingConfig(wandb={"enabled": True})})
+    run = RunFolder(config.run.storage, config.run.name)
+    recorder = Recorder(run, 1, config)
+    recorder.on_event(event("step", loss=1.5, note="text"))
+    recorder.on_event(event("eval", loss=2.5))
+    recorder.close()
+    incidents = [e.data["message"] for e in run.events() if e.kind == "incident"]
+    assert len(list(run.read("metrics"))) == 2
+    if fails == "never":
+        assert fake.logged == [(3, {"train/loss": 1.5}), (3, {"eval/loss": 2.5}), "finished"]
+        assert (
+            fake.arguments["id"] == run_id(config.run.storage, config.run.name) and fake.arguments["mode"] == "offline"
+        )
+        assert not incidents
+    else:
+        assert len(incidents) == 1 and "wandb" in incidents[0]
+
+
+def test_the_id_is_the_same_over_all_attempts_and_differs_between_runs():
+    assert run_id("s3://b/", "a") == run_id("s3://b", "a") != run_id("s3://b", "c")

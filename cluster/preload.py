@@ -30,8 +30,17 @@ def _load_communication_op(note: Callable[[str], None]) -> None:
     """DeepSpeed's build check takes 1 s, a build 100 s; an op that is loaded here is loaded in every rank."""
     from deepspeed.accelerator import get_accelerator
 
-    from zerofleet.trainer.ops import COMMUNICATION_OP, OpBuildError, build, clear_stale_locks, is_built, missing_tools
+    from zerofleet.trainer.ops import (
+        COMMUNICATION_OP,
+        OpBuildError,
+        build,
+        clear_stale_locks,
+        is_built,
+        make_loadable,
+        missing_tools,
+    )
 
+    make_loadable()
     if get_accelerator().device_name() != "cpu":
         return
     for lock in clear_stale_locks():

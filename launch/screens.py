@@ -64,7 +64,7 @@ class PlainScreen(_Base):
         self._last_prepare = ("", -1)
 
     def event(self, event: Event, progress: Progress) -> None:
-        line = event_line(event, progress)
+        line = event_line(event)
         if event.kind == "step":
             line = self._step(progress)
         elif event.kind == "prepare":
@@ -112,7 +112,7 @@ class LiveScreen(_Base):
         self._live.stop()
 
     def event(self, event: Event, progress: Progress) -> None:
-        if line := event_line(event, progress):
+        if line := event_line(event):
             stamp = time.strftime("%H:%M:%S", time.localtime(event.start))
             self._live.console.print(Text(f"{stamp}  {line}"))
 
@@ -138,12 +138,15 @@ class LiveScreen(_Base):
         return Group(title, bar, *([Text("  ".join(notes), style="dim")] if notes else []))
 
 
-def event_line(event: Event, progress: Progress) -> str:
+def event_line(event: Event) -> str:
     """One line for what happens once; empty for what the progress block or the step lines show."""
     data = event.data
     match event.kind:
         case "state":
-            return f"{data['to']}" + (f": {data['why']}" if data.get("why") else "")
+            # Why a run failed is the last thing said, once.
+            return f"{data['to']}" + (
+                f": {_first_line(data['why'])}" if data.get("why") and data["to"] != "FAILED" else ""
+            )
         case "eval":
             return f"step {event.step}: held-out loss {data['loss']:.4f}"
         case "checkpoint":
@@ -151,15 +154,17 @@ def event_line(event: Event, progress: Progress) -> str:
         case "loaded":
             return f"step {event.step}: state loaded"
         case "incident" | "info" | "skipped":
-            return f"{'incident: ' if event.kind == 'incident' else ''}{data['message']}"
+            return f"{'incident: ' if event.kind == 'incident' else ''}{_first_line(data['message'])}"
         case "verdict":
-            return str(data["sentence"])
-        case "error":
-            return f"rank {event.rank}: {data['type']}: {data['message']}"
+            return _first_line(data["sentence"])
         case "export":
             return f"exported to {data['path']}"
         case _:
             return ""
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
 
 
 def choose_screen(run_name: str, as_json: bool) -> Screen:

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from zerofleet.launch.progress import Progress
-from zerofleet.launch.words import command, run_argument
+from zerofleet.launch.words import command, pasteable, run_argument
 from zerofleet.trainer.run_folder import RunFolder
 
 
@@ -47,7 +47,7 @@ def write_summary(run: RunFolder, progress: Progress, as_json: bool) -> None:
     ]
     sys.stdout.write("\n" + "".join(f"{name:<14} {value}\n" for name, value in rows if value))
     if progress.state == "FAILED":
-        reason = progress.user_error or progress.verdict or progress.why or progress.error or "no reason was recorded"
+        reason = progress.user_error or progress.why or progress.verdict or progress.error or "no reason was recorded"
         sys.stdout.flush()
         sys.stderr.write(f"error: {reason}\n")
 
@@ -59,7 +59,7 @@ def heldout_line(progress: Progress) -> str:
     (first_step, first), (last_step, last) = progress.evals[0], progress.evals[-1]
     if first_step == last_step:
         return f"{first:.4f} (step {first_step})"
-    return f"{first:.4f} (step {first_step}) -> {last:.4f} (step {last_step}): {first - last:+.4f} nats won"
+    return f"{first:.4f} (step {first_step}) -> {last:.4f} (step {last_step}): it fell by {first - last:.4f} nats"
 
 
 def _next(run: RunFolder, progress: Progress) -> str:
@@ -68,5 +68,6 @@ def _next(run: RunFolder, progress: Progress) -> str:
     if progress.state == "STOPPED":
         return command("resume", run_argument(run))
     if progress.export_path:
-        return f"python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{progress.export_path}')\""
+        load = f"AutoModelForCausalLM.from_pretrained('{progress.export_path}')"
+        return f'{pasteable(sys.executable)} -c "from transformers import AutoModelForCausalLM; {load}"'
     return command("export", run_argument(run))

@@ -77,11 +77,9 @@ class Watch:
             )
             return driver_code if driver_code in (USER_MISTAKE, TIMEOUT, NOT_FOUND) else RUN_FAILED
         write_summary(self.run, self.progress, self.as_json)
-        if self.progress.state != "FAILED":
-            return OK
-        if driver_code in (USER_MISTAKE, TIMEOUT, NOT_FOUND):
+        if driver_code > 0:
             return driver_code
-        return USER_MISTAKE if self.progress.user_error else RUN_FAILED
+        return RUN_FAILED if self.progress.state == "FAILED" else OK
 
     def _asked_to_stop(self) -> bool:
         """On a terminal, asks; elsewhere an interrupt detaches."""

@@ -56,8 +56,13 @@ def command(*words: str) -> str:
     if on_path and Path(on_path).resolve() == called.resolve():
         program = "zerofleet"
     elif called.name == "zerofleet":
-        relative = os.path.relpath(called)
-        program = relative if not relative.startswith("..") else str(called)
+        program = pasteable(str(called))
     else:
-        program = "python -m zerofleet.launch"
+        program = f"{pasteable(sys.executable)} -m zerofleet.launch"
     return " ".join([program, *words])
+
+
+def pasteable(path: str) -> str:
+    """A program's path, relative where it lies below this folder."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative

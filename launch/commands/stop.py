@@ -68,12 +68,19 @@ def _ended(view: RunView) -> int:
         )
         return RUN_FAILED
     sys.stdout.write(f"run {view.run.name} is {view.state} at step {view.progress.step}. {_go_on(view)}\n")
-    return RUN_FAILED if view.state == "FAILED" else OK
+    if view.state == "FINISHED" or (view.state == "STOPPED" and _newest(view) >= view.progress.step):
+        return OK
+    sys.stderr.write(f"error: {view.progress.why}\n")
+    return RUN_FAILED
+
+
+def _newest(view: RunView) -> int:
+    """Step of the newest checkpoint; 0 when there is none."""
+    return max((checkpoint.step for checkpoint in view.run.checkpoints()), default=0)
 
 
 def _go_on(view: RunView) -> str:
-    steps = [checkpoint.step for checkpoint in view.run.checkpoints()]
-    newest = f"The newest checkpoint is of step {steps[-1]}" if steps else "There is no checkpoint"
+    newest = f"The newest checkpoint is of step {step}" if (step := _newest(view)) else "There is no checkpoint"
     if view.state == "FINISHED":
         return newest
     return f"{newest}; go on with: {command('resume', run_argument(view.run))}"

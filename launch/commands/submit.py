@@ -39,16 +39,15 @@ def add_parser(verbs: Verbs) -> None:
 def run(arguments: argparse.Namespace) -> int:
     job = load_job(arguments.recipe, arguments.overrides)
     check_job(job)
-    plan = BatchPlan.of(job.train.global_batch_size, job.train.micro_batch_size, job.cluster.world_size)
-    arithmetic = plan.describe(job.data.sequence_length)
     if arguments.dry_run:
-        sys.stdout.write(f"{job.to_yaml()}\n# {arithmetic}\n")
+        plan = BatchPlan.of(job.train.global_batch_size, job.train.micro_batch_size, job.cluster.world_size)
+        sys.stdout.write(f"{job.to_yaml()}\n# {plan.describe(job.data.sequence_length)}\n")
         return OK
     check_machine(job)
     probe_storage(job.run.storage)
     folder, job = create_run(job, Path(arguments.recipe))
     if not arguments.json:
-        sys.stdout.write(f"run {folder.name} in {folder.storage.path()}\n{arithmetic}\n")
+        sys.stdout.write(f"run {folder.name} in {folder.storage.path()}\n")
         sys.stdout.flush()
     driver = start_driver(folder, job.run.storage)
     watch = Watch(folder, driver, EventTail(folder), Progress(job.train.steps), arguments.json)

@@ -33,11 +33,11 @@ class NodeAgent:
         self._spec = spec
         self._events: list[Event] = []
         self._arrived = threading.Condition()
+        self._num_kills = 0
         self._polled_at = time.monotonic()
         folder = spec.log_folder or tempfile.mkdtemp(prefix="zerofleet-logs-")
         self._logs = Path(folder)
         self._logs.mkdir(parents=True, exist_ok=True)
-        self._attempt = 0
         self._ranks = Ranks(spec, self._logs / f"agent-{spec.node_rank:05d}.log", self._emit)
         threading.Thread(target=self._watch_lease, name="lease", daemon=True).start()
 
@@ -56,7 +56,6 @@ class NodeAgent:
     def start(self, attempt: AttemptSpec) -> None:
         """Forks this node's ranks. They report by events."""
         self._polled_at = time.monotonic()
-        self._attempt = attempt.attempt
         logs = self._logs / f"attempt-{attempt.attempt:04d}"
         logs.mkdir(parents=True, exist_ok=True)
         self._ranks.start([_rank_spec(attempt, world, logs) for world in attempt.worlds])
@@ -65,17 +64,20 @@ class NodeAgent:
         """What has happened since the last poll; waits up to `timeout_s` for something."""
         self._polled_at = time.monotonic()
         with self._arrived:
-            self._arrived.wait_for(lambda: self._events, timeout_s)
-            events, self._events = self._events, []
-        return events
+            kills = self._num_kills
+            self._arrived.wait_for(lambda: self._events or self._num_kills > kills, timeout_s)
+            return self._take()
 
     def control(self, rank: int, control: Control) -> None:
         self._ranks.control(rank, control)
 
-    def kill(self) -> list[int]:
-        """Ends every rank of the attempt. Returns the ranks that could not be ended."""
+    def kill(self) -> tuple[list[Event], list[int]]:
+        """Ends every rank of the attempt. Returns what had not been polled, and the ranks that could not be ended."""
         self._ranks.kill()
-        return [rank.spec.world.rank for rank in self._ranks.living()]
+        with self._arrived:
+            self._num_kills += 1
+            self._arrived.notify_all()  # a poll that waits returns, so that no event is still on its way afterwards
+            return self._take(), [rank.spec.world.rank for rank in self._ranks.living()]
 
     def close(self) -> None:
         """Ends the ranks and the zygote, and sends logs to where the run folder is."""
@@ -95,6 +97,10 @@ class NodeAgent:
                 continue
             except StorageError as error:
                 self._emit(_incident(f"log {name} was not uploaded: {error}"))
+
+    def _take(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
 
     def _emit(self, event: Event) -> None:
         with self._arrived:

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from zerofleet.cluster.spec import TRAIN
-from zerofleet.cluster.verdict import Evidence, is_echo, is_failure
+from zerofleet.cluster.verdict import Evidence, Place, is_echo, is_failure
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import CheckpointId
 
@@ -33,10 +33,11 @@ class Stage(enum.StrEnum):
 
 @dataclass
 class _RankState:
-    """When a rank was last heard of (monotonic seconds), and in which phase."""
+    """When a rank was last heard of (monotonic seconds), and where it was."""
 
     seen_at: float
     phase: str = "import"
+    step: int = 0
     node: str = ""
     has_exited: bool = False
 
@@ -65,15 +66,16 @@ class Attempt:
     _failed_at: float | None = None
 
     def __post_init__(self) -> None:
-        self.step = self.checkpoint_step = self.start.step if self.start else 0
-        self._ranks = {rank: _RankState(self.started_at) for rank in range(self.num_ranks)}
+        if self.start is not None:
+            self.step = self.checkpoint_step = self.start.step
+        self._ranks = {rank: _RankState(self.started_at, step=self.step) for rank in range(self.num_ranks)}
 
     def hear(self, event: Event, now: float) -> None:
         """Takes an event in; those of other attempts are none of this one's."""
         if event.attempt != self.number:
             return
-        if rank := self._ranks.get(event.rank):
-            rank.seen_at, rank.phase = now, event.phase
+        if (rank := self._ranks.get(event.rank)) and event.kind != "exit":
+            rank.seen_at, rank.phase, rank.step = now, event.phase, max(rank.step, event.step)
         if event.kind == "step" or (event.kind == "phase" and event.phase == "step"):
             self.has_stepped = True
             self.step = max(self.step, event.step)
@@ -130,5 +132,5 @@ class Attempt:
     def evidence(self, silent: tuple[tuple[int, str, float], ...], late: str) -> Evidence:
         if self._ended_without_a_word():
             late = late or "every rank ended with exit code 0 without finishing or stopping"
-        nodes = {number: rank.node for number, rank in self._ranks.items() if rank.node}
-        return Evidence(tuple(self._events), silent, late, nodes)
+        places = {n: Place(rank.node, rank.phase, rank.step) for n, rank in self._ranks.items()}
+        return Evidence(tuple(self._events), silent, late, places)

@@ -1,18 +1,19 @@
-"""The life of a run. `State` is the design; `Controller.step` moves it on, with a clock that is given."""
+"""The life of a run: `state.State` is the design; `Controller.step` moves it on, with a clock that is given."""
 
 from __future__ import annotations
 
-import enum
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 from zerofleet.cluster.attempt import Attempt, Stage
 from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.group import Group
+from zerofleet.cluster.hooks import Hooks
 from zerofleet.cluster.policy.failure import Decision, Failure, decide
 from zerofleet.cluster.spec import JobSpec
+from zerofleet.cluster.state import State
 from zerofleet.cluster.verdict import Verdict, judge
 from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.events import DRIVER, Control, Event
@@ -25,66 +26,6 @@ _SETTLE_S = 1.0
 """A broken connection alone only says that someone else has gone: so long the cause may take to be heard."""
 _END_TIMEOUT_S = 30.0
 """How long ranks may take to exit after they have finished or stopped."""
-
-
-class State(enum.StrEnum):
-    """
-    | from       | to                           | when |
-    |------------|------------------------------|------|
-    | PENDING    | PREPARING                    | the job is taken |
-    | PREPARING  | PLACING                      | the data cache exists |
-    | PLACING    | STARTING / FAILED            | all agents are up and fit / the timeout says what is missing |
-    | STARTING   | RUNNING / RECOVERING         | first step done / a rank or node failed, or the start timed out |
-    | RUNNING    | RECOVERING                   | a rank or node failed, or a rank was silent for too long |
-    | RUNNING    | DRAINING / FINISHED          | a stop was asked for / the last step is durable and exported |
-    | RECOVERING | STARTING / PLACING / FAILED  | all nodes there / a node must be replaced / the verdict says stop |
-    | DRAINING   | STOPPED                      | the checkpoint is durable, or the notice is over (said) |
-
-    A stop outside STARTING and RUNNING has nothing to save: it leads to STOPPED at once. An error that trying again cannot
-    mend leads to FAILED from everywhere.
-    """
-
-    PENDING = "PENDING"
-    PREPARING = "PREPARING"
-    PLACING = "PLACING"
-    STARTING = "STARTING"
-    RUNNING = "RUNNING"
-    RECOVERING = "RECOVERING"
-    DRAINING = "DRAINING"
-    FINISHED = "FINISHED"
-    STOPPED = "STOPPED"
-    FAILED = "FAILED"
-
-    @property
-    def is_final(self) -> bool:
-        return self in (State.FINISHED, State.STOPPED, State.FAILED)
-
-
-class Selection(Protocol):
-    """What trainer.checkpoint.select gives: the newest usable checkpoint, what was skipped and why, how many there are."""
-
-    @property
-    def checkpoint(self) -> CheckpointId | None: ...
-    @property
-    def skipped(self) -> tuple[tuple[CheckpointId, str], ...]: ...
-    @property
-    def found(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What the controller asks of the outside."""
-
-    prepare: Callable[[float], JobSpec | None]
-    """Waits up to so many seconds for the prepared data; None when it takes longer. Raises what the preparation raised."""
-    select: Callable[[frozenset[CheckpointId]], Selection]
-    """The checkpoint to start from, the given ones left out."""
-    claim: Callable[[int, CheckpointId | None], None]
-    """Claims an attempt exclusively. Raises UserError when another driver has it."""
-    emit: Callable[[Event], None]
-    """Writes an event down."""
-    requests: Callable[[], list[str]]
-    """What was asked for since the last call: `stop`, `save`, or `end` (a stop that does not wait)."""
 
 
 class Controller:
@@ -218,7 +159,7 @@ class Controller:
             self._hooks.claim(number, start)
             self._claimed = number
         ranks = self._group.world_size if stage is Stage.TRAIN else 1
-        self._attempt = Attempt(number, stage, start, ranks, now)
+        self._attempt = Attempt(number, stage, start, ranks, now, step=self._last_step)
         self._late = ""
         job = self._job if stage is Stage.TRAIN else replace(self._job, target=stage.target)
         self._group.start(job, number, ranks, stage.log_name)

@@ -11,8 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
+from zerofleet.cluster.host import memory_bytes, visible_gpus
 from zerofleet.cluster.spec import NodeSpec
 
 PACKAGES = ("torch", "deepspeed", "transformers", "ray")
@@ -71,16 +70,9 @@ def inspect_node(spec: NodeSpec, cache_path: str) -> NodeReport:
         versions={"python": ".".join(map(str, sys.version_info[:3]))}
         | {name: metadata.version(name) for name in PACKAGES},
         num_gpus=num_gpus,
-        memory_bytes=psutil.virtual_memory().available,
+        memory_bytes=memory_bytes(),
         findings=tuple(NodeFinding(level, node, message) for level, message in problems),
     )
-
-
-def visible_gpus() -> int:
-    """GPUs that this process may use, without loading CUDA."""
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return len([index for index in chosen.split(",") if index.strip() not in ("", "-1")])
-    return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
 
 
 def compare_nodes(reports: list[NodeReport]) -> list[NodeFinding]:

@@ -9,18 +9,20 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from zerofleet.cluster.faults import FaultInjector, parse_faults
-from zerofleet.cluster.spec import RankSpec
+from zerofleet.cluster.spec import TRAIN, RankSpec
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.errors import CheckpointUnusable, NonFiniteStep, UserError
 from zerofleet.trainer.events import ACTIONS, Control, Event
 from zerofleet.trainer.world import World
 
 MAX_TRACEBACK_CHARS = 16_000
+RANK_ZERO_TIMEOUT_S = 60.0
+"""After this torch's own connect goes on trying, and says what is wrong."""
 
 
 class AgentLink:
@@ -96,6 +98,8 @@ def run_rank(spec: RankSpec, connection: socket.socket, resolve: Callable[[str],
         config = TrainConfig.model_validate_json(spec.job.config_json)
         fault = FaultInjector(parse_faults(spec.job.faults), spec.world.rank, spec.world.attempt)
         train = resolve(spec.job.target)
+        if spec.job.target == TRAIN:
+            _await_rank_zero(spec.world, spec.environment)
         train(config, spec.world, Path(spec.job.cache_path), link.report, link.control, fault)
         return 0
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank is reported, SystemExit included
@@ -118,6 +122,18 @@ def _redirect(log: Path) -> None:
     os.close(nothing)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def _await_rank_zero(world: World, environment: Mapping[str, str]) -> None:
+    """Until rank 0 listens. torch's own connect backs off for up to a second when it comes too early."""
+    deadline = time.monotonic() + RANK_ZERO_TIMEOUT_S
+    address = (environment["MASTER_ADDR"], int(environment["MASTER_PORT"]))
+    while world.rank > 0 and time.monotonic() < deadline:
+        try:
+            socket.create_connection(address, timeout=1.0).close()
+            return
+        except OSError:
+            time.sleep(0.005)
 
 
 def _set_threads(num_threads: int) -> None:

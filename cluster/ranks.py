@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zerofleet.cluster.host import memory_bytes, oom_kills, process_state
 from zerofleet.cluster.spec import NodeSpec, RankSpec
 from zerofleet.cluster.zygote import MESSAGE_BYTES
 from zerofleet.trainer.events import DRIVER, Control, Event
@@ -38,6 +39,8 @@ class Rank:
     exited: bool = False
     killed: bool = False
     """Whether this agent ended it: then its exit is no failure."""
+    state_before: str = ""
+    """The kernel's letter for it when it was killed: T and D tell a frozen rank from those that wait for it."""
 
 
 class Ranks:
@@ -57,6 +60,7 @@ class Ranks:
         self.zygote_ready_s: float | None = None
         """Seconds that the zygote's imports took."""
         self._closed = False
+        self._oom_kills = 0
         # The zygote is started by this thread: PDEATHSIG follows the thread that forked, so it must live as long as the agent.
         self._thread = threading.Thread(target=self._listen, name="ranks", daemon=True)
         self._thread.start()
@@ -82,7 +86,7 @@ class Ranks:
             if not self.living():
                 return
             for rank in self.living():
-                rank.killed = True
+                rank.killed, rank.state_before = True, process_state(rank.pid) if rank.pid else ""
             self._run_in_thread(self._ask_to_kill)
             if self._changed.wait_for(lambda: not self.living(), KILL_TIMEOUT_S):
                 return
@@ -146,6 +150,7 @@ class Ranks:
             for rank in self._ranks.values():
                 self._drop(rank)
             self._ranks = {}
+            self._oom_kills = oom_kills()
             if self._zygote is None:
                 self._start_zygote()
             for spec in specs:
@@ -214,10 +219,18 @@ class Ranks:
             pass
         self._drop(rank)
         world = rank.spec.world
-        data = {"code": end["code"], "signal": end["signal"], "pid": rank.pid, "killed": rank.killed, **more}
-        self._emit(
-            Event("exit", world.attempt, world.rank, 0, "end", time.time(), data=data | {"node": world.node_name})
-        )
+        data = {
+            "code": end["code"],
+            "signal": end["signal"],
+            "pid": rank.pid,
+            "node": world.node_name,
+            "killed": rank.killed,
+            "state_before": rank.state_before,
+            "oom_kills": oom_kills() - self._oom_kills,
+            "memory_bytes": memory_bytes(),
+            **more,
+        }
+        self._emit(Event("exit", world.attempt, world.rank, 0, "end", time.time(), data=data))
         with self._lock:
             rank.exited = True
             self._changed.notify_all()

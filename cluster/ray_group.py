@@ -198,7 +198,7 @@ class RayGroup:
         reference, node.poll = node.poll, None
         try:
             events: list[Event] = ray.get(reference, timeout=AGENT_TIMEOUT_S)
-        except RayError as error:
+        except (RayError, GetTimeoutError) as error:
             return [self._lose(node, str(error))]
         return events
 
@@ -209,13 +209,16 @@ class RayGroup:
     def kill(self) -> list[Event]:
         """An agent that does not answer is given up: its lease, or its node's end, ends its ranks."""
         calls = {node.rank: node.agent.kill.remote() for node in self._nodes.values()}
-        for rank, left in self._settle(calls, 2 * KILL_TIMEOUT_S + AGENT_TIMEOUT_S).items():
-            if left:
-                self._lost.append(self._lose(self._nodes[rank], f"ranks {left} do not end on SIGKILL"))
         events: list[Event] = []
-        while heard := self.poll(0.0):
-            events += heard
-        return events
+        for rank, (unheard, left) in self._settle(calls, 2 * KILL_TIMEOUT_S + AGENT_TIMEOUT_S).items():
+            node = self._nodes[rank]
+            if node.poll is not None:
+                events += self._hear(node)  # what a poll had taken came before what was left
+            events += unheard
+            if left and rank in self._nodes:
+                self._lost.append(self._lose(node, f"ranks {left} do not end on SIGKILL"))
+        lost, self._lost = self._lost, []
+        return events + lost
 
     # -- loss and end ----------------------------------------------------------------------------------------------
     def _lose(self, node: _Node, reason: str) -> Event:

@@ -29,7 +29,17 @@ _NETWORK = (
     "recvBytes",
     "sendBytes",
 )
+_STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "waiting for a disk or a device"}
 _HOST_OOM = ("MemoryError", "Cannot allocate memory", "DefaultCPUAllocator", "std::bad_alloc")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank was when it was last heard of: its node, phase, and the newest step that it had done."""
+
+    node: str = ""
+    phase: str = ""
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,8 +51,8 @@ class Evidence:
     """(rank, phase, seconds of silence) of ranks that gave no sign of life for longer than they may."""
     late: str = ""
     """What did not happen within its time limit, when that is the reason."""
-    nodes: dict[int, str] = field(default_factory=dict)
-    """Node name by rank."""
+    places: dict[int, Place] = field(default_factory=dict)
+    """By rank."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +119,13 @@ def _of_cause(event: Event, evidence: Evidence) -> Verdict:
 
 def _of_error(event: Event, evidence: Evidence) -> Verdict:
     data: dict[str, Any] = event.data
-    node = evidence.nodes.get(event.rank)
     text = f"{data['type']}: {data['message']}"
     found = data.get("checkpoint")
     return Verdict(
         kind=_class_of_error(data["type"], text, bool(found)),
-        sentence=f"{_where(event.rank, node)} ended in phase {event.phase} after step {event.step} with {text}",
+        sentence=f"{_where(event.rank, evidence)} ended with {text}",
         rank=event.rank,
-        node=node,
+        node=_node(event.rank, evidence),
         frames=tuple(data.get("frames", ())),
         user_error=data["message"] if data.get("user") else "",
         non_finite_step=data.get("non_finite_step"),
@@ -141,40 +150,57 @@ def _class_of_error(name: str, text: str, is_checkpoint: bool) -> Class:
 
 
 def _of_exit(event: Event, evidence: Evidence) -> Verdict:
-    data = event.data
-    node = evidence.nodes.get(event.rank, data.get("node"))
-    where = _where(event.rank, node)
-    if data.get("zygote_log"):
-        tail = data["zygote_log"].strip().splitlines()[-1]
+    data, where, node = event.data, _where(event.rank, evidence), _node(event.rank, evidence)
+    if data.get("zygote_log") is not None:
+        tail = (data["zygote_log"].strip().splitlines() or ["it said nothing"])[-1]
         sentence = (
-            f"the process that ranks are forked from ended on node {node} (exit code {data['zygote_code']}): {tail}"
+            f"the process that ranks are forked from ended on node {node} ({_ending(data['zygote_code'])}): {tail}"
         )
         return Verdict("user bug", sentence, event.rank, node, frames=(sentence,))
     number = data["signal"]
     if number is None:
         return Verdict("user bug", f"{where} ended with exit code {data['code']} and said nothing", event.rank, node)
-    name = signal.Signals(number).name
     if number == signal.SIGKILL and data.get("oom_kills"):
-        gib = data.get("memory_bytes", 0) / 2**30
         sentence = (
-            f"{where} was killed by the kernel because the host ran out of memory ({gib:.1f} GiB in all): lower "
-            "train.micro_batch_size or cluster.ranks_per_node, or raise train.zero_stage"
+            f"{where} was killed by the kernel: the host ran out of memory ({data['memory_bytes'] / 2**30:.1f} GiB in all). "
+            "Lower train.micro_batch_size or cluster.ranks_per_node, or raise train.zero_stage"
         )
         return Verdict("host OOM", sentence, event.rank, node)
-    if number == signal.SIGTERM:
-        return Verdict("preemption", f"{where} was asked to end (SIGTERM)", event.rank, node)
     if number == signal.SIGKILL:
         return Verdict("node", f"{where} was killed (SIGKILL) by something outside the run", event.rank, node)
+    if number == signal.SIGTERM:
+        return Verdict("preemption", f"{where} was asked to end (SIGTERM)", event.rank, node)
+    name = signal.Signals(number).name
     return Verdict("user bug", f"{where} crashed with {name}", event.rank, node, frames=(f"signal {name}",))
 
 
 def _of_silence(evidence: Evidence) -> Verdict:
-    rank, phase, seconds = max(evidence.silent, key=lambda entry: entry[2])
-    node = evidence.nodes.get(rank)
-    others = f" ({len(evidence.silent)} ranks are silent)" if len(evidence.silent) > 1 else ""
-    sentence = f"{_where(rank, node)} gave no sign of life for {seconds:.0f} s, last in phase {phase}{others}"
-    return Verdict("hang", sentence, rank, node)
+    """All ranks fall silent when one does: they wait for it. The kernel's state tells which, else the longest silence."""
+    frozen = {
+        event.rank: _STATES[event.data["state_before"]]
+        for event in evidence.events
+        if event.kind == "exit" and event.data.get("state_before") in _STATES
+    }
+    silent = [entry for entry in evidence.silent if entry[0] in frozen] or list(evidence.silent)
+    rank, _, seconds = max(silent, key=lambda entry: entry[2])
+    state = f", {frozen[rank]}" if rank in frozen else ""
+    others = f"; {len(evidence.silent)} ranks are silent" if len(evidence.silent) > 1 else ""
+    sentence = f"{_where(rank, evidence)} gave no sign of life for {seconds:.0f} s{state}{others}"
+    return Verdict("hang", sentence, rank, _node(rank, evidence))
 
 
-def _where(rank: int, node: str | None) -> str:
-    return f"rank {rank}" + (f" on node {node}" if node else "")
+def _ending(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+
+
+def _node(rank: int, evidence: Evidence) -> str | None:
+    place = evidence.places.get(rank)
+    return place.node or None if place else None
+
+
+def _where(rank: int, evidence: Evidence) -> str:
+    place = evidence.places.get(rank)
+    if place is None:
+        return f"rank {rank}"
+    node = f" on node {place.node}" if place.node else ""
+    return f"rank {rank}{node}, in phase {place.phase} after step {place.step},"

@@ -23,13 +23,14 @@ from typing import Any
 import psutil
 
 from zerofleet.cluster.attempt import Stage
-from zerofleet.cluster.controller import Controller, Hooks
+from zerofleet.cluster.controller import Controller
 from zerofleet.cluster.event_log import EventLog
 from zerofleet.cluster.faults import VARIABLE as FAULTS_VARIABLE
 from zerofleet.cluster.faults import parse_faults
+from zerofleet.cluster.hooks import Hooks
+from zerofleet.cluster.host import num_cores, visible_gpus
 from zerofleet.cluster.local import LocalRay, own_environment, reap_leftovers
 from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits
-from zerofleet.cluster.preflight import visible_gpus
 from zerofleet.cluster.preparation import Preparation, Progress
 from zerofleet.cluster.spec import PRELOAD, TRAIN, JobSpec, NodeSpec
 from zerofleet.launch.checks import check_job
@@ -267,7 +268,7 @@ class Driver:
 
 def _this_machine() -> NodeResources:
     """What the local Ray is given: the cores that this process may use, and the GPUs."""
-    cpus, gpus = len(os.sched_getaffinity(0)), visible_gpus()
+    cpus, gpus = num_cores(), visible_gpus()
     return NodeResources("local", socket.gethostname(), cpus, gpus, cpus, gpus)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,15 +78,15 @@ class Loop:
             Event(kind, self.world.attempt, self.world.rank, self.step, phase, start or time.time(), duration_s, data)
         )
 
-    def begin(self, phase: str) -> str | None:
+    def begin(self, phase: str, **data: Any) -> str | None:
         """A sign of life, and the place where a fault may strike."""
-        self.event("phase", phase)
+        self.event("phase", phase, **data)
         return self._fault(phase, self.step + 1 if phase == "step" else self.step)
 
     # -- build and load --------------------------------------------------------------------------------------------
     def build(self) -> None:
         """Process group, model, engine, adapter; refuses fragments that are not what they say."""
-        self.begin("init")
+        self.begin("init", pid=os.getpid(), node=self.world.node_name)
         torch.use_deterministic_algorithms(self.config.train.deterministic)
         self.device = init_distributed(self.world)
         self.begin("build")

@@ -32,9 +32,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """argparse takes positional arguments in one piece only; overrides may also follow an option."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    late = [text for text in rest if "=" in text and not text.startswith("-")] if "overrides" in arguments else []
+    if unknown := [text for text in rest if text not in late]:
+        parser.error(f"{arguments.verb} does not take {' '.join(unknown)}; see: zerofleet {arguments.verb} --help")
+    if late:
+        arguments.overrides = [*arguments.overrides, *late]
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns its exit code. Whatever zerofleet raises on purpose is shown without a traceback."""
-    arguments = build_parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         return int(arguments.handler(arguments))
     except ZerofleetError as error:

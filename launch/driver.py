@@ -34,8 +34,9 @@ from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits
 from zerofleet.cluster.preparation import Preparation, Progress
 from zerofleet.cluster.spec import PRELOAD, TRAIN, JobSpec, NodeSpec
 from zerofleet.launch.checks import check_job
-from zerofleet.launch.config import JobConfig
-from zerofleet.launch.drivers import driver_records, effective_job
+from zerofleet.launch.config import JobConfig, override_job
+from zerofleet.launch.drivers import DriverRecord, driver_records, effective_job
+from zerofleet.launch.exit_codes import RUN_FAILED
 from zerofleet.trainer.checkpoint.select import select_checkpoint
 from zerofleet.trainer.data.prepare import prepare
 from zerofleet.trainer.errors import UserError, ZerofleetError
@@ -76,25 +77,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def drive(storage_url: str, name: str, overrides: Sequence[str] = (), program: Program = Program()) -> int:
-    """Runs the job of a run folder to its end. Returns the exit code. Raises ZerofleetError before anything is taken."""
-    stops = Stops()
-    run = RunFolder(storage_url, name)
-    job = claim(run, overrides)
+    """Runs the job of a run folder to its end. Returns the exit code. Raises UserError when it may not be driven."""
+    stops, run = Stops(), RunFolder(storage_url, name)
+    job = override_job(effective_job(run), overrides)  # before the claim: a wrong override must not stay in the record
+    here = job.run.model_copy(update={"name": name, "storage": storage_url})
+    job = job.model_copy(update={"run": here})
+    number = claim(run, overrides)
     log = EventLog(lambda attempt: Recorder(run, attempt, job.train_config()))
-    driver = Driver(run, job, log, program, stops)
     try:
-        return driver.run()
+        return Driver(run, job, number, log, program, stops).run()
     finally:
         log.close()
 
 
-def claim(run: RunFolder, overrides: Sequence[str]) -> JobConfig:
-    """Makes this process the run's driver. Returns the job with the overrides of all resumes. UserError when another drives it."""
+def claim(run: RunFolder, overrides: Sequence[str]) -> int:
+    """Makes this process the run's driver. Returns its number. UserError when another drives the run."""
     records = driver_records(run)
-    if records and records[-1].is_alive(last_event_at=_last_event_at(run)):
+    if records and _is_alive(run, records[-1]):
         raise UserError(
             f"run {run.name!r} is driven by process {records[-1].pid} on {records[-1].host}: stop it first "
-            f"(`zerofleet stop {run.name}`), or follow it with `zerofleet logs -f {run.name}`"
+            f"(`zerofleet stop {run.name}`), or follow it (`zerofleet logs -f {run.name}`)"
         )
     record = {
         "host": socket.gethostname(),
@@ -107,17 +109,14 @@ def claim(run: RunFolder, overrides: Sequence[str]) -> JobConfig:
     try:
         run.storage.create(f"drivers/{number:04d}.json", json.dumps(record, indent=1).encode())
     except FileExistsError as error:
-        raise UserError(
-            f"run {run.name!r} was taken by another driver at the same moment: that one drives it"
-        ) from error
-    job = effective_job(run)
-    here = job.run.model_copy(update={"name": run.name, "storage": run.storage.url.removesuffix(f"/{run.name}")})
-    return job.model_copy(update={"run": here})
+        raise UserError(f"run {run.name!r} was taken by another driver at this moment: that one drives it") from error
+    return number
 
 
-def _last_event_at(run: RunFolder) -> float:
-    """Unix seconds of the newest event; only asked for a driver on another host."""
-    return max((event.start for event in run.events()), default=0.0)
+def _is_alive(run: RunFolder, record: DriverRecord) -> bool:
+    """A driver on another host is known by its events only."""
+    is_here = record.host == socket.gethostname()
+    return record.is_alive(0.0 if is_here else max((event.start for event in run.events()), default=0.0))
 
 
 class Stops:
@@ -141,9 +140,11 @@ class Stops:
 class Driver:
     """Puts the parts of a run together, runs them, and takes them apart again."""
 
-    def __init__(self, run: RunFolder, job: JobConfig, log: EventLog, program: Program, stops: Stops) -> None:
+    def __init__(
+        self, run: RunFolder, job: JobConfig, number: int, log: EventLog, program: Program, stops: Stops
+    ) -> None:
         self._run, self._job, self._log, self._program, self._stops = run, job, log, program, stops
-        self._config = job.train_config()
+        self._number, self._config = number, job.train_config()
         attempts = run.attempts()
         self._last_attempt = attempts[-1].attempt if attempts else 0
         self._started_at = psutil.Process().create_time()
@@ -166,20 +167,19 @@ class Driver:
         preparation = Preparation(self._prepare, self._say)
         group = RayGroup(self._connect, Ask.of(self._job.cluster), self._node_spec(), is_ours=True)
         controller = self._controller(group, preparation)
+        exit_code = RUN_FAILED
         try:
             while not controller.state.is_final:
                 controller.step(time.monotonic())
-            return controller.exit_code
+            exit_code = controller.exit_code
         except Exception as error:
-            self._say(
-                "state", **{"from": controller.state.value, "to": "FAILED", "why": f"the driver failed: {error!r}"}
-            )
+            self._say("state", **{"from": controller.state, "to": "FAILED", "why": f"the driver failed: {error!r}"})
             raise
         finally:
             preparation.cancel()
             group.close()
-            if self._ray is not None:
-                self._ray.stop()
+            self._stop_ray(keep_logs=exit_code == RUN_FAILED)
+        return exit_code
 
     def _check(self) -> None:
         """What can be known before anything is started. Raises UserError."""
@@ -220,6 +220,13 @@ class Driver:
             logging_level=logging.ERROR,
             configure_logging=False,
         )
+
+    def _stop_ray(self, keep_logs: bool) -> None:
+        if self._ray is None:
+            return
+        if keep_logs:
+            self._ray.save_logs(self._run.storage, f"logs/ray-{self._number:04d}")
+        self._ray.stop()
 
     def _prepare(self, progress: Progress) -> JobSpec:
         cache = prepare(self._config.data, self._config.run.seed, progress)

@@ -32,16 +32,18 @@ find_python() {
 
 # run WHAT COMMAND...: output to the log; on screen what is done, for how long, and the log's last line.
 run() {
-    local what="$1" started=$SECONDS interval=15 width child state=0
+    local what="$1" started=$SECONDS interval=15 due width child state=0
     shift
     if [ -t 1 ]; then interval=1; fi
+    due=$((started + interval))
     printf '\n== %s: %s\n' "$what" "$*" >>"$log"
     "$@" >>"$log" 2>&1 &
     child=$!
     # shellcheck disable=SC2064  # the child's number now, not when the trap strikes
     trap "kill $child 2>/dev/null; exit 130" INT TERM
-    while sleep 1; kill -0 "$child" 2>/dev/null; do
-        [ $(((SECONDS - started) % interval)) -eq 0 ] || continue
+    while sleep 0.2; kill -0 "$child" 2>/dev/null; do
+        [ "$SECONDS" -ge "$due" ] || continue
+        due=$((SECONDS + interval))
         width=$(($(tput cols 2>/dev/null || echo 100) - ${#what} - 12))
         if [ -t 1 ]; then printf '\r\033[K'; fi
         printf '%s: %d s  %s' "$what" $((SECONDS - started)) "$(tail -n 1 "$log" | tr -d '\r' | cut -c "1-$width")"
@@ -76,13 +78,18 @@ if ! flock -n 9; then
 fi
 
 echo "installing zerofleet[$extras] into .venv (first use only; some minutes)"
-if [ -e "$marker" ]; then extras="$extras,$(paste -sd, "$marker")"; fi
+extras="$(printf '%s\n' "$extras" $(cat "$marker" 2>/dev/null) | tr ',' '\n' | sort -u | paste -sd,)"
 python="$(find_python)"
 make_venv "$python"
 pip=("$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off -c "$root/constraints.txt")
 cd "$root"
 run "installing torch" "${pip[@]}" torch
 run "installing zerofleet[$extras]" "${pip[@]}" -e ".[$extras]"
-if [[ ",$extras," == *,train,* ]]; then "$venv/bin/python" -m zerofleet.trainer.ops 9>&-; fi
-tr ',' '\n' <<<"$extras" | sort -u >"$marker.new"
+if [[ ",$extras," == *,train,* ]]; then
+    state=0
+    "$venv/bin/python" -m zerofleet.trainer.ops 9>&- || state=$?
+    # 1: the compiler failed, and said why; ranks do without the op. Anything else is a kill: nothing is finished.
+    [ "$state" -le 1 ] || fail "building DeepSpeed's ops ended with exit code $state: call again"
+fi
+tr ',' '\n' <<<"$extras" >"$marker.new"
 mv "$marker.new" "$marker"

@@ -87,10 +87,13 @@ def missing_tools() -> list[str]:
 
 
 def make_loadable() -> None:
-    """To be called before `deepspeed.init_distributed`: lets torch find ninja and the built ops, and DeepSpeed go without
-    an op that is not built and cannot be (DeepSpeed itself tries to compile it all the same, and raises)."""
+    """To be called before `deepspeed.init_distributed`: lets torch find ninja and the built ops.
+
+    A rank goes without an op that is not built. DeepSpeed would compile it there, silently, for minutes, and raise where
+    that is not possible.
+    """
     os.environ.update(_build_environment())
-    if not is_built(COMMUNICATION_OP) and missing_tools():
+    if not is_built(COMMUNICATION_OP):
         import deepspeed
 
         deepspeed.ops.__compatible_ops__[COMMUNICATION_OP] = False
@@ -240,7 +243,10 @@ def _exclusive(path: Path, op: str, progress: Progress) -> Iterator[None]:
 
 
 def main() -> int:
-    """`python -m zerofleet.trainer.ops`: builds the ops of this machine and says how long it takes."""
+    """`python -m zerofleet.trainer.ops`: builds the ops of this machine and says how long it takes.
+
+    Exit codes: 0 built or not needed, 1 the compiler failed.
+    """
     on_terminal = sys.stdout.isatty()
     said = [0.0]
 
@@ -264,7 +270,7 @@ def main() -> int:
     try:
         build(progress=show)
     except OpBuildError as error:
-        sys.stderr.write(f"\nerror: {error}\n")
+        sys.stderr.write(f"\n{error}\nranks use gloo alone until it is built: python -m zerofleet.trainer.ops\n")
         return 1
     sys.stdout.write(
         f"{chr(10) if on_terminal else ''}DeepSpeed's ops are ready ({time.monotonic() - started:.0f} s)\n"

@@ -12,6 +12,8 @@ from zerofleet.launch.drivers import driver_log, driver_records
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.storage import storage_errors
 
+DRIVER_MODULE = "zerofleet.launch.driver"
+
 
 class LocalDriver:
     """A driver that this process has started."""
@@ -44,7 +46,7 @@ def start_driver(run: RunFolder, storage_url: str, overrides: Sequence[str] = ()
     """Starts the driver in a session of its own, so that Ctrl-C on the command line does not reach it."""
     number = max((record.number for record in driver_records(run)), default=0) + 1
     log = _log_file(run, number)
-    command = [sys.executable, "-P", "-u", "-m", "zerofleet.launch.driver", storage_url, run.name]
+    command = [sys.executable, "-P", "-u", "-m", DRIVER_MODULE, storage_url, run.name]
     for override in overrides:
         command += ["--override", override]
     with storage_errors("writing to", str(log)), log.open("ab") as output:

@@ -13,12 +13,13 @@ from zerofleet.trainer.run_folder import CheckpointId
 
 
 class Stage(enum.StrEnum):
-    """What ranks are forked for, in this order. The short ones before and after training are one rank on the first node."""
+    """What ranks are forked for, in this order."""
 
     CHECK = "check"
-    """Does the model take the data? Before an attempt is claimed."""
+    """On every rank, before an attempt is claimed: does the device compute, does the model take the data?"""
     TRAIN = "train"
     EXPORT = "export"
+    """On one rank, when training has finished."""
 
     @property
     def target(self) -> str:

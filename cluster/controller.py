@@ -123,13 +123,15 @@ class Controller:
         if self._has_ended(now):
             return self._next_stage(now)
         over = now - self._entered_at > self._config.stop_timeout_s
-        if not over and not self._has_failed(now) and not self._is_silent(now):
+        if over:
+            self._kill(now)
+            cause = f"cluster.stop_timeout_s={self._config.stop_timeout_s:g} was over before the checkpoint was durable"
+        elif self._has_failed(now) or self._is_silent(now):
+            cause = self._judge(now).sentence
+        else:
             return
-        limit = f"cluster.stop_timeout_s={self._config.stop_timeout_s:g}"
-        cause = f"{limit} was over before the checkpoint was durable" if over else self._judge(now).sentence
-        self._stopped(
-            now, f"{cause}; the newest checkpoint is that of step {self._attempt.checkpoint_step}", exit_code=1
-        )
+        newest = f"the newest checkpoint is that of step {self._attempt.checkpoint_step}"
+        self._stopped(now, f"{cause}; {newest}", 3 if over else 1)
 
     def _recovering(self, now: float) -> None:
         """Ends what is left of the attempt, judges, decides, and goes on from the newest checkpoint that can be used."""
@@ -158,7 +160,7 @@ class Controller:
             number = self._claimed + 1
             self._hooks.claim(number, start)
             self._claimed = number
-        ranks = self._group.world_size if stage is Stage.TRAIN else 1
+        ranks = 1 if stage is Stage.EXPORT else self._group.world_size
         self._attempt = Attempt(number, stage, start, ranks, now, step=self._last_step)
         self._late = ""
         job = self._job if stage is Stage.TRAIN else replace(self._job, target=stage.target)
@@ -268,9 +270,11 @@ class Controller:
         self._enter(State.FAILED, now, why)
 
     def _say_verdict(self, verdict: Verdict, decision: Decision) -> None:
+        outcome = "Trying again" if decision.action == "retry" else "Stopping"
         self._say(
             "verdict",
-            **{"class": verdict.kind, "action": decision.action, "sentence": f"{verdict.sentence}: {decision.reason}"},
+            **{"class": verdict.kind, "action": decision.action},
+            sentence=f"{verdict.sentence}. {outcome}: {decision.reason}",
             rank=verdict.rank,
             node=verdict.node,
         )

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import psutil
 
-from zerofleet.trainer.errors import ZerofleetError
+from zerofleet.trainer.errors import StorageError, ZerofleetError
+from zerofleet.trainer.storage import Storage
 
 _PREFIX = "zf-"
 _RECORD = "zerofleet.json"
@@ -33,6 +34,7 @@ OBJECT_STORE_BYTES = 80_000_000
 START_TIMEOUT_S = 60.0
 _FOREIGN = ("RAY_ADDRESS", "RAY_JOB_ID", "RAY_NAMESPACE", "RAY_AUTH_TOKEN_PATH")
 _STOP_TIMEOUT_S = 10.0
+_LOG_TAIL_BYTES = 256 * 1024
 
 _log = logging.getLogger(__name__)
 
@@ -166,9 +168,12 @@ class LocalRay:
         self._leftover.end()
         self._process.wait()
 
-    def logs(self) -> list[Path]:
-        """Ray's own logs, for the post-mortem."""
-        return sorted((self._leftover.folder / "session_latest" / "logs").glob("*"))
+    def save_logs(self, storage: Storage, folder: str) -> None:
+        """Copies the ends of Ray's own logs, for the post-mortem. What cannot be copied is left out."""
+        for log in sorted((self._leftover.folder / "session_latest" / "logs").glob("*")):
+            with contextlib.suppress(OSError, StorageError, FileExistsError):
+                if log.is_file() and log.stat().st_size:
+                    storage.create(f"{folder}/{log.name}", log.read_bytes()[-_LOG_TAIL_BYTES:])
 
 
 def leftovers() -> list[Leftover]:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from typing import Any
@@ -27,6 +27,8 @@ from zerofleet.trainer.world import World
 
 AGENT_TIMEOUT_S = 10.0
 """How long an agent may take over a call that does no work."""
+CONNECT_TIMEOUT_S = 120.0
+"""How long joining the cluster may take: the bounds of LocalRay.start and ray.init together."""
 _LONG_POLL_S = 5.0
 _AGENT_THREADS = 8
 
@@ -232,6 +234,7 @@ class RayGroup:
         remove_placement_group(node.placement)
 
     def close(self) -> None:
+        wait([self._connected], CONNECT_TIMEOUT_S)  # a cluster that is half up must be ended, not left
         if not self._connected.done() or self._connected.exception() is not None:
             return
         calls = [node.agent.close.remote() for node in self._nodes.values()]

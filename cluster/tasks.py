@@ -1,4 +1,4 @@
-"""What one rank does before and after training, with the signature of `train`: the zygote has all imports behind it."""
+"""What ranks do before and after training, with the signature of `train`: the zygote has all imports behind it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,43 @@ import time
 from pathlib import Path
 
 from zerofleet.trainer.config import TrainConfig
+from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.events import ControlSource, Event, Report
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.world import World
+
+_MATMUL_SIZE = 512
+
+
+class WrongResult(ZerofleetError):
+    """A device computed something wrong, or not at all: it must not train."""
 
 
 def check(
     config: TrainConfig, world: World, cache_path: Path, report: Report, control: ControlSource, fault: object
 ) -> None:
-    """Whether the model takes the data: vocabulary and positions. Raises UserError."""
+    """Raises WrongResult when the rank's device is unfit; on rank 0 UserError when the model does not take the data."""
     from zerofleet.trainer.data.cache import DataCache
     from zerofleet.trainer.model import check as check_model
 
-    check_model(config, DataCache.open(cache_path))
+    if world.rank == 0:
+        check_model(config, DataCache.open(cache_path))
+    _check_device(world)
+
+
+def _check_device(world: World) -> None:
+    """A matmul of small whole numbers, which is exact in every precision that it may be computed in."""
+    import torch
+    from deepspeed.accelerator import get_accelerator
+
+    device = torch.device(get_accelerator().device_name(world.local_rank))
+    numbers = torch.arange(_MATMUL_SIZE**2, dtype=torch.float32).view(_MATMUL_SIZE, -1)
+    left, right = numbers % 7 - 3, numbers % 5 - 2
+    product = (left.to(device) @ right.to(device)).cpu().double()
+    if not torch.equal(product.sum(1), left.double() @ right.double().sum(1)):
+        raise WrongResult(
+            f"{device} on node {world.node_name} gave a wrong matmul: take the node out and have it checked"
+        )
 
 
 def export(

@@ -9,9 +9,16 @@ from typing import Any, Literal
 
 from zerofleet.trainer.events import Event
 
-Class = Literal[
-    "user bug", "host OOM", "device OOM", "node", "network", "preemption", "storage", "data", "hang", "checkpoint"
-]
+Class = Literal["user bug", "host OOM", "device OOM", "node", "network", "preemption", "storage", "data", "hang"]
+
+_BY_TYPE: dict[str, Class] = {
+    "CheckpointUnusable": "storage",
+    "StorageError": "storage",
+    "DataError": "data",
+    "NonFiniteStep": "data",
+    "ReplicaDivergence": "node",
+    "WrongResult": "node",
+}
 
 _DEVICE_OOM = ("OutOfMemoryError", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _NETWORK = (
@@ -74,8 +81,7 @@ class Verdict:
 def is_echo(event: Event) -> bool:
     """Whether an event only says that another rank has gone: a broken connection, or a death that the agent inflicted."""
     if event.kind == "error":
-        text = f"{event.data['type']}: {event.data['message']}"
-        return any(word.lower() in text.lower() for word in _NETWORK)
+        return not event.data.get("user") and _is_broken_connection(f"{event.data['type']}: {event.data['message']}")
     return event.kind == "exit" and (bool(event.data["killed"]) or event.data["signal"] is None)
 
 
@@ -122,7 +128,7 @@ def _of_error(event: Event, evidence: Evidence) -> Verdict:
     text = f"{data['type']}: {data['message']}"
     found = data.get("checkpoint")
     return Verdict(
-        kind=_class_of_error(data["type"], text, bool(found)),
+        kind=_class_of_error(data["type"], text),
         sentence=f"{_where(event.rank, evidence)} ended with {text}",
         rank=event.rank,
         node=_node(event.rank, evidence),
@@ -133,20 +139,20 @@ def _of_error(event: Event, evidence: Evidence) -> Verdict:
     )
 
 
-def _class_of_error(name: str, text: str, is_checkpoint: bool) -> Class:
-    if is_checkpoint:
-        return "checkpoint"
+def _class_of_error(name: str, text: str) -> Class:
+    if name in _BY_TYPE:
+        return _BY_TYPE[name]
     if any(word in text for word in _DEVICE_OOM):
         return "device OOM"
     if any(word in text for word in _HOST_OOM):
         return "host OOM"
-    if name == "DataError":
-        return "data"
-    if name == "StorageError" or "No space left on device" in text:
+    if "No space left on device" in text:
         return "storage"
-    if any(word.lower() in text.lower() for word in _NETWORK):
-        return "network"
-    return "user bug"
+    return "network" if _is_broken_connection(text) else "user bug"
+
+
+def _is_broken_connection(text: str) -> bool:
+    return any(word.lower() in text.lower() for word in _NETWORK)
 
 
 def _of_exit(event: Event, evidence: Evidence) -> Verdict:

@@ -1,0 +1,76 @@
+"""Which nodes a run takes, and what it says when they are missing."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from zerofleet.cluster.config import ClusterConfig
+from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits, plan
+from zerofleet.trainer.errors import UserError
+
+
+def node(name: str, cpus=8.0, gpus=0.0, free_cpus=None, free_gpus=None) -> NodeResources:
+    free = cpus if free_cpus is None else free_cpus
+    return NodeResources(f"id-{name}", name, cpus, gpus, free, gpus if free_gpus is None else free_gpus)
+
+
+def test_the_ask_of_a_job():
+    ask = Ask.of(ClusterConfig(nodes=2, ranks_per_node=3, cpus_per_rank=0.5, gpus_per_rank=1))
+    assert (ask.nodes, ask.cpus, ask.gpus) == (2, 1.5, 3)
+
+
+def test_it_takes_the_fullest_nodes_that_fit():
+    nodes = [node("empty"), node("small", cpus=2), node("half", free_cpus=4), node("busy", free_cpus=1)]
+    found = plan(Ask(2, 3, 3, 0), nodes)
+    assert [chosen.name for chosen in found.nodes] == ["half", "empty"]
+    assert not found.missing
+
+
+def test_nodes_that_the_run_has_already_are_not_taken_twice():
+    found = plan(Ask(1, 1, 1, 0), [node("a"), node("b")], taken=frozenset({"id-a"}))
+    assert [chosen.name for chosen in found.nodes] == ["b"]
+
+
+def test_what_is_missing_in_numbers_by_node():
+    found = plan(Ask(3, 4, 4, 4), [node("a", gpus=4), node("b", gpus=4, free_gpus=1), node("c")])
+    assert len(found.nodes) == 1
+    for words in (
+        "asked for 3 node(s) with 4 CPUs and 4 GPUs each (4 ranks per node)",
+        "1 found",
+        "1 would be large enough but others hold part of them",
+        "b (8 CPUs and 4 GPUs, free 8 CPUs and 1 GPUs)",
+        "c (8 CPUs, free 8 CPUs)",
+    ):
+        assert words in found.missing
+
+
+def test_fractions_that_add_up():
+    assert not plan(Ask(1, 10, 10 * 0.1, 0), [node("a", cpus=1)]).missing
+
+
+@pytest.mark.parametrize(
+    ("ask", "nodes", "remedy"),
+    [
+        (Ask(1, 4, 4.0, 0), [node("a", cpus=2)], "cluster.cpus_per_rank=0.5"),
+        (Ask(1, 2, 2.0, 2), [node("a")], "cluster.gpus_per_rank=0"),
+        (Ask(2, 2, 2.0, 0), [node("a")], "Lower cluster.nodes to 1"),
+    ],
+)
+def test_more_than_the_cluster_can_ever_hold(ask, nodes, remedy):
+    with pytest.raises(UserError, match="can never hold") as caught:
+        check_ever_fits(ask, nodes)
+    assert remedy in str(caught.value)
+
+
+def test_what_is_busy_now_may_fit_later():
+    check_ever_fits(Ask(1, 2, 2, 0), [node("a", free_cpus=0)])
+
+
+def test_a_plan_for_1250_nodes_of_8_gpus():
+    nodes = [node(f"n{number:04d}", cpus=96, gpus=8, free_gpus=number % 9) for number in range(12_000)]
+    started = time.perf_counter()
+    found = plan(Ask(1250, 8, 64, 8), nodes)
+    assert len(found.nodes) == 1250
+    assert time.perf_counter() - started < 1.0

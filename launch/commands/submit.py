@@ -15,6 +15,7 @@ from zerofleet.launch.config import JobConfig, load_job
 from zerofleet.launch.exit_codes import OK
 from zerofleet.launch.follow import EventTail
 from zerofleet.launch.progress import Progress
+from zerofleet.launch.run_view import RunView
 from zerofleet.launch.watch import Watch
 from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.errors import StorageError, UserError
@@ -76,5 +77,14 @@ def create_run(job: JobConfig, recipe: Path) -> tuple[RunFolder, JobConfig]:
 def _create(job: JobConfig, name: str) -> tuple[RunFolder, JobConfig]:
     named = job.model_copy(update={"run": job.run.model_copy(update={"name": name})})
     folder = RunFolder(job.run.storage, name)
+    if folder.storage.exists("job.yaml") and _never_began(folder):
+        # The recipe had a mistake that only the driver could see: mended, it may have its name.
+        folder.storage.remove("")
     folder.create(named.to_yaml())
     return folder, named
+
+
+def _never_began(folder: RunFolder) -> bool:
+    """Whether a driver took the run and ended before the first attempt: there is nothing that could be resumed."""
+    view = RunView.of(folder)
+    return view.driver is not None and not view.is_driven and not folder.attempts()

@@ -54,6 +54,7 @@ class Fake:
 def finish(fake: Fake) -> int:
     """Three steps to the end."""
     fake.state("PREPARING")
+    fake.run.claim_attempt(fake.number, None, world_size=2, zero_stage=1)
     fake.say("prepare", stage="tokenize", fraction=1.0, detail="12 MB")
     fake.state("RUNNING")
     fake.say("eval", 0, loss=9.5, tokens=10)
@@ -68,6 +69,7 @@ def finish(fake: Fake) -> int:
 
 def die(fake: Fake) -> int:
     """kill -9 in the middle."""
+    fake.run.claim_attempt(fake.number, None, world_size=2, zero_stage=1)
     fake.state("RUNNING")
     fake.step(1)
     fake.checkpoint(1)

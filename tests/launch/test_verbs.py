@@ -89,6 +89,28 @@ def test_a_name_that_is_taken(zerofleet, drive):
     assert len(driver_records(folder())) == 1
 
 
+def test_a_run_that_never_began_gives_its_name_back(zerofleet, drive):
+    """Otherwise a mended recipe would trip over the folder of its first try."""
+    drive("user_error")
+    assert zerofleet("submit", "recipe.yaml", "run.name=a", "data.sequence_length=32")[0] == 2
+    drive("finish")
+    assert zerofleet("submit", "recipe.yaml", "run.name=a")[0] == 0
+    assert "sequence_length: 64" in folder().job_yaml() and len(driver_records(folder())) == 1
+
+
+def test_a_run_that_began_or_may_begin_keeps_its_name(zerofleet, drive):
+    drive("die")
+    zerofleet("submit", "recipe.yaml", "run.name=a")
+    assert zerofleet("submit", "recipe.yaml", "run.name=a")[0] == 2
+    drive("stoppable")
+    zerofleet("submit", "recipe.yaml", "run.name=b", "--detach")
+    assert zerofleet("submit", "recipe.yaml", "run.name=b")[0] == 2
+    zerofleet("stop", "b")
+    drive("no_claim")
+    zerofleet("submit", "recipe.yaml", "run.name=c")
+    assert zerofleet("submit", "recipe.yaml", "run.name=c")[0] == 2, "its driver may be about to claim it"
+
+
 def test_a_failed_run_says_why_once_and_last(zerofleet, drive):
     drive("fail")
     code, out, err = zerofleet("submit", "recipe.yaml", "run.name=a")

@@ -113,7 +113,9 @@ class Attempt:
         return self.stage is Stage.TRAIN and self._num_exited == self.num_ranks > 0 and self.done_at is None
 
     def silent(self, now: float, limit_s: float) -> tuple[tuple[int, str, float], ...]:
-        """(rank, phase, seconds) of the ranks that gave no sign of life for `limit_s`."""
+        """(rank, phase, seconds) of the ranks that gave no sign of life for `limit_s`; none once rank 0 is done."""
+        if self.done_at is not None:
+            return ()
         return tuple(
             (number, rank.phase, now - rank.seen_at)
             for number, rank in self._ranks.items()

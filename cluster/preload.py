@@ -27,29 +27,17 @@ def _import_model(model_type: str) -> None:
 
 
 def _load_communication_op(note: Callable[[str], None]) -> None:
-    """DeepSpeed's build check takes 1 s, a build 100 s; an op that is loaded here is loaded in every rank."""
+    """DeepSpeed's build check takes 1 s: an op that is loaded here is loaded in every rank. None is compiled here."""
     from deepspeed.accelerator import get_accelerator
 
-    from zerofleet.trainer.ops import (
-        COMMUNICATION_OP,
-        OpBuildError,
-        build,
-        clear_stale_locks,
-        is_built,
-        make_loadable,
-        missing_tools,
-    )
+    from zerofleet.trainer.ops import COMMUNICATION_OP, clear_stale_locks, is_built, make_loadable
 
     make_loadable()
     if get_accelerator().device_name() != "cpu":
         return
+    if not is_built(COMMUNICATION_OP):
+        note(f"{COMMUNICATION_OP} is not built: ranks use gloo alone. Build it with `python -m zerofleet.trainer.ops`")
+        return
     for lock in clear_stale_locks():
         note(f"removed the stale build lock of {lock.op}, {lock.age_s:.0f} s old: a build was killed there")
-    if not is_built(COMMUNICATION_OP) and not missing_tools():
-        note(f"building {COMMUNICATION_OP}: once, about 100 s")
-        try:
-            build((COMMUNICATION_OP,))
-        except OpBuildError as error:
-            note(f"ranks use gloo alone: {error}")
-    if is_built(COMMUNICATION_OP):
-        get_accelerator().create_op_builder("ShareMemCommBuilder").load()
+    get_accelerator().create_op_builder("ShareMemCommBuilder").load()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -46,7 +47,7 @@ def test_every_transition_says_why_and_carries_the_state_before():
     h = harness(finishing)
     h.run()
     told = [(e.data["from"], e.data["to"]) for e in h.said("state")]
-    assert all(before[1] == after[0] for before, after in zip(told, told[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(told))
     assert all(e.data["why"] for e in h.said("state"))
 
 
@@ -334,8 +335,12 @@ def test_save_reaches_rank_zero_while_training_only():
 
 
 def test_ranks_that_do_not_exit_after_finishing_are_ended():
-    h = harness(lambda a: [step(a, 5), [event("finished", a, 0, 5, "end"), exit_of(a, 0)]])
+    h = harness(
+        lambda a: [step(a, 5), [event("finished", a, 0, 5, "end"), exit_of(a, 0)]],
+        config=ClusterConfig(stall_timeout_s=5),
+    )
     assert h.run().state is State.FINISHED
+    assert h.said("verdict") == []
     assert "did not exit" in h.said("incident")[0].data["message"]
 
 

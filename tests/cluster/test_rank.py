@@ -66,7 +66,7 @@ def test_an_agent_that_has_gone_asks_for_nothing(link):
 def raised(error: Exception) -> Exception:
     try:
         raise error
-    except Exception as caught:
+    except Exception as caught:  # noqa: BLE001
         return caught
 
 

@@ -37,6 +37,7 @@ from zerofleet.launch.checks import check_job
 from zerofleet.launch.config import JobConfig, override_job
 from zerofleet.launch.drivers import DriverRecord, driver_records, effective_job
 from zerofleet.launch.exit_codes import RUN_FAILED
+from zerofleet.trainer import ops
 from zerofleet.trainer.checkpoint.select import select_checkpoint
 from zerofleet.trainer.data.prepare import prepare
 from zerofleet.trainer.errors import UserError, ZerofleetError
@@ -47,6 +48,9 @@ from zerofleet.trainer.run_folder import RunFolder
 _LOCAL_REQUEST_INTERVAL_S = 0.5
 _REMOTE_REQUEST_INTERVAL_S = 3.0
 """Seconds between looks for requests; object stores charge for each."""
+
+_BUILD_S = 120.0
+"""About how long an op takes to be compiled."""
 
 _log = logging.getLogger("zerofleet.driver")
 
@@ -230,6 +234,7 @@ class Driver:
 
     def _prepare(self, progress: Progress) -> JobSpec:
         cache = prepare(self._config.data, self._config.run.seed, progress)
+        self._build_ops(progress)
         return JobSpec(
             run=self._run.name,
             config_json=self._config.model_dump_json(),
@@ -238,6 +243,16 @@ class Driver:
             faults=self._faults,
             threads_per_rank=max(1, int(self._job.cluster.cpus_per_rank)),
         )
+
+    def _build_ops(self, progress: Progress) -> None:
+        """What the job cannot do without; never inside a rank, where nobody would see that a compiler is running."""
+        needed = ops.needed_by(self._config)
+        if needed and (missing := ops.missing_tools()):
+            raise UserError(
+                f"deepspeed.zero_optimization.offload_optimizer needs {', '.join(needed)}, which has to be compiled, and "
+                f"this machine lacks {' and '.join(missing)}: install it, or remove the section"
+            )
+        ops.build(needed, lambda op, s: progress(f"build {op}", min(s / _BUILD_S, 0.99), f"{s:.0f} s, once"))
 
     def _node_spec(self) -> NodeSpec:
         storage = self._run.storage

@@ -134,8 +134,11 @@ def _offload(config: TrainConfig) -> Iterator[Finding]:
                 f"deepspeed.zero_optimization.{key}",
                 f"offload to {device} needs train.zero_stage >= {lowest}, it is {stage}: raise it, or remove the section",
             )
-        if device == "nvme" and not _sub(zero, key).get("nvme_path"):
-            yield _error(f"deepspeed.zero_optimization.{key}", "offload to nvme needs `nvme_path`, a local folder")
+        if device == "nvme":
+            yield _error(
+                f"deepspeed.zero_optimization.{key}.device",
+                "checkpoint fragments do not cover what lies on NVMe: use `cpu`, or more ranks (a partition gets smaller)",
+            )
 
 
 def _sub(section: dict[str, Any], key: str) -> dict[str, Any]:

@@ -22,11 +22,16 @@ from typing import IO
 
 import psutil
 
+from zerofleet.trainer.config import TrainConfig
+
 COMMUNICATION_OP = "deepspeed_shm_comm"
 """All-reduce through shared memory, used between the ranks of one CPU host."""
 
-_BUILDERS = {COMMUNICATION_OP: "ShareMemCommBuilder", "cpu_adam": "CPUAdamBuilder"}
-"""DeepSpeed's builder class of each op that zerofleet uses; cpu_adam only with an offloaded optimizer."""
+_OFFLOAD_OP = "cpu_adam"
+"""The optimizer on the CPU, where zero_optimization.offload_optimizer asks for it."""
+
+_BUILDERS = {COMMUNICATION_OP: "ShareMemCommBuilder", _OFFLOAD_OP: "CPUAdamBuilder"}
+"""DeepSpeed's builder class of each op that zerofleet uses."""
 
 _NETWORK_FILE_SYSTEMS = ("nfs", "lustre", "gpfs", "ceph", "beegfs", "cifs", "smb", "fuse.", "9p", "virtiofs")
 _NETWORK_GRACE_S = 1800.0
@@ -118,6 +123,13 @@ def _path_with_ninja() -> str:
 def is_built(op: str) -> bool:
     """Whether a finished library of the op lies in the extension folder."""
     return any(path.exists() for folder in _op_folders(op) for path in folder.glob(f"{op}*.so"))
+
+
+def needed_by(config: TrainConfig) -> list[str]:
+    """Ops that this job cannot do without and that are not built yet."""
+    section = config.deepspeed.get("zero_optimization") or {}
+    device = (section.get("offload_optimizer") or {}).get("device", "none")
+    return [_OFFLOAD_OP] if device != "none" and not is_built(_OFFLOAD_OP) else []
 
 
 def stale_locks() -> list[StaleLock]:

@@ -47,7 +47,7 @@ _QUANTISED = "quantised weights are not what the checkpoint's master weights rou
 
 ALLOWED: dict[str, frozenset[str]] = {
     "": frozenset(
-        {"zero_optimization", "bf16", "fp16", "data_types", "communication_data_type", "aio", "comms_logger"}
+        {"zero_optimization", "bf16", "fp16", "data_types", "communication_data_type", "comms_logger"}
         | {"wall_clock_breakdown", "memory_breakdown", "flops_profiler", "dump_state", "timers", "log_level"}
         | {"disable_python_gc", "vocabulary_size"}
     ),
@@ -118,6 +118,7 @@ REFUSED: dict[str, dict[str, Refused]] = {
         "csv_monitor": _owned(_TRACKERS, "trackers hang on the run, not on a rank"),
         "comet": _owned(_TRACKERS, "trackers hang on the run, not on a rank"),
         "autotuning": Refused("it restarts the job with other batch sizes", "remove the key"),
+        "aio": _uncovered("it belongs to offload to NVMe; offload to cpu is covered", harmless=()),
         "hybrid_engine": _uncovered("it swaps weights for generation", harmless=()),
         "weight_quantization": _uncovered(_QUANTISED, harmless=()),
         "compile": _uncovered("DeepCompile rewrites the optimizer's partitions", harmless=({"deepcompile": False},)),

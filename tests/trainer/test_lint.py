@@ -147,6 +147,11 @@ def test_offload_needs_a_stage_that_has_something_to_offload(key, stage):
     assert findings(deepspeed=section, zero_stage=stage + 1) == []
 
 
+def test_offload_to_nvme_has_no_checkpoint():
+    section = {"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"}}}
+    assert "do not cover what lies on NVMe" in only(findings(deepspeed=section), "error").message
+
+
 def test_more_ranks_than_blocks():
     finding = only(findings(world_size=6), "warning")
     assert "8 in blocks of 2 is 4 blocks for 6 ranks: 2 ranks compute with weight 0" in finding.message

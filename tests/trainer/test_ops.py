@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from zerofleet.trainer import ops
+from zerofleet.trainer.config import TrainConfig
 
 
 @pytest.fixture
@@ -77,6 +78,22 @@ def test_built_means_that_the_library_is_there(folder):
     assert not ops.is_built("some_op")
     (folder / "some_op.so").touch()
     assert ops.is_built("some_op")
+
+
+@pytest.mark.parametrize(("section", "needed"), [({}, []), ({"device": "none"}, []), ({"device": "cpu"}, ["cpu_adam"])])
+def test_an_offloaded_optimizer_needs_its_op(folder, section, needed):
+    config = TrainConfig.model_validate(
+        {
+            "model": {"pretrained": "x"},
+            "data": {"files": ["x"]},
+            "train": {"steps": 1, "global_batch_size": 1, "micro_batch_size": 1},
+            "deepspeed": {"zero_optimization": {"offload_optimizer": section}},
+        }
+    )
+    assert ops.needed_by(config) == needed
+    (folder.parent / "cpu_adam").mkdir()
+    (folder.parent / "cpu_adam/cpu_adam.so").touch()
+    assert ops.needed_by(config) == []
 
 
 def test_a_build_clears_a_stale_lock_that_it_would_wait_for(folder, monkeypatch):

@@ -29,7 +29,8 @@ from zerofleet.cluster.faults import VARIABLE as FAULTS_VARIABLE
 from zerofleet.cluster.faults import parse_faults
 from zerofleet.cluster.hooks import Hooks
 from zerofleet.cluster.host import num_cores, visible_gpus
-from zerofleet.cluster.local import LocalRay, own_environment, reap_leftovers
+from zerofleet.cluster.local import reap_leftovers
+from zerofleet.cluster.own_ray import OwnRay
 from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits
 from zerofleet.cluster.preparation import Preparation, Progress
 from zerofleet.cluster.spec import PRELOAD, TRAIN, JobSpec, NodeSpec
@@ -154,7 +155,6 @@ class Driver:
         self._started_at = psutil.Process().create_time()
         self._seen_request, self._looked_at = 0, float("-inf")
         self._faults = os.environ.get(FAULTS_VARIABLE, "")
-        self._ray: LocalRay | None = None
 
     def run(self) -> int:
         """From PENDING to a final state; whatever happens, nothing is left behind."""
@@ -165,11 +165,12 @@ class Driver:
             raise
         for leftover in reap_leftovers():
             self._say("info", message=f"ended the Ray that a killed driver of run {leftover.run} had left behind")
-        own_environment()  # before Ray is imported
-        from zerofleet.cluster.ray_group import RayGroup
+        machine = _this_machine()
+        own_ray = OwnRay(self._run.name, int(machine.cpus), int(machine.gpus))
+        from zerofleet.cluster.ray_group import RayGroup  # takes 0.6 s, while Ray starts
 
         preparation = Preparation(self._prepare, self._say)
-        group = RayGroup(self._connect, Ask.of(self._job.cluster), self._node_spec(), is_ours=True)
+        group = RayGroup(own_ray.join, Ask.of(self._job.cluster), self._node_spec(), is_ours=True)
         controller = self._controller(group, preparation)
         exit_code = RUN_FAILED
         try:
@@ -182,7 +183,7 @@ class Driver:
         finally:
             preparation.cancel()
             group.close()
-            self._stop_ray(keep_logs=exit_code == RUN_FAILED)
+            own_ray.stop(self._run.storage, f"logs/ray-{self._number:04d}" if exit_code == RUN_FAILED else None)
         return exit_code
 
     def _check(self) -> None:
@@ -211,27 +212,6 @@ class Driver:
         self._run.claim_attempt(attempt, start, world_size, zero_stage)
 
     # -- the parts -------------------------------------------------------------------------------------------------
-    def _connect(self) -> None:
-        """Starts a Ray of our own and joins it; takes about 5 s, in a thread."""
-        import ray
-
-        machine = _this_machine()
-        self._ray = LocalRay.start(self._run.name, int(machine.cpus), int(machine.gpus))
-        ray.init(
-            address=self._ray.address,
-            namespace=self._run.name,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-        )
-
-    def _stop_ray(self, keep_logs: bool) -> None:
-        if self._ray is None:
-            return
-        if keep_logs:
-            self._ray.save_logs(self._run.storage, f"logs/ray-{self._number:04d}")
-        self._ray.stop()
-
     def _prepare(self, progress: Progress) -> JobSpec:
         cache = prepare(self._config.data, self._config.run.seed, progress)
         self._build_ops(progress)

@@ -31,17 +31,17 @@ def step_line(progress: Progress) -> str:
         parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
     if progress.mfu is not None:
         parts.append(f"MFU {progress.mfu:.1%}")
-    if progress.eta_s is not None:
+    if progress.eta_s:
         parts.append(f"ETA {duration(progress.eta_s)}")
     return "  ".join(parts)
 
 
 def prepare_line(progress: Progress) -> str:
-    """Stage and share of the data preparation; empty when there is none going on."""
+    """Stage and share of what is made before training (data, ops); empty when there is none going on."""
     if progress.prepare is None:
         return ""
     stage, fraction, detail = progress.prepare
-    return f"data: {stage} {fraction:.0%}" + (f"  {detail}" if detail else "")
+    return f"preparing: {stage} {fraction:.0%}" + (f"  {detail}" if detail else "")
 
 
 def run_argument(run: RunFolder) -> str:

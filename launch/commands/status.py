@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         ("state", f"{view.state}{why}"),
         ("driver", view.describe_driver()),
         ("attempt", str(progress.attempt) if progress.attempt else ""),
-        ("data", prepare_line(progress)),
+        ("preparing", prepare_line(progress).removeprefix("preparing: ")),
         ("progress", step_line(progress) if progress.step else ""),
         ("held-out loss", heldout_line(progress)),
         ("checkpoints", ", ".join(f"step {checkpoint.step}" for checkpoint in view.run.checkpoints())),

@@ -65,7 +65,7 @@ def test_states_end_and_a_new_driver_begins_again():
 
 def test_preparation_is_shown_while_it_goes_on():
     progress = after(state("PREPARING"), event("prepare", stage="tokenize", fraction=0.25, detail="12 MB"))
-    assert prepare_line(progress) == "data: tokenize 25%  12 MB"
+    assert prepare_line(progress) == "preparing: tokenize 25%  12 MB"
     progress.apply(state("PLACING"))
     assert prepare_line(progress) == ""
 

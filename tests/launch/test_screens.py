@@ -54,7 +54,7 @@ def test_plain_preparation_is_a_line_per_stage_and_quarter(capsys):
         for percent in range(0, 101, 5):
             show(screen, progress, event("prepare", stage=stage, fraction=percent / 100, detail=""))
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 10 and lines[1].endswith("data: list 25%")
+    assert len(lines) == 10 and lines[1].endswith("preparing: list 25%")
 
 
 def test_json_is_the_events_themselves(capsys):
@@ -80,7 +80,7 @@ def test_live_shows_state_step_and_what_happened():
     text = output.getvalue()
     for part in (
         "my-run  PREPARING",
-        "data: tokenize 50%  6 MB",
+        "preparing: tokenize 50%  6 MB",
         "my-run  RUNNING",
         "step 2/10  loss 4.5000  100 tokens/s  MFU 40.0%  ETA 8s",
         "last checkpoint: step 2  incidents: 1",

@@ -52,7 +52,7 @@ def test_submit_follows_a_run_to_its_end_and_sums_it_up(zerofleet, drive):
     assert (code, err) == (0, "")
     for part in (
         "run a in ",
-        "data: tokenize 100%  12 MB",
+        "preparing: tokenize 100%  12 MB",
         "step 3/3  loss 6.0000",
         "step 3: checkpoint written",
         "a: FINISHED at step 3 of 3",

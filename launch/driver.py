@@ -167,24 +167,30 @@ class Driver:
             self._say("info", message=f"ended the Ray that a killed driver of run {leftover.run} had left behind")
         machine = _this_machine()
         own_ray = OwnRay(self._run.name, int(machine.cpus), int(machine.gpus))
+        exit_code = RUN_FAILED
+        try:
+            exit_code = self._control(own_ray)
+        finally:
+            own_ray.stop(self._run.storage, f"logs/ray-{self._number:04d}" if exit_code == RUN_FAILED else None)
+        return exit_code
+
+    def _control(self, own_ray: OwnRay) -> int:
+        """Prepares the data, and steps the controller to its end."""
         from zerofleet.cluster.ray_group import RayGroup  # takes 0.6 s, while Ray starts
 
         preparation = Preparation(self._prepare, self._say)
         group = RayGroup(own_ray.join, Ask.of(self._job.cluster), self._node_spec(), is_ours=True)
         controller = self._controller(group, preparation)
-        exit_code = RUN_FAILED
         try:
             while not controller.state.is_final:
                 controller.step(time.monotonic())
-            exit_code = controller.exit_code
         except Exception as error:
             self._say("state", **{"from": controller.state, "to": "FAILED", "why": f"the driver failed: {error!r}"})
             raise
         finally:
             preparation.cancel()
             group.close()
-            own_ray.stop(self._run.storage, f"logs/ray-{self._number:04d}" if exit_code == RUN_FAILED else None)
-        return exit_code
+        return controller.exit_code
 
     def _check(self) -> None:
         """What can be known before anything is started. Raises UserError."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from zerofleet.launch.exit_codes import OK
 from zerofleet.launch.run_view import RunView
+from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.run_folder import RunFolder, default_storage
 from zerofleet.trainer.storage import Storage
 
@@ -28,7 +29,7 @@ def add_parser(verbs: Verbs) -> None:
 def run(arguments: argparse.Namespace) -> int:
     url = arguments.storage or default_storage()
     folders = [RunFolder(url, name) for name in Storage(url).list()]
-    views = [RunView.of(folder) for folder in folders if folder.storage.exists("job.yaml")]
+    views = [view for folder in folders if (view := _view(folder)) is not None]
     if not arguments.json:
         if not views:
             sys.stdout.write(f"no runs in {Storage(url).path()}\n")
@@ -37,6 +38,15 @@ def run(arguments: argparse.Namespace) -> int:
     for view in views:
         sys.stdout.write(json.dumps(_facts(view)) + "\n" if arguments.json else _row(view))
     return OK
+
+
+def _view(folder: RunFolder) -> RunView | None:
+    """None for what is no run; one that cannot be read is said and left out."""
+    try:
+        return RunView.of(folder) if folder.storage.exists("job.yaml") else None
+    except ZerofleetError as error:
+        sys.stderr.write(f"warning: {folder.name} cannot be read: {error}\n")
+        return None
 
 
 def _facts(view: RunView) -> dict[str, object]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zerofleet.launch.backends.local import start_driver
+from zerofleet.launch.backends.local import LocalDriver, start_driver
 from zerofleet.launch.checks import check_job, check_machine
 from zerofleet.launch.config import JobConfig, load_job
 from zerofleet.launch.exit_codes import OK
@@ -18,7 +19,7 @@ from zerofleet.launch.progress import Progress
 from zerofleet.launch.run_view import RunView
 from zerofleet.launch.watch import Watch
 from zerofleet.trainer.batch import BatchPlan
-from zerofleet.trainer.errors import StorageError, UserError
+from zerofleet.trainer.errors import StorageError, UserError, ZerofleetError
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.storage import Storage
 
@@ -47,12 +48,22 @@ def run(arguments: argparse.Namespace) -> int:
     check_machine(job)
     probe_storage(job.run.storage)
     folder, job = create_run(job, Path(arguments.recipe))
-    if not arguments.json:
-        sys.stdout.write(f"run {folder.name} in {folder.storage.path()}\n")
-        sys.stdout.flush()
-    driver = start_driver(folder, job.run.storage)
+    driver = _start(folder, job)
+    facts = {"kind": "run", "run": folder.name, "folder": folder.storage.path()}
+    sys.stdout.write(json.dumps(facts) if arguments.json else f"run {folder.name} in {folder.storage.path()}")
+    sys.stdout.write("\n")
+    sys.stdout.flush()
     watch = Watch(folder, driver, EventTail(folder), Progress(job.train.steps), arguments.json)
     return watch.leave() if arguments.detach else watch.follow()
+
+
+def _start(folder: RunFolder, job: JobConfig) -> LocalDriver:
+    """Starts the driver, or leaves nothing behind that a second try would trip over."""
+    try:
+        return start_driver(folder, job.run.storage)
+    except ZerofleetError:
+        folder.storage.remove("")
+        raise
 
 
 def probe_storage(url: str) -> None:

@@ -12,7 +12,9 @@ import psutil
 import pytest
 
 from zerofleet.launch import cli
+from zerofleet.launch.backends import local
 from zerofleet.launch.drivers import driver_records
+from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.run_folder import RunFolder
 
 pytestmark = pytest.mark.timeout(60)
@@ -67,7 +69,7 @@ def test_submit_with_json_writes_only_json_lines(zerofleet, drive):
     drive("finish")
     code, out, _ = zerofleet("submit", "recipe.yaml", "run.name=a", "--json")
     lines = [json.loads(line) for line in out.splitlines()]
-    assert code == 0
+    assert code == 0 and (lines[0]["kind"], lines[0]["run"]) == ("run", "a")
     assert [line["step"] for line in lines if line["kind"] == "step"] == [1, 2, 3]
     assert lines[-1]["kind"] == "summary" and lines[-1]["state"] == "FINISHED" and lines[-1]["checkpoints"] == [3]
 
@@ -96,6 +98,15 @@ def test_a_run_that_never_began_gives_its_name_back(zerofleet, drive):
     drive("finish")
     assert zerofleet("submit", "recipe.yaml", "run.name=a")[0] == 0
     assert "sequence_length: 64" in folder().job_yaml() and len(driver_records(folder())) == 1
+
+
+def test_a_driver_that_cannot_be_started_leaves_nothing_behind(zerofleet, drive, monkeypatch):
+    def full(run, number):
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(local, "_log_file", full)
+    assert zerofleet("submit", "recipe.yaml", "run.name=a")[0] == 1
+    assert not folder().storage.exists("job.yaml")
 
 
 def test_a_run_that_began_or_may_begin_keeps_its_name(zerofleet, drive):
@@ -185,6 +196,16 @@ def test_status_and_list_of_runs_in_every_state(zerofleet, drive):
     assert out.splitlines()[0].split() == ["RUN", "STATE", "STEP", "LOSS", "HELD-OUT"]
     assert "resume gone" in zerofleet("status", "gone")[1]
     assert zerofleet("stop", "live")[0] == 0
+
+
+def test_list_leaves_out_what_cannot_be_read_and_says_so(zerofleet, drive):
+    drive("finish")
+    zerofleet("submit", "recipe.yaml", "run.name=a")
+    folder("odd").storage.create("job.yaml", b"train: {steps: none}")
+    folder("no-run").storage.create("file", b"")
+    code, out, err = zerofleet("list")
+    assert code == 0 and len(out.splitlines()) == 2
+    assert err.startswith("warning: odd cannot be read: ") and "no-run" not in err
 
 
 def test_a_driver_on_another_host_lives_while_it_speaks(zerofleet, drive):

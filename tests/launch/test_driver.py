@@ -1,0 +1,175 @@
+"""The driver's own decisions, without Ray: who may drive, which job, which requests, which mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from zerofleet.cluster.event_log import EventLog
+from zerofleet.launch import driver
+from zerofleet.launch.driver import Driver, Program, Stops, claim, drive
+from zerofleet.launch.drivers import driver_records, effective_job
+from zerofleet.trainer.errors import UserError
+from zerofleet.trainer.recorder import Recorder
+from zerofleet.trainer.run_folder import RunFolder
+
+JOB = """
+run: {name: a, storage: /elsewhere}
+model: {config: {model_type: llama}}
+data: {files: [python-stdlib]}
+train: {steps: 3, global_batch_size: 8, micro_batch_size: 2}
+cluster: {ranks_per_node: 2, cpus_per_rank: 0.1}
+"""
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    folder = RunFolder(str(tmp_path), "a")
+    folder.create(JOB)
+    return folder
+
+
+@pytest.fixture
+def stops():
+    kept = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield Stops()
+    for number, handler in kept:
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def make_driver(run, stops):
+    logs = []
+
+    def make() -> Driver:
+        job = effective_job(run)
+        logs.append(EventLog(lambda attempt: Recorder(run, attempt, job.train_config())))
+        return Driver(run, job, 1, logs[-1], Program(), stops)
+
+    yield make
+    for log in logs:
+        log.close()
+
+
+def record_of(process: subprocess.Popen, run: RunFolder, number: int, **changes) -> None:
+    record = {
+        "host": socket.gethostname(),
+        "pid": process.pid,
+        "pid_created": psutil.Process(process.pid).create_time(),
+        "started_at": time.time(),
+        "overrides": [],
+    }
+    run.storage.create(f"drivers/{number:04d}.json", json.dumps(record | changes).encode())
+
+
+@pytest.fixture
+def other():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_claim_names_this_process(run):
+    assert claim(run, ["train.steps=5"]) == 1
+    (record,) = driver_records(run)
+    assert (record.pid, record.host, record.overrides) == (os.getpid(), socket.gethostname(), ("train.steps=5",))
+    assert record.is_alive(0.0)
+
+
+def test_a_living_driver_keeps_the_run(run, other):
+    record_of(other, run, 1)
+    with pytest.raises(UserError, match=f"driven by process {other.pid}"):
+        claim(run, [])
+    other.kill()
+    other.wait()
+    assert claim(run, []) == 2
+
+
+def test_a_driver_on_another_host_is_judged_by_its_last_event(run, other):
+    record_of(other, run, 1, host="elsewhere")
+    with pytest.raises(UserError, match="on elsewhere"):
+        claim(run, [])
+
+
+def test_a_silent_driver_on_another_host_is_gone(run, other):
+    record_of(other, run, 1, host="elsewhere", started_at=time.time() - 1000)
+    assert claim(run, []) == 2
+
+
+def test_two_claims_at_once(run, monkeypatch):
+    monkeypatch.setattr(driver, "driver_records", lambda run: [])
+    claim(run, [])
+    with pytest.raises(UserError, match="at this moment"):
+        claim(run, [])
+
+
+def test_a_wrong_override_is_refused_before_it_is_recorded(run, stops):
+    with pytest.raises(UserError, match=r"train\.stepz"):
+        drive(str(run.storage.url).removesuffix("/a"), "a", ["train.stepz=5"])
+    assert driver_records(run) == []
+
+
+def test_requests_of_the_folder_and_signals(run, make_driver, monkeypatch):
+    monkeypatch.setattr(driver, "_LOCAL_REQUEST_INTERVAL_S", 0.0)
+    made = make_driver()
+    assert made._requests() == []
+    run.request("save")
+    run.request("stop")
+    assert made._requests() == ["save", "stop"]
+    assert made._requests() == []
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert made._requests() == ["stop", "end"]
+
+
+def test_requests_from_before_this_driver_are_not_for_it(run, make_driver, monkeypatch):
+    run.request("stop")
+    made = make_driver()
+    monkeypatch.setattr(made, "_started_at", time.time() + 1)
+    assert made._requests() == []
+
+
+@pytest.mark.parametrize(
+    ("faults", "cluster", "words"),
+    [
+        ("", "cluster.nodes=3", "can never hold"),
+        ("", "cluster.cpus_per_rank=1000", "can never hold"),
+        ('[{"kind": "explode"}]', "cluster.nodes=1", "give kind, rank and step"),
+    ],
+)
+def test_a_mistake_that_is_known_before_anything_starts(run, faults, cluster, words, monkeypatch, stops):
+    monkeypatch.setenv("ZEROFLEET_FAULTS", faults)
+    monkeypatch.setattr("zerofleet.launch.driver.OwnRay", lambda *arguments: pytest.fail("Ray was started"))
+    storage = str(run.storage.url).removesuffix("/a")
+    with pytest.raises(UserError, match=words):
+        drive(storage, "a", [cluster])
+    states = [event for event in run.events() if event.kind == "state"]
+    assert states[-1].data["to"] == "FAILED"
+    assert words in states[-1].data["why"]
+    assert any(event.kind == "error" and event.data["user"] for event in run.events())
+
+
+def test_ranks_read_the_folder_that_the_driver_was_given(run, stops, monkeypatch):
+    """The run folder may have been moved or mounted elsewhere since job.yaml was written."""
+    seen = []
+
+    class Kept:
+        def __init__(self, run, job, *rest) -> None:
+            seen.append(job)
+
+        def run(self) -> int:
+            return 0
+
+    monkeypatch.setattr(driver, "Driver", Kept)
+    storage = str(run.storage.url).removesuffix("/a")
+    assert drive(storage, "a") == 0
+    assert seen[0].run.storage == storage

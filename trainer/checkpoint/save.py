@@ -117,7 +117,13 @@ def save(
     except (StorageError, FileExistsError) as error:
         problem = error
     digests = digests_over_ranks(adapter, fragments, device)
-    agree(problem)
+    try:
+        agree(problem)
+    except StorageError:
+        # All ranks have written by now. What is there is of no use, and the disk may be full.
+        if world.rank == 0:
+            run.storage.remove(checkpoint.folder)
+        raise
     files: list[RankFile] = [None] * world.world_size  # type: ignore[list-item]
     dist.all_gather_object(files, rank_file)
     manifest = Manifest(

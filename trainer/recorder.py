@@ -47,8 +47,11 @@ class Recorder:
         self._flushed_at = time.monotonic()
 
     def close(self) -> None:
-        if self._tracker is not None:
-            self._tracker.close()
+        try:
+            if self._tracker is not None:
+                self._tracker.close()
+        except Exception as error:  # noqa: BLE001
+            self._incident("wandb could not be closed: its last values may be missing", error)
         self._events.close()
         self._metrics.close()
 

@@ -47,4 +47,4 @@ class WandbTracker:
         )
 
     def close(self) -> None:
-        self._run.finish(quiet=True)
+        self._run.finish()

@@ -61,11 +61,13 @@ class FakeWandb(types.ModuleType):
             raise OSError("gone")
         self.logged.append((step, values))
 
-    def finish(self, quiet):
+    def finish(self):
+        if self._fail_at == "finish":
+            raise OSError("cut off")
         self.logged.append("finished")
 
 
-@pytest.fixture(params=["never", "init", "log"])
+@pytest.fixture(params=["never", "init", "log", "finish"])
 def wandb(request, monkeypatch):
     fake = FakeWandb(request.param)
     monkeypatch.setitem(sys.modules, "wandb", fake)

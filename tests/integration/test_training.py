@@ -1,0 +1,113 @@
+"""What a run may be configured to do: recomputation, dropout, offload, pretrained weights, trackers, torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.support.ranks import TINY_LLAMA, job, run_attempt
+from zerofleet.trainer.checkpoint.export import export
+from zerofleet.trainer.run_folder import RunFolder
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+
+def run_losses(config, cache, world_size=2):
+    outcome = run_attempt(config, cache, world_size)
+    assert not outcome.errors, outcome.errors
+    return outcome.losses()
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_activation_checkpointing_changes_memory_and_not_the_losses(tmp_path, tiny_corpus, tiny_cache, stage):
+    plain = run_losses(job(tmp_path / "plain", tiny_corpus, train__zero_stage=stage), tiny_cache)
+    recomputed = job(
+        tmp_path / "recomputed", tiny_corpus, train__zero_stage=stage, train__activation_checkpointing=True
+    )
+    assert run_losses(recomputed, tiny_cache) == pytest.approx(plain, rel=1e-6)
+
+
+def test_dropout_is_a_function_of_the_block_and_survives_a_restart(tmp_path, tiny_corpus, tiny_cache):
+    from tests.support.ranks import Plan
+
+    model = {
+        "config": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32, "resid_pdrop": 0.2}
+    }
+    unbroken = run_losses(job(tmp_path / "a", tiny_corpus, model=model), tiny_cache)
+    config = job(tmp_path / "b", tiny_corpus, model=model)
+    first = run_attempt(config, tiny_cache, 2, Plan(stop_after=3))
+    assert not first.errors, first.errors
+    assert {**first.losses(), **run_losses(config, tiny_cache)} == unbroken
+    quiet = {"config": {**model["config"], "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}}
+    assert run_losses(job(tmp_path / "c", tiny_corpus, model=quiet), tiny_cache) != unbroken, "dropout did something"
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_pretrained_folder_starts_with_its_weights(tmp_path, tiny_corpus, tiny_cache, stage):
+    source = job(tmp_path / "source", tiny_corpus)
+    trained = run_attempt(source, tiny_cache, 2)
+    folder = export(RunFolder(source.run.storage, source.run.name), None, tmp_path / "exported", "fp32")
+    config = job(tmp_path / "tuned", tiny_corpus, model={"pretrained": folder}, train__zero_stage=stage)
+    tuned = run_attempt(config, tiny_cache, 2)
+    assert not tuned.errors, tuned.errors
+    assert tuned.of("eval")[0].data["loss"] == pytest.approx(trained.of("eval")[-1].data["loss"], rel=1e-5)
+
+
+def test_wandb_gets_one_offline_run_under_the_same_id_in_every_attempt(tmp_path, tiny_corpus, tiny_cache):
+    from tests.support.cli import Cli
+
+    cli = Cli(tmp_path / "cli", tiny_corpus)
+    fault = json.dumps([{"kind": "kill", "rank": 0, "step": 4}])
+    done = cli.submit("tracked", "tracking.wandb.enabled=true", WANDB_API_KEY="", ZEROFLEET_FAULTS=fault)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folders = sorted((cli.storage / "tracked/wandb/wandb").glob("offline-run-*"))
+    assert folders and len({folder.name.rsplit("-", 1)[1] for folder in folders}) == 1
+    assert any(folder.glob("*.wandb") for folder in folders)
+    assert "wandb:" not in done.stdout + done.stderr
+
+
+def torchrun(path, *arguments):
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--standalone",
+            *arguments,
+            "-m",
+            "zerofleet.trainer",
+            str(path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+    )
+
+
+def test_torchrun_trains_the_same_losses_resumes_and_says_a_users_mistake(tmp_path, tiny_corpus, tiny_cache):
+    config = job(tmp_path / "here", tiny_corpus)
+    expected = run_losses(config, tiny_cache)
+    other = job(tmp_path / "there", tiny_corpus).model_dump(mode="json")
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({**other, "train": {**other["train"]}, "cluster": {"nodes": 1}}))
+    done = torchrun(path)
+    assert done.returncode == 0, done.stderr
+    run = RunFolder(other["run"]["storage"], "tiny")
+    found = {r["step"]: r["data"]["loss"] for r in run.read("metrics") if r["kind"] == "step"}
+    assert found == expected
+    run.storage.local_path(run.checkpoints()[-1].manifest).write_text("{}")
+    again = torchrun(path)
+    assert again.returncode == 0, again.stderr
+    assert "skipped the checkpoint of step 6 (attempt 1): manifest.json is not whole" in again.stdout
+    assert run.attempts()[-1].start_step == 4
+    path.write_text(yaml.safe_dump({**other, "model": {"config": {**TINY_LLAMA, "vocab_size": 10}}}))
+    wrong = torchrun(path)
+    assert wrong.returncode != 0 and "the model's vocabulary only 10" in wrong.stderr

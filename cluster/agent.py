@@ -121,6 +121,8 @@ def _rank_spec(attempt: AttemptSpec, world: World, logs: Path) -> RankSpec:
     environment = world.env(attempt.master_addr, attempt.master_port)
     if world.world_size == len(attempt.worlds) and "GLOO_SOCKET_IFNAME" not in os.environ:
         environment["GLOO_SOCKET_IFNAME"] = "lo"  # one node: works whatever the host's name resolves to
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        environment["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"]  # a zygote may be older than the agent
     return RankSpec(attempt.job, world, environment, str(logs / f"{attempt.log_name}-{world.rank:05d}.log"))
 
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from zerofleet.cluster.local import HeadRequest, Leftover
+from zerofleet.cluster.zygote_process import spawn_early
 
 NODE_IP = "127.0.0.2"
 """Loopback: nothing outside this machine reaches the cluster. Ray would replace 127.0.0.1 by the outer address."""
@@ -25,6 +26,8 @@ def main() -> None:
     Leftover.of_this_process(request).write()  # before there is anything to reap
     # Processes whose parent was killed become this one's children: in a container nobody else may reap them.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    if request.zygote is not None:
+        spawn_early(request.zygote, request.zygote_path)
     address = _start(request)
     sys.stdout.write(json.dumps({"address": address}) + "\n")
     sys.stdout.flush()

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import psutil
 
+from zerofleet.cluster.zygote_process import ZygoteSpec
 from zerofleet.trainer.errors import StorageError, ZerofleetError
 from zerofleet.trainer.storage import Storage
 
@@ -71,7 +72,14 @@ class HeadRequest:
     owner: ProcessId
     num_cpus: int
     num_gpus: int
+    zygote: ZygoteSpec | None = None
+    """A zygote to start before Ray."""
     object_store_bytes: int = OBJECT_STORE_BYTES
+
+    @property
+    def zygote_path(self) -> str:
+        """Where that zygote waits for its agent."""
+        return f"{self.folder}/zygote.sock"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -79,7 +87,8 @@ class HeadRequest:
     @staticmethod
     def from_json(text: str) -> HeadRequest:
         fields = json.loads(text)
-        return HeadRequest(**(fields | {"owner": ProcessId(**fields["owner"])}))
+        zygote = ZygoteSpec(**fields["zygote"]) if fields["zygote"] else None
+        return HeadRequest(**(fields | {"owner": ProcessId(**fields["owner"]), "zygote": zygote}))
 
 
 @dataclass(frozen=True)
@@ -139,10 +148,9 @@ class LocalRay:
         """host:port of its GCS."""
 
     @staticmethod
-    def start(run: str, num_cpus: int, num_gpus: int) -> LocalRay:
+    def start(request: HeadRequest) -> LocalRay:
         """Takes about 3 s; after `own_environment`. Raises LocalRayError."""
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_short_temp()))
-        request = HeadRequest(str(folder), run, ProcessId.of(os.getpid()), num_cpus, num_gpus)
+        folder = Path(request.folder)
         log = folder / "head.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -154,7 +162,7 @@ class LocalRay:
                 cwd=folder,
                 start_new_session=True,
             )
-        leftover = Leftover(folder, run, request.owner, ProcessId.of(process.pid))
+        leftover = Leftover(folder, request.run, request.owner, ProcessId.of(process.pid))
         address = _read_address(process)
         if address is None:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
@@ -174,6 +182,11 @@ class LocalRay:
             with contextlib.suppress(OSError, StorageError, FileExistsError):
                 if log.is_file() and log.stat().st_size:
                     storage.create(f"{folder}/{log.name}", log.read_bytes()[-_LOG_TAIL_BYTES:])
+
+
+def new_folder() -> str:
+    """A folder for a local Ray, with a path that is short enough for its sockets."""
+    return tempfile.mkdtemp(prefix=_PREFIX, dir=_short_temp())
 
 
 def leftovers() -> list[Leftover]:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 
-from zerofleet.cluster.local import LocalRay, LocalRayError, own_environment
+from zerofleet.cluster.local import HeadRequest, LocalRay, LocalRayError, ProcessId, new_folder, own_environment
+from zerofleet.cluster.spec import NodeSpec
+from zerofleet.cluster.zygote_process import ZygoteSpec
 from zerofleet.trainer.storage import Storage
 
 
 class OwnRay:
-    """To be made before Ray is imported, since it reads its environment then."""
+    """A local Ray, and beside it the node's zygote: its imports take longer than Ray. To be made before Ray is imported."""
 
-    def __init__(self, run: str, num_cpus: int, num_gpus: int) -> None:
+    def __init__(self, node: NodeSpec, num_cpus: int, num_gpus: int) -> None:
         own_environment()
-        self._run = run
-        self._starting = ThreadPoolExecutor(1, "local-ray").submit(LocalRay.start, run, num_cpus, num_gpus)
+        self._run, folder = node.run, new_folder()
+        zygote = ZygoteSpec(node.preload, node.model_type, node.accelerator, f"{folder}/zygote.log")
+        request = HeadRequest(folder, node.run, ProcessId.of(os.getpid()), num_cpus, num_gpus, zygote)
+        self.zygote_path = request.zygote_path
+        """Where the zygote waits for its agent."""
+        self._starting = ThreadPoolExecutor(1, "local-ray").submit(LocalRay.start, request)
 
     def join(self) -> None:
         """Makes this process Ray's driver; waits for the start. Raises LocalRayError, ConnectionError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import socket
@@ -92,6 +93,7 @@ def run_rank(spec: RankSpec, connection: socket.socket, resolve: Callable[[str],
     link = AgentLink(connection, spec.world)
     try:
         _redirect(Path(spec.log))
+        faulthandler.enable()  # a crash in C leaves its Python stack in the log
         os.environ.update(spec.environment)
         link.report(Event("phase", spec.world.attempt, spec.world.rank, 0, "import", time.time()))
         _set_threads(spec.job.threads_per_rank)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import selectors
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +16,7 @@ from typing import Any
 from zerofleet.cluster.host import memory_bytes, oom_kills, process_state
 from zerofleet.cluster.spec import NodeSpec, RankSpec
 from zerofleet.cluster.zygote import MESSAGE_BYTES
+from zerofleet.cluster.zygote_process import ZygoteProcess, ZygoteSpec, adopt, spawn
 from zerofleet.trainer.events import DRIVER, Control, Event
 
 KILL_TIMEOUT_S = 10.0
@@ -55,8 +53,7 @@ class Ranks:
         self._wake, self._waker = socket.socketpair()
         self._selector.register(self._wake, selectors.EVENT_READ, None)
         self._tasks: list[Callable[[], None]] = []
-        self._zygote: subprocess.Popen[bytes] | None = None
-        self._link: socket.socket | None = None
+        self._zygote: ZygoteProcess | None = None
         self.zygote_ready_s: float | None = None
         """Seconds that the zygote's imports took."""
         self._closed = False
@@ -127,23 +124,15 @@ class Ranks:
                     key.data()
 
     def _start_zygote(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_BYTES)
+        """The one that was started early, when it is still to be had; else one of our own."""
         spec = self._spec
-        with theirs, self._zygote_log.open("ab") as log:
-            self._zygote = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", "zerofleet.cluster.zygote"),
-                    *(str(theirs.fileno()), spec.preload, spec.model_type, str(os.getpid())),
-                ],
-                env=zygote_environment(spec.accelerator),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[theirs.fileno()],
-            )
-        self._link = ours
-        self._selector.register(ours, selectors.EVENT_READ, self._hear_zygote)
+        zygote = adopt(spec.early_zygote) if spec.early_zygote else None
+        if zygote is not None:
+            self._zygote_log = Path(spec.early_zygote).with_suffix(".log")
+        else:
+            zygote = spawn(ZygoteSpec(spec.preload, spec.model_type, spec.accelerator, str(self._zygote_log)))
+        self._zygote = zygote
+        self._selector.register(zygote.link, selectors.EVENT_READ, self._hear_zygote)
 
     def _fork(self, specs: list[RankSpec]) -> None:
         with self._lock:
@@ -161,14 +150,14 @@ class Ranks:
                     self._send_fork(spec, theirs)
 
     def _send_fork(self, spec: RankSpec, theirs: socket.socket) -> None:
-        assert self._link is not None
+        assert self._zygote is not None
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its end is noticed by _hear_zygote
-            socket.send_fds(self._link, [spec.to_json().encode()], [theirs.fileno()])
+            socket.send_fds(self._zygote.link, [spec.to_json().encode()], [theirs.fileno()])
 
     def _ask_to_kill(self) -> None:
-        if self._link is not None:
+        if self._zygote is not None:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                self._link.send(b'{"op": "kill"}')
+                self._zygote.link.send(b'{"op": "kill"}')
 
     def _hear(self, rank: Rank) -> bool:
         """Reads what a rank has said; False when there is nothing. Its end is known from the zygote, not from here."""
@@ -194,9 +183,9 @@ class Ranks:
             rank.connection.close()
 
     def _hear_zygote(self) -> None:
-        assert self._link is not None
+        assert self._zygote is not None
         try:
-            data = self._link.recv(MESSAGE_BYTES)
+            data = self._zygote.link.recv(MESSAGE_BYTES)
         except ConnectionResetError:
             data = b""
         if not data:
@@ -237,12 +226,12 @@ class Ranks:
 
     def _bury_zygote(self) -> None:
         """The zygote has ended, and with it every rank."""
-        assert self._link is not None and self._zygote is not None
-        self._selector.unregister(self._link)
-        self._link.close()
+        assert self._zygote is not None
+        self._selector.unregister(self._zygote.link)
+        self._zygote.link.close()
         code = self._zygote.wait()
         with self._lock:
-            self._link = self._zygote = None
+            self._zygote = None
         if not self._closed:
             tail = "\n".join(self._zygote_log.read_text(errors="replace").splitlines()[-30:])
             for rank in self.living():
@@ -250,17 +239,3 @@ class Ranks:
 
     def _say(self, kind: str, **data: Any) -> None:
         self._emit(Event(kind, 0, DRIVER, 0, "import", time.time(), data=data))
-
-
-def zygote_environment(accelerator: str) -> dict[str, str]:
-    """One thread, CUDA untouched, and none of Ray's variables (its token among them)."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {
-        **inherited,
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "DS_ACCELERATOR": accelerator,
-        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-    }

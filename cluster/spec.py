@@ -43,6 +43,8 @@ class NodeSpec:
     model_type: str = ""
     """transformers' name of the architecture, so that the zygote imports its module."""
     preload: str = PRELOAD
+    early_zygote: str = ""
+    """Path at which a zygote waits that was started before the agent."""
     lease_s: float = 60.0
     """Seconds without a poll after which the ranks are killed: their driver is gone."""
 

@@ -195,7 +195,9 @@ def _of_silence(evidence: Evidence) -> Verdict:
     return Verdict("hang", sentence, rank, _node(rank, evidence))
 
 
-def _ending(code: int) -> str:
+def _ending(code: int | None) -> str:
+    if code is None:
+        return "exit code unknown"
     return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
 
 

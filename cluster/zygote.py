@@ -1,9 +1,9 @@
 """The process that ranks are forked from: it has imported everything, holds no lock and has one thread.
 
-`python -m zerofleet.cluster.zygote FD PRELOAD MODEL_TYPE` with FD one end of a Unix SOCK_SEQPACKET pair. Messages are
-JSON objects with `op`. Down: `fork` (a RankSpec, with the rank's socket as SCM_RIGHTS), `kill` (SIGKILL to all
+`python -m zerofleet.cluster.zygote ADDRESS PRELOAD MODEL_TYPE PARENT` with ADDRESS one end of a Unix SOCK_SEQPACKET pair
+(its number), or a path to wait at for one agent. Messages are JSON objects with `op`. Down: `fork` (a RankSpec, with the rank's socket as SCM_RIGHTS), `kill` (SIGKILL to all
 children). Up: `note` (message), `ready`, `forked` (rank, pid), `exit` (rank, code, signal). The zygote alone reaps its children, so a
-kill can never hit a stranger that got a dead rank's number. It ends when its socket closes or its agent dies.
+kill can never hit a stranger that got a dead rank's number. It ends when its socket closes or its parent dies.
 """
 
 from __future__ import annotations
@@ -129,14 +129,34 @@ class Zygote:
         self._agent.send(json.dumps(message).encode())
 
 
+def _meeting_point(address: str) -> Callable[[], socket.socket]:
+    """How to get the agent's connection: an inherited descriptor is one; at a path the first that calls is waited for."""
+    if address.isdigit():
+        return lambda: socket.socket(fileno=int(address))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(address)
+    listener.listen(1)
+
+    def accept() -> socket.socket:
+        with listener:
+            connection, _ = listener.accept()
+        return connection
+
+    return accept
+
+
 def main() -> None:
     started = time.monotonic()
-    descriptor, preload, model_type, agent = sys.argv[1:]
-    die_with_parent(int(agent))
-    zygote = Zygote(socket.socket(fileno=int(descriptor)))
+    address, preload, model_type, parent = sys.argv[1:]
+    die_with_parent(int(parent))
+    connect, notes = _meeting_point(address), list[str]()
     if preload:
-        resolve(preload)(model_type, lambda message: zygote.send(op="note", message=message))
-    zygote.send(op="ready", seconds=time.monotonic() - started)
+        resolve(preload)(model_type, notes.append)
+    seconds = time.monotonic() - started
+    zygote = Zygote(connect())
+    for note in notes:
+        zygote.send(op="note", message=note)
+    zygote.send(op="ready", seconds=seconds)
     zygote.serve()
 
 

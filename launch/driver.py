@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -165,21 +165,21 @@ class Driver:
             raise
         for leftover in reap_leftovers():
             self._say("info", message=f"ended the Ray that a killed driver of run {leftover.run} had left behind")
-        machine = _this_machine()
-        own_ray = OwnRay(self._run.name, int(machine.cpus), int(machine.gpus))
+        machine, node_spec = _this_machine(), self._node_spec()
+        own_ray = OwnRay(node_spec, int(machine.cpus), int(machine.gpus))
         exit_code = RUN_FAILED
         try:
-            exit_code = self._control(own_ray)
+            exit_code = self._control(own_ray, replace(node_spec, early_zygote=own_ray.zygote_path))
         finally:
             own_ray.stop(self._run.storage, f"logs/ray-{self._number:04d}" if exit_code == RUN_FAILED else None)
         return exit_code
 
-    def _control(self, own_ray: OwnRay) -> int:
+    def _control(self, own_ray: OwnRay, node_spec: NodeSpec) -> int:
         """Prepares the data, and steps the controller to its end."""
         from zerofleet.cluster.ray_group import RayGroup  # takes 0.6 s, while Ray starts
 
         preparation = Preparation(self._prepare, self._say)
-        group = RayGroup(own_ray.join, Ask.of(self._job.cluster), self._node_spec(), is_ours=True)
+        group = RayGroup(own_ray.join, Ask.of(self._job.cluster), node_spec, is_ours=True)
         controller = self._controller(group, preparation)
         try:
             while not controller.state.is_final:

@@ -11,6 +11,7 @@ import pytest
 
 from zerofleet.cluster import local
 from zerofleet.cluster.local import HeadRequest, Leftover, ProcessId, leftovers, own_environment, reap_leftovers
+from zerofleet.cluster.zygote_process import ZygoteSpec
 
 GONE = ProcessId(pid=2**22 + 1, created=1.0)
 
@@ -38,8 +39,9 @@ def sleeper() -> subprocess.Popen:
 
 
 def test_a_request_survives_its_command_line():
-    request = HeadRequest("/tmp/zf-1", "r", ProcessId(1, 2.5), 2, 0)
-    assert HeadRequest.from_json(request.to_json()) == request
+    for zygote in (None, ZygoteSpec("m:f", "llama", "cpu", "/tmp/log")):
+        request = HeadRequest("/tmp/zf-1", "r", ProcessId(1, 2.5), 2, 0, zygote)
+        assert HeadRequest.from_json(request.to_json()) == request
 
 
 def test_a_process_that_took_a_dead_ones_number_is_another():

@@ -62,3 +62,11 @@ def refuse(config, world, cache_path, report, control, fault) -> None:
 
 def fail(config, world, cache_path, report, control, fault) -> None:
     raise RuntimeError(f"a bug on rank {world.rank}")
+
+
+def say_hello(config, world, cache_path, report, control, fault) -> None:
+    """Where the rank is; then it stays."""
+    data = {"local_rank": world.local_rank, "node_rank": world.node_rank, "world_size": world.world_size}
+    data["agent"] = os.getppid()
+    report(Event("hello", world.attempt, world.rank, 0, "init", time.time(), data=data))
+    time.sleep(60)

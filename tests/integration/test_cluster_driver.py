@@ -150,6 +150,23 @@ def test_a_frozen_rank_is_noticed_and_named(work):
     assert "stopped by a signal" in verdict.data["sentence"]
 
 
+def test_a_killed_agent_is_replaced(work):
+    run = work.create("a", target="train", cluster="max_failures: 3")
+    process = work.start("a")
+    wait_for(lambda: len(steps(run)) > 2)
+    (agent,) = agents_of("a")
+    agent.kill()
+    assert process.wait(60) == 0
+    assert states(run)[4:6] == ["RECOVERING", "PLACING"]
+    assert said(run, "verdict")[0].data["class"] == "node"
+    assert len(run.attempts()) == 2
+
+
+def agents_of(name: str) -> list[psutil.Process]:
+    (ours,) = [leftover for leftover in leftovers() if leftover.run == name]
+    return [process for process in ours.processes() if process.name() == "ray::NodeAgent"]
+
+
 def test_a_bug_stops_at_the_second_time(work):
     run = work.create("a", target="fail")
     code, output = work.drive("a")

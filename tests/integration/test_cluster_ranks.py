@@ -15,8 +15,9 @@ import pytest
 
 from zerofleet.cluster import ranks as ranks_module
 from zerofleet.cluster.agent import NodeAgent
-from zerofleet.cluster.ranks import Ranks, zygote_environment
+from zerofleet.cluster.ranks import Ranks
 from zerofleet.cluster.spec import AttemptSpec, JobSpec, NodeSpec, RankSpec
+from zerofleet.cluster.zygote_process import ZygoteSpec, adopt, spawn_early, zygote_environment
 from zerofleet.trainer.config import ModelConfig, TrainConfig
 from zerofleet.trainer.events import Control
 from zerofleet.trainer.world import World
@@ -71,6 +72,10 @@ def broken_preload(model_type, note) -> None:
     raise ImportError("no torch here")
 
 
+def with_a_note(model_type, note) -> None:
+    note("noted before anyone listened")
+
+
 def with_a_thread(model_type, note) -> None:
     threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 
@@ -79,11 +84,12 @@ def with_a_thread(model_type, note) -> None:
 class Node:
     """One node's ranks, and what was heard of them."""
 
-    def __init__(self, folder: Path, preload: str = "") -> None:
+    def __init__(self, folder: Path, preload: str = "", early_zygote: str = "") -> None:
         self.folder, self.events = folder, []
         self._arrived = threading.Condition()
         self.zygote_log = folder / "agent.log"
-        spec = NodeSpec("r", 0, "cpu", str(folder), str(folder), preload=preload and f"{HERE}:{preload}")
+        preload = preload and f"{HERE}:{preload}"
+        spec = NodeSpec("r", 0, "cpu", str(folder), str(folder), preload=preload, early_zygote=early_zygote)
         self.ranks = Ranks(spec, self.zygote_log, self._hear)
 
     def _hear(self, event) -> None:
@@ -130,8 +136,8 @@ def node(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     nodes = []
 
-    def make(preload: str = "") -> Node:
-        nodes.append(Node(tmp_path, preload))
+    def make(preload: str = "", early_zygote: str = "") -> Node:
+        nodes.append(Node(tmp_path, preload, early_zygote))
         return nodes[-1]
 
     yield make
@@ -254,6 +260,41 @@ def test_ranks_die_with_their_zygote_and_the_next_attempt_has_another(node):
     assert [e.data["code"] for e in n.wait_for("exit", 4)[2:]] == [0, 0]
 
 
+def early(folder: Path) -> str:
+    path = str(folder / "z.sock")
+    spawn_early(ZygoteSpec(f"{HERE}:with_a_note", "", "cpu", str(folder / "z.log")), path)
+    wait_until(lambda: [path] if Path(path).exists() else [], 1)
+    return path
+
+
+def test_a_zygote_that_is_older_than_its_agent(node, tmp_path):
+    n = node(early_zygote=early(tmp_path))
+    n.start("quiet")
+    assert [e.data["code"] for e in n.wait_for("exit", 2)] == [0, 0]
+    assert n.wait_for("info", 2)[0].data["message"] == "noted before anyone listened"
+    assert n.zygote.ppid() == os.getpid()
+    assert "z.sock" in " ".join(n.zygote.cmdline())
+    n.start("wait_for_stop", attempt=2)
+    pids = n.pids(2)
+    n.zygote.kill()
+    assert [e.data["zygote_code"] for e in n.wait_for("exit", 4)[2:]] == [None, None]
+    assert gone(pids)
+    n.start("quiet", attempt=3)  # there is none to adopt any more: it has its own
+    assert [e.data["code"] for e in n.wait_for("exit", 6)[4:]] == [0, 0]
+
+
+def test_an_early_zygote_ends_with_its_agent(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    zygote = adopt(early(tmp_path))
+    assert alive(zygote.pid)
+    zygote.link.close()
+    assert gone([zygote.pid])
+
+
+def test_nobody_waits_to_be_adopted(tmp_path):
+    assert adopt(str(tmp_path / "absent")) is None
+
+
 def test_a_zygote_that_cannot_import_says_why(node):
     n = node("broken_preload")
     n.start("quiet")
@@ -318,6 +359,18 @@ def test_an_agent_ends_its_ranks_when_the_driver_no_longer_polls(tmp_path, monke
         assert (tmp_path / "attempt-0001" / "rank-00001.log").exists()
     finally:
         agent.close()
+
+
+def test_logs_go_to_storage_when_the_run_folder_is_remote(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    agent = NodeAgent(NodeSpec("r", 0, "cpu", None, f"file://{tmp_path}", preload=""))
+    world = World(0, 0, 0, 1, "a", 1)
+    agent.start(AttemptSpec(JobSpec("r", CONFIG, "/nowhere", f"{HERE}:quiet"), 1, (world,), "rank", "127.0.0.1", 1))
+    while not any(event.kind == "exit" for event in agent.poll(20)):
+        pass
+    assert not (tmp_path / "logs").exists()
+    agent.close()
+    assert "said on stdout" in (tmp_path / "logs" / "attempt-0001" / "rank-00000.log").read_text()
 
 
 def test_zygotes_touch_no_gpu_and_have_one_thread():

@@ -58,6 +58,7 @@ def main(folder: Path) -> None:
     seen["killed"] = sorted(e.rank for e in group.kill() if e.kind == "exit" and e.data["killed"])
 
     third = cluster.add_node(num_cpus=2, object_store_memory=8 * 10**7)  # a spare, before one is lost
+    seen["doomed"] = [n.rank for n in group._nodes.values() if n.resources.node_id == second.node_id]
     cluster.remove_node(second, allow_graceful=False)
     seen["lost"] = [e.data["node_rank"] for e in poll_until(group, "node_lost", 1, 60)]
     seen["missing_after_loss"] = place(group, job)

@@ -85,9 +85,9 @@ class Watch:
         """On a terminal, asks; elsewhere an interrupt detaches."""
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             return False
-        sys.stderr.write("\nDetach (the run goes on) or stop it with a checkpoint? [d]etach / [s]top: ")
-        sys.stderr.flush()
         try:
+            sys.stderr.write("\nDetach (the run goes on) or stop it with a checkpoint? [d]etach / [s]top: ")
+            sys.stderr.flush()
             return sys.stdin.readline().strip().lower().startswith("s")
         except KeyboardInterrupt:
             sys.stderr.write("\n")

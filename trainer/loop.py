@@ -34,6 +34,9 @@ from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 from zerofleet.trainer.schedule import learning_rate
 from zerofleet.trainer.world import World
 
+SIGN_OF_LIFE_S = 5.0
+"""Seconds of a long evaluation between two signs of life."""
+
 Fault = Callable[[str, int], str | None]
 """The one hook for injected faults: `fault(point, step)` with a phase of events.PHASES; "nan" plants a NaN gradient."""
 
@@ -240,12 +243,16 @@ class Loop:
             return
         self.begin("eval")
         start, began = time.time(), time.perf_counter()
+        alive_at = began
         self.engine.eval()
         share = StepShare()
         with torch.no_grad():
             for batch in heldout_blocks(
                 self.cache.heldout, self.config.train.eval_sequences, self.plan, self.world.rank
             ):
+                if time.perf_counter() - alive_at > SIGN_OF_LIFE_S:
+                    alive_at = time.perf_counter()
+                    self.event("phase", "eval")
                 share.add(batch)
                 share.loss_sum += float(self._loss(batch))
         self.engine.train()

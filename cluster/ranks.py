@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import selectors
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +69,9 @@ class Ranks:
     def start(self, specs: list[RankSpec]) -> None:
         """Forks ranks; the ones before must have ended. Returns when the zygote has been asked."""
         assert not self.living(), "ranks of the attempt before are still alive"
+        assert all(len(spec.to_json()) < MESSAGE_BYTES for spec in specs), (
+            f"a fork request exceeds {MESSAGE_BYTES} bytes"
+        )
         self._run_in_thread(lambda: self._fork(specs))
 
     def control(self, rank: int, control: Control) -> None:
@@ -112,16 +117,23 @@ class Ranks:
         self._waker.send(b"x")
 
     def _listen(self) -> None:
-        while True:
-            for key, _ in self._selector.select():
-                if key.data is None:
-                    self._wake.recv(4096)
-                    with self._lock:
-                        tasks, self._tasks = self._tasks, []
-                    for task in tasks:
-                        task()
-                else:
-                    key.data()
+        try:
+            while True:
+                for key, _ in self._selector.select():
+                    if key.data is None:
+                        self._wake.recv(4096)
+                        self._run_tasks()
+                    else:
+                        key.data()
+        except BaseException:  # noqa: BLE001 - an agent that no longer listens must not look alive: its node is replaced
+            traceback.print_exc()
+            os._exit(1)
+
+    def _run_tasks(self) -> None:
+        with self._lock:
+            tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task()
 
     def _start_zygote(self) -> None:
         """The one that was started early, when it is still to be had; else one of our own."""

@@ -25,8 +25,8 @@ from typing import Any
 from zerofleet.cluster.rank import run_rank
 from zerofleet.cluster.spec import RankSpec
 
-MESSAGE_BYTES = 1 << 20
-"""Largest message; the agent sets its send buffer accordingly."""
+MESSAGE_BYTES = 160 * 1024
+"""Largest message: it must fit in a socket's send buffer, which Linux limits to 208 KiB unless told otherwise."""
 _PR_SET_PDEATHSIG = 1
 
 

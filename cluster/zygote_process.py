@@ -12,8 +12,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from zerofleet.cluster.zygote import MESSAGE_BYTES
-
 
 @dataclass(frozen=True)
 class ZygoteSpec:
@@ -49,7 +47,7 @@ def spawn(spec: ZygoteSpec) -> ZygoteProcess:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         child = _popen(spec, str(theirs.fileno()), [theirs.fileno()])
-    return _with_room(ZygoteProcess(child.pid, ours, child))
+    return ZygoteProcess(child.pid, ours, child)
 
 
 def spawn_early(spec: ZygoteSpec, path: str) -> None:
@@ -66,12 +64,7 @@ def adopt(path: str) -> ZygoteProcess | None:
         link.close()
         return None
     pid, _, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return _with_room(ZygoteProcess(pid, link, None))
-
-
-def _with_room(zygote: ZygoteProcess) -> ZygoteProcess:
-    zygote.link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_BYTES)
-    return zygote
+    return ZygoteProcess(pid, link, None)
 
 
 def _popen(spec: ZygoteSpec, address: str, descriptors: list[int]) -> subprocess.Popen[bytes]:

@@ -165,6 +165,8 @@ class Driver:
             raise
         for leftover in reap_leftovers():
             self._say("info", message=f"ended the Ray that a killed driver of run {leftover.run} had left behind")
+        if self._faults:
+            self._say("info", message=f"faults will be injected: {self._faults}")
         machine, node_spec = _this_machine(), self._node_spec()
         own_ray = OwnRay(node_spec, int(machine.cpus), int(machine.gpus))
         exit_code = RUN_FAILED

@@ -25,7 +25,7 @@ JOB = """
 run: {{name: {name}, storage: {storage}}}
 model: {{config: {{model_type: llama}}}}
 data: {{files: [python-stdlib], text_field: {target}}}
-train: {{steps: 30, global_batch_size: 8, micro_batch_size: 2}}
+train: {{steps: {steps}, global_batch_size: 8, micro_batch_size: 2}}
 cluster: {{ranks_per_node: 2, cpus_per_rank: 0.5, stall_timeout_s: 2, stop_timeout_s: 20, {cluster}}}
 """
 
@@ -39,9 +39,9 @@ class Workplace:
     def run(self, name: str) -> RunFolder:
         return RunFolder(str(self.storage), name)
 
-    def create(self, name: str, target: str = "train_until_told", cluster: str = "") -> RunFolder:
+    def create(self, name: str, target: str = "train_until_told", cluster: str = "", steps: int = 30) -> RunFolder:
         run = self.run(name)
-        run.create(JOB.format(name=name, storage=self.storage, target=target, cluster=cluster))
+        run.create(JOB.format(name=name, storage=self.storage, target=target, cluster=cluster, steps=steps))
         return run
 
     def start(self, name: str, *overrides: str, **environment: str) -> subprocess.Popen:
@@ -215,21 +215,19 @@ def test_sigterm_stops_with_a_checkpoint_and_resume_goes_on(work):
     assert states(run)[-1] == "FINISHED"
 
 
-def test_a_request_in_the_run_folder_stops_it(work):
-    run = work.create("a")
+def test_a_run_has_one_driver_which_a_request_in_the_run_folder_stops(work):
+    run = work.create("a", steps=2000)
+    run.request("stop")  # from before the driver: not for it
+    time.sleep(1.1)
     process = work.start("a")
     wait_for(lambda: len(steps(run)) > 2)
+    code, output = work.drive("a")
+    assert code == 2
+    assert f"driven by process {process.pid}" in output
+    assert reap_leftovers() == [], "its driver lives"
     run.request("stop")
     assert process.wait(30) == 0
     assert states(run)[-1] == "STOPPED"
-
-
-def test_an_old_request_is_not_for_a_new_driver(work):
-    run = work.create("a", target="train")
-    run.request("stop")
-    time.sleep(1.1)
-    assert work.drive("a")[0] == 0
-    assert states(run)[-1] == "FINISHED"
 
 
 def test_a_second_sigterm_ends_at_once(work):
@@ -258,24 +256,3 @@ def test_what_a_killed_driver_leaves_is_reaped_by_the_next(work):
     assert not left.folder.exists()
     assert states(run)[-1] == "FINISHED"
     assert len(run.attempts()) == 2
-
-
-def test_a_run_has_one_driver(work):
-    run = work.create("a")
-    process = work.start("a")
-    wait_for(lambda: len(steps(run)) > 0)
-    code, output = work.drive("a")
-    assert code == 2
-    assert f"driven by process {process.pid}" in output
-    run.request("stop")
-    process.wait(30)
-
-
-def test_doctor_reaps_without_a_driver(work):
-    run = work.create("a")
-    process = work.start("a")
-    wait_for(lambda: len(steps(run)) > 0)
-    assert reap_leftovers() == [], "its driver lives"
-    process.kill()
-    process.wait()
-    assert [leftover.run for leftover in reap_leftovers()] == ["a"]

@@ -22,6 +22,7 @@ from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits, pla
 from zerofleet.cluster.preflight import NodeReport, compare_nodes
 from zerofleet.cluster.ranks import KILL_TIMEOUT_S
 from zerofleet.cluster.spec import AttemptSpec, JobSpec, NodeSpec
+from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.events import DRIVER, Control, Event
 from zerofleet.trainer.world import World
 
@@ -66,6 +67,7 @@ class RayGroup:
         this run alone and has a fixed size, so nodes are taken early, and what does not fit never will."""
         self._ask, self._spec, self._is_ours = ask, node_spec, is_ours
         self.world_size = ask.nodes * ask.ranks_per_node
+        self._was_placed = False
         self._nodes: dict[int, _Node] = {}
         self._lost: list[Event] = []
         self._connected: Future[None] = Future()
@@ -98,7 +100,9 @@ class RayGroup:
     def _take(self, wanted: list[int]) -> str:
         """Asks for agents on all the nodes that are wanted, or on none: no gang waits half-placed. Returns what is missing."""
         nodes = _cluster_nodes()
-        if self._is_ours:
+        if self._is_ours and not nodes:
+            raise ZerofleetError("the run's own Ray has lost its last node: `zerofleet resume` starts another")
+        if self._is_ours and not self._was_placed:
             check_ever_fits(self._ask, nodes)
         taken = frozenset(node.resources.node_id for node in self._nodes.values())
         found = plan(replaced(self._ask, nodes=len(wanted)), nodes, taken)
@@ -106,6 +110,7 @@ class RayGroup:
             return found.missing
         for rank, resources in zip(wanted, found.nodes, strict=True):
             self._nodes[rank] = self._create(rank, resources)
+        self._was_placed = True
         return ""
 
     def _create(self, rank: int, resources: NodeResources) -> _Node:

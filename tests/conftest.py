@@ -12,9 +12,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-WORDS = (
-    ["whatever", "fails", "no", "sample", "is", "lost", "or", "seen", "twice", "and", "every", "second", "of", "the", "bill", "is", "accounted", "for", "by", "the", "ledger"]
-)
+WORDS = [
+    "whatever",
+    "fails",
+    "no",
+    "sample",
+    "is",
+    "lost",
+    "or",
+    "seen",
+    "twice",
+    "and",
+    "every",
+    "second",
+    "of",
+    "the",
+    "bill",
+    "is",
+    "accounted",
+    "for",
+    "by",
+    "the",
+    "ledger",
+]
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import socket
 import tempfile
 import threading
@@ -82,21 +83,22 @@ class NodeAgent:
     def close(self) -> None:
         """Ends the ranks and the zygote, and sends logs to where the run folder is."""
         self._ranks.close()
-        self.upload_logs()
+        if self._spec.log_folder is None and self._upload_logs():
+            shutil.rmtree(self._logs)
 
-    def upload_logs(self) -> None:
-        """Copies the logs of the attempts to remote storage; nothing to do when they were written in the run folder."""
-        if self._spec.log_folder is not None:
-            return
-        storage = Storage(self._spec.storage_url)
+    def _upload_logs(self) -> bool:
+        """Copies the logs to remote storage. False when some could not be: then they stay here."""
+        storage, is_whole = Storage(self._spec.storage_url), True
         for log in sorted(self._logs.rglob("*.log")):
-            name = f"logs/{log.relative_to(self._logs)}"
+            name = f"logs/{log.relative_to(self._logs).with_suffix('')}"
+            if storage.exists(f"{name}.log"):  # an earlier driver's, of an attempt that was never claimed
+                name += f"-{os.urandom(3).hex()}"
             try:
-                storage.create(name, log.read_bytes())
-            except FileExistsError:
-                continue
+                storage.create(f"{name}.log", log.read_bytes())
             except StorageError as error:
-                self._emit(_incident(f"log {name} was not uploaded: {error}"))
+                is_whole = False
+                self._emit(_incident(f"log {name}.log was not uploaded and stays in {self._logs}: {error}"))
+        return is_whole
 
     def _take(self) -> list[Event]:
         events, self._events = self._events, []

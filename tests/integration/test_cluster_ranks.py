@@ -370,6 +370,7 @@ def test_logs_go_to_storage_when_the_run_folder_is_remote(tmp_path, monkeypatch)
         pass
     assert not (tmp_path / "logs").exists()
     agent.close()
+    assert not agent._logs.exists(), "nothing stays on the node"
     assert "said on stdout" in (tmp_path / "logs" / "attempt-0001" / "rank-00000.log").read_text()
 
 

@@ -17,6 +17,10 @@ Heartbeats, progress, goodput and the ledger are readings of the one event strea
 | `state`      | driver        | the controller's state: `from`, `to`, `why` |
 | `verdict`    | driver        | class, action, sentence |
 | `prepare`    | driver        | data preparation: `stage`, `fraction` in [0, 1], `detail` |
+| `skipped`    | rank 0        | `message`: an fp16 step that overflowed and was not applied |
+| `exit`       | node agent    | code, signal, pid, node and what the kernel said: a rank process has gone |
+| `node_lost`  | driver        | node: its agent does not answer any more |
+| `heartbeat`  | driver        | every 10 s: the driver is alive |
 | `export`     | driver        | `path`, dtype |
 """
 

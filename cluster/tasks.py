@@ -21,11 +21,13 @@ class WrongResult(ZerofleetError):
 def check(
     config: TrainConfig, world: World, cache_path: Path, report: Report, control: ControlSource, fault: object
 ) -> None:
-    """Raises WrongResult when the rank's device is unfit; on rank 0 UserError when the model does not take the data."""
+    """Raises WrongResult when the rank's device is unfit; on rank 0 UserError when DeepSpeed or the model cannot take the job."""
     from zerofleet.trainer.data.cache import DataCache
+    from zerofleet.trainer.deepspeed_check import check_deepspeed_section
     from zerofleet.trainer.model import check as check_model
 
     if world.rank == 0:
+        check_deepspeed_section(config, world.world_size)
         check_model(config, DataCache.open(cache_path))
     _check_device(world)
 

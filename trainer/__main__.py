@@ -19,9 +19,11 @@ from pydantic import ValidationError
 from zerofleet.trainer.checkpoint.select import select_checkpoint
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.prepare import prepare
+from zerofleet.trainer.deepspeed_check import check_deepspeed_section
 from zerofleet.trainer.engine import init_distributed
 from zerofleet.trainer.errors import CheckpointUnusable, UserError, ZerofleetError
 from zerofleet.trainer.events import Control, Event
+from zerofleet.trainer.init_from import pin_init_from
 from zerofleet.trainer.loop import train
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
@@ -55,8 +57,9 @@ def read_config(path: Path) -> TrainConfig:
 def _run(path: Path) -> None:
     config = read_config(path)
     stop = StopOnSigterm()
-    cache = prepare(config.data, config.run.seed, lambda stage, fraction, detail: None)
     bare = World.from_env(attempt=0)
+    check_deepspeed_section(config, bare.world_size)
+    cache = prepare(config.data, config.run.seed, lambda stage, fraction, detail: None)
     init_distributed(bare)
     attempt = _claim(config, bare, path)
     world = World.from_env(attempt)
@@ -108,7 +111,8 @@ def _claim_here(config: TrainConfig, world: World, path: Path) -> int:
         )
     attempts = run.attempts()
     attempt = (attempts[-1].attempt if attempts else 0) + 1
-    run.claim_attempt(attempt, selection.checkpoint, world.world_size, config.train.zero_stage)
+    init_from = pin_init_from(run, config.run)
+    run.claim_attempt(attempt, selection.checkpoint, world.world_size, config.train.zero_stage, init_from)
     return attempt
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.config import TrainConfig
-from zerofleet.trainer.passthrough_keys import ALLOWED, DEEPSPEED_VERSION, REFUSED, Refused
+from zerofleet.trainer.passthrough_keys import ALLOWED, DEEPSPEED_VERSION, REFUSED, VALUE_TYPES, Refused
 
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
 """How transformers' configs name the number of positions."""
@@ -67,11 +67,17 @@ def _passthrough(section: dict[str, Any], path: str = "") -> Iterator[Finding]:
             yield from _refusal(where, key, value, refused[key])
         elif allowed is not None and key not in allowed:
             yield _error(where, _unknown(path, str(key)))
-        elif below in ALLOWED and value is not None and not isinstance(value, dict):
+        elif below in ALLOWED and not isinstance(value, dict):
             yield _error(where, f"it is {value!r}, but DeepSpeed {DEEPSPEED_VERSION} takes a section of keys here")
         elif value == "auto" and below not in _FREE:
             yield _error(
                 where, "`auto` means something to the Hugging Face Trainer only: give a number or remove the key"
+            )
+        elif below in VALUE_TYPES and not VALUE_TYPES[below].takes(value):
+            yield _error(
+                where,
+                f"it is {value!r}, but DeepSpeed {DEEPSPEED_VERSION} takes {VALUE_TYPES[below].expected} here: "
+                "give one, or remove the key to have DeepSpeed's default",
             )
         elif isinstance(value, dict):
             yield from _passthrough(value, below)

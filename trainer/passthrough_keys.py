@@ -7,7 +7,9 @@ hold sections by their dotted path; "" is the top level.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StrictBool, TypeAdapter, ValidationError
 
 DEEPSPEED_VERSION = "0.19.8"
 
@@ -181,3 +183,62 @@ REFUSED: dict[str, dict[str, Refused]] = {
     },
 }
 """Keys that DeepSpeed knows (or knew) and that may not pass through, by section."""
+
+
+@dataclass(frozen=True)
+class ValueType:
+    """What a key takes: DeepSpeed's own pydantic type, so that nothing is refused here that it would take."""
+
+    expected: str
+    adapter: TypeAdapter[Any]
+
+    def takes(self, value: Any) -> bool:
+        try:
+            self.adapter.validate_python(value)
+        except ValidationError:
+            return False
+        return True
+
+
+def _at_least(least: int) -> ValueType:
+    return ValueType(f"a whole number of at least {least}", TypeAdapter(Annotated[int, Field(ge=least)]))
+
+
+_WHOLE = ValueType("a whole number", TypeAdapter(int))
+_BOOLEAN = ValueType("true or false", TypeAdapter(bool))
+_SWITCH = ValueType("true or false", TypeAdapter(StrictBool | Literal[0, 1]))
+_MAYBE = ValueType("true, false or null", TypeAdapter(bool | None))
+_NUMBER = ValueType("a number of at least 0", TypeAdapter(Annotated[float, Field(ge=0)]))
+_DEVICE = ValueType("none or cpu", TypeAdapter(Literal["none", "cpu", "nvme"]))
+
+
+def _typed(section: str, value_type: ValueType, keys: str) -> dict[str, ValueType]:
+    return {f"{section}.{key}".lstrip("."): value_type for key in keys.split()}
+
+
+VALUE_TYPES: dict[str, ValueType] = {
+    **_typed("", _SWITCH, "wall_clock_breakdown memory_breakdown dump_state disable_python_gc"),
+    **_typed("", _at_least(0), "vocabulary_size"),
+    **_typed("zero_optimization", _at_least(1), "reduce_bucket_size"),
+    **_typed("zero_optimization", _at_least(0), "allgather_bucket_size sub_group_size stage3_prefetch_bucket_size"),
+    **_typed("zero_optimization", _at_least(0), "stage3_param_persistence_threshold stage3_max_live_parameters"),
+    **_typed("zero_optimization", _at_least(0), "stage3_model_persistence_threshold stage3_max_reuse_distance"),
+    **_typed("zero_optimization", _WHOLE, "stage3_module_granularity_threshold"),
+    **_typed("zero_optimization", _MAYBE, "overlap_comm"),
+    **_typed("zero_optimization", _BOOLEAN, "contiguous_gradients reduce_scatter use_multi_rank_bucket_allreduce"),
+    **_typed("zero_optimization", _BOOLEAN, "allgather_partitions parameter_alignment ignore_unused_parameters"),
+    **_typed("zero_optimization", _BOOLEAN, "memory_efficient_linear override_module_apply enable_sanity_checks"),
+    **_typed("zero_optimization", _BOOLEAN, "log_trace_cache_warnings stage3_allgather_sequential"),
+    **_typed("zero_optimization", _BOOLEAN, "stage3_use_all_reduce_for_fetch_params"),
+    **_typed("zero_optimization.offload_optimizer", _DEVICE, "device"),
+    **_typed("zero_optimization.offload_optimizer", _at_least(0), "buffer_count"),
+    **_typed("zero_optimization.offload_optimizer", _BOOLEAN, "pin_memory pipeline_read pipeline_write fast_init"),
+    **_typed("zero_optimization.offload_param", _DEVICE, "device"),
+    **_typed("zero_optimization.offload_param", _at_least(0), "buffer_count buffer_size max_in_cpu"),
+    **_typed("zero_optimization.offload_param", _BOOLEAN, "pin_memory"),
+    **_typed("bf16", _BOOLEAN, "immediate_grad_update"),
+    **_typed("fp16", _NUMBER, "loss_scale"),
+    **_typed("fp16", _WHOLE, "initial_scale_power loss_scale_window hysteresis min_loss_scale"),
+    **_typed("fp16", _BOOLEAN, "auto_cast consecutive_hysteresis"),
+}
+"""What the keys take whose type can be told without DeepSpeed; it is asked itself by deepspeed_check.py."""

@@ -187,3 +187,39 @@ def test_a_vocabulary_smaller_than_the_trained_tokenizer():
 def test_errors_come_first():
     levels = [finding.level for finding in findings(world_size=9, deepspeed={"train_batch_size": 1})]
     assert levels == ["error", "warning"]
+
+
+@pytest.mark.parametrize(
+    ("section", "where", "part"),
+    [
+        ({"zero_optimization": {"reduce_bucket_size": "big"}}, "zero_optimization.reduce_bucket_size", "'big'"),
+        ({"zero_optimization": {"reduce_bucket_size": 0}}, "zero_optimization.reduce_bucket_size", "at least 1"),
+        ({"zero_optimization": {"sub_group_size": 1.5}}, "zero_optimization.sub_group_size", "whole number"),
+        ({"zero_optimization": {"parameter_alignment": 64}}, "zero_optimization.parameter_alignment", "true or false"),
+        (
+            {"zero_optimization": {"stage3_param_persistence_threshold": [1]}},
+            "zero_optimization.stage3_param_persistence_threshold",
+            "whole number",
+        ),
+        ({"zero_optimization": {"overlap_comm": "maybe"}}, "zero_optimization.overlap_comm", "null"),
+        ({"fp16": {"loss_scale": "large"}}, "fp16.loss_scale", "a number of at least 0"),
+        ({"wall_clock_breakdown": "true"}, "wall_clock_breakdown", "true or false"),
+        ({"zero_optimization": None}, "zero_optimization", "a section of keys"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_an_error_with_value_and_remedy(section, where, part):
+    finding = only(findings(deepspeed=section, precision="fp16" if "fp16" in section else "fp32"), "error")
+    assert finding.where == f"deepspeed.{where}"
+    assert part in finding.message
+    assert repr(_leaf(section)) in finding.message
+
+
+def _leaf(value: object) -> object:
+    return _leaf(next(iter(value.values()))) if isinstance(value, dict) else value
+
+
+def test_an_offload_device_that_does_not_exist_is_an_error():
+    section = {"zero_optimization": {"offload_optimizer": {"device": "disk"}}}
+    finding = only(findings(deepspeed=section, zero_stage=2), "error")
+    assert finding.where == "deepspeed.zero_optimization.offload_optimizer.device"
+    assert "none or cpu" in finding.message

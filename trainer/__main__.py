@@ -23,7 +23,6 @@ from zerofleet.trainer.deepspeed_check import check_deepspeed_section
 from zerofleet.trainer.engine import init_distributed
 from zerofleet.trainer.errors import CheckpointUnusable, UserError, ZerofleetError
 from zerofleet.trainer.events import Control, Event
-from zerofleet.trainer.init_from import pin_init_from
 from zerofleet.trainer.loop import train
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
@@ -111,8 +110,7 @@ def _claim_here(config: TrainConfig, world: World, path: Path) -> int:
         )
     attempts = run.attempts()
     attempt = (attempts[-1].attempt if attempts else 0) + 1
-    init_from = pin_init_from(run, config.run)
-    run.claim_attempt(attempt, selection.checkpoint, world.world_size, config.train.zero_stage, init_from)
+    run.claim_attempt(attempt, selection.checkpoint, world.world_size, config.train.zero_stage)
     return attempt
 
 

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.events import Event
 
 CLOSE_TIMEOUT_S = 60.0
@@ -43,19 +42,25 @@ class EventLog:
         self._thread.join(CLOSE_TIMEOUT_S)
 
     def _write_all(self) -> None:
+        """Goes on after any exception: what comes later, the final state above all, may well be written."""
         writer: EventWriter | None = None
         attempt = 0
         while (event := self._queue.get()) is not None:
             try:
-                if writer is None or event.attempt > attempt:
-                    if writer is not None:
-                        writer.close()
+                if writer is not None and event.attempt > attempt:
+                    _close(writer)
+                    writer = None
+                if writer is None:
                     writer, attempt = self._open_writer(event.attempt), event.attempt
                 writer.on_event(event)
-            except StorageError as error:
-                _log.error("an event was not written: %s: %s", error, event.to_json())
+            except Exception as error:  # noqa: BLE001 - a writer brings clients of storage and trackers, which raise anything
+                _log.exception("writing an event failed: %s: %s", error, event)
         if writer is not None:
-            try:
-                writer.close()
-            except StorageError as error:
-                _log.error("the last events were not written: %s", error)
+            _close(writer)
+
+
+def _close(writer: EventWriter) -> None:
+    try:
+        writer.close()
+    except Exception as error:  # noqa: BLE001
+        _log.exception("the last events of an attempt were not written: %s", error)

@@ -18,6 +18,9 @@ from zerofleet.trainer.tracking import WandbTracker
 FLUSH_INTERVAL_S = 15.0
 """How long a record may wait before others can read it, where storage cannot append."""
 
+_MARKS = ("checkpoint", "finished", "stopped")
+"""Whoever reads one of these finds everything that came before it."""
+
 
 class Recorder:
     """Writes one driver's (or torchrun attempt's) events and metrics; forwards metrics to the trackers."""
@@ -37,14 +40,16 @@ class Recorder:
             self._track(event)
         elif not (event.kind == "phase" and event.phase == "step"):
             self._events.append(event.to_json())
-        if time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S:
+        if event.kind in _MARKS or time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S:
             self.flush()
 
     def flush(self) -> None:
-        """Makes everything readable by others."""
-        self._events.flush()
-        self._metrics.flush()
-        self._flushed_at = time.monotonic()
+        """Makes everything readable by others, the metrics before the event that marks them. Raises StorageError."""
+        self._flushed_at = time.monotonic()  # first: storage that fails is not tried again at every event
+        try:
+            self._metrics.flush()
+        finally:
+            self._events.flush()
 
     def close(self) -> None:
         try:
@@ -52,8 +57,10 @@ class Recorder:
                 self._tracker.close()
         except Exception as error:  # noqa: BLE001
             self._incident("wandb could not be closed: its last values may be missing", error)
-        self._events.close()
-        self._metrics.close()
+        try:
+            self._metrics.close()
+        finally:
+            self._events.close()
 
     def _open_tracker(self) -> WandbTracker | None:
         if not self._config.tracking.wandb.enabled:

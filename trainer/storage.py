@@ -1,7 +1,8 @@
 """The only module that talks to fsspec: durable writes, exclusive creates, byte ranges, append-only segments.
 
 Nothing is ever renamed or overwritten, since object stores can do neither safely. Errors of storage come out as
-`StorageError` with the path and what to do; `FileNotFoundError` and `FileExistsError` pass through, as answers.
+`StorageError` with the path and what to do. Answers pass through: `FileNotFoundError` of whoever reads, lists or
+removes, and `FileExistsError`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.spec import AbstractBufferedFile
 
-from zerofleet.trainer.errors import StorageError, UserError
+from zerofleet.trainer.errors import StorageError, UserError, ZerofleetError
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 """A segment is closed when it passes this size."""
@@ -29,20 +31,43 @@ _REMEDIES = {
     errno.EACCES: "permission denied: make it writable for this user, or set {setting} to another place",
     errno.EPERM: "not permitted: make it writable for this user, or set {setting} to another place",
 }
+_LOCAL_REMEDY = "check that the storage is reachable and writable"
+_REMOTE_REMEDY = "check {setting}, the credentials (they must allow to read, write and delete there) and the network"
 
 
 @contextlib.contextmanager
-def storage_errors(doing: str, path: str, setting: str = "run.storage") -> Iterator[None]:
-    """Turns an OSError into a StorageError that names the path and the remedy; `setting` is the key that says where it lies."""
+def storage_errors(
+    doing: str, path: str, setting: str = "run.storage", *, is_local: bool = True, creates: bool = False
+) -> Iterator[None]:
+    """Turns what storage raises into a StorageError with path and remedy; `setting` is the key that says where it lies.
+
+    Clients of object stores have no error in common, so of a remote one every exception counts. With `creates` a
+    FileNotFoundError is no answer either: it is a missing bucket or folder.
+    """
     try:
         yield
-    except (FileNotFoundError, FileExistsError):
+    except (ZerofleetError, FileExistsError):
         raise
-    except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "check that the storage is reachable and writable")
-        raise StorageError(
-            f"{doing} {path} failed ({error.strerror or error}): {remedy.format(setting=setting)}"
-        ) from error
+    except Exception as error:
+        if (isinstance(error, FileNotFoundError) and not creates) or (is_local and not isinstance(error, OSError)):
+            raise
+        if creates and not is_local and _says_it_exists(error):
+            raise FileExistsError(f"{path} exists already") from error
+        number, text = (error.errno, error.strerror) if isinstance(error, OSError) else (None, None)
+        remedy = _REMEDIES.get(number or 0, _LOCAL_REMEDY if is_local else _REMOTE_REMEDY)
+        what = text or (str(error) if is_local else f"{type(error).__name__}: {error}")
+        raise StorageError(f"{doing} {path} failed ({what}): {remedy.format(setting=setting)}") from error
+
+
+def _says_it_exists(error: BaseException | None) -> bool:
+    """Whether a store refused an exclusive create: EEXIST, or HTTP 409 or 412 as botocore's errors hold it."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+        if status in (409, 412) or (isinstance(error, OSError) and error.errno == errno.EEXIST):
+            return True
+        error = error.__cause__  # not __context__: that may be an earlier refusal that the caller is just handling
+    return False
 
 
 def fsync_folder(folder: Path) -> None:
@@ -83,22 +108,22 @@ class Storage:
 
     # -- reading ---------------------------------------------------------------------------------------------------
     def exists(self, path: str) -> bool:
-        with storage_errors("looking for", self.path(path)):
+        with self._errors("looking for", self.path(path)):
             return bool(self._fs.exists(self.path(path)))
 
     def size(self, path: str) -> int:
         """Bytes of a file; FileNotFoundError when it is missing."""
-        with storage_errors("reading the size of", self.path(path)):
+        with self._errors("reading the size of", self.path(path)):
             return int(self._fs.size(self.path(path)))
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """Bytes [start, end) of a file, the whole by default; FileNotFoundError when it is missing."""
-        with storage_errors("reading", self.path(path)):
+        with self._errors("reading", self.path(path)):
             return bytes(self._fs.cat_file(self.path(path), start=start, end=end))
 
     def list(self, path: str = "") -> list[str]:
         """Sorted names directly in a folder; an absent folder is empty."""
-        with storage_errors("listing", self.path(path)):
+        with self._errors("listing", self.path(path)):
             try:
                 entries = self._fs.ls(self.path(path), detail=False)
             except FileNotFoundError:
@@ -108,53 +133,72 @@ class Storage:
     # -- writing ---------------------------------------------------------------------------------------------------
     def create(self, path: str, data: bytes) -> None:
         """Writes a new file, whole and durable, or raises FileExistsError: the claim of whoever comes first."""
-        full = self.path(path)
-        with storage_errors("creating", full):
-            if self.is_local:
-                _create_local(Path(full), data)
-            else:
-                with self._fs.open(full, "xb") as file:
-                    file.write(data)
+        if self.is_local:
+            with self._errors("creating", self.path(path), creates=True):
+                _create_local(Path(self.path(path)), data)
+        else:
+            self.write_stream(path, [data])
 
     def write_stream(self, path: str, chunks: Iterable[bytes | memoryview]) -> int:
         """Writes a new file chunk by chunk and makes it durable (file and folder). Returns its bytes.
 
-        A file that could not be finished is removed, to leave its room on the disk to others.
+        Raises FileExistsError when it is there already, and what `chunks` raises as it is. A file that could not be
+        finished is not left behind: nobody takes it for a whole one, and its room on the disk is free for others.
         """
         full, written = self.path(path), 0
-        with storage_errors("writing", full):
-            if self.is_local:
-                Path(full).parent.mkdir(parents=True, exist_ok=True)
-            with self._fs.open(full, "xb") as file:
-                try:
-                    for chunk in chunks:
-                        file.write(chunk)
-                        written += len(chunk)
-                    if self.is_local:
-                        file.flush()
-                        os.fsync(file.fileno())
-                except OSError:
-                    if self.is_local:
-                        Path(full).unlink()
-                    raise
-            if self.is_local:
-                fsync_folder(Path(full).parent)
+        with self._new_file(full) as file:
+            for chunk in chunks:
+                with self._errors("writing", full, creates=True):
+                    file.write(chunk)
+                written += len(chunk)
         return written
 
     def remove(self, path: str) -> None:
         """Removes a file or a folder with all in it; an absent one is fine."""
-        with storage_errors("removing", self.path(path)), contextlib.suppress(FileNotFoundError):
+        with self._errors("removing", self.path(path)), contextlib.suppress(FileNotFoundError):
             self._fs.rm(self.path(path), recursive=True)
 
     def probe_writable(self) -> None:
         """Creates and removes a small file. Raises StorageError with the remedy when that fails."""
         name = f".probe-{os.getpid()}-{os.urandom(4).hex()}"
-        with storage_errors("writing to", self.path()):
+        self.create(name, b"probe" * 1024)
+        self.remove(name)
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+    def _errors(self, doing: str, full: str, creates: bool = False) -> contextlib.AbstractContextManager[None]:
+        return storage_errors(doing, full, is_local=self.is_local, creates=creates)
+
+    @contextlib.contextmanager
+    def _new_file(self, full: str) -> Iterator[Any]:
+        """A new file that is whole and durable after the block, and gone when anything was raised."""
+        with self._errors("writing", full, creates=True):
             if self.is_local:
-                Path(self.path()).mkdir(parents=True, exist_ok=True)
-            with self._fs.open(self.path(name), "wb") as file:
-                file.write(b"probe" * 1024)
-            self._fs.rm(self.path(name))
+                Path(full).parent.mkdir(parents=True, exist_ok=True)
+            file = self._fs.open(full, "xb")
+        try:
+            yield file
+            with self._errors("writing", full, creates=True):
+                if self.is_local:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    fsync_folder(Path(full).parent)
+                file.close()
+        except BaseException as error:
+            self._discard(file, full, error)
+            raise
+
+    def _discard(self, file: Any, full: str, cause: BaseException) -> None:
+        """Leaves nothing of an unfinished file; where that fails, `cause` says so too."""
+        try:
+            if isinstance(file, AbstractBufferedFile):
+                file.closed = True  # only close() commits: what has its name now is of whoever came first, and stays
+                file.discard()
+            else:
+                with contextlib.suppress(Exception):  # the last bytes of what is thrown away need not arrive
+                    file.close()
+                self._fs.rm_file(full)
+        except Exception as error:  # noqa: BLE001 - the cause is what the caller must learn
+            cause.add_note(f"{full} may be left half-written: removing it failed as well ({error})")
 
 
 def _local_fs(url: str) -> tuple[Any, str]:
@@ -188,23 +232,22 @@ class SegmentWriter:
         self._storage, self._folder = storage, folder
         self._next = len(storage.list(folder))
         self._pending: list[str] = []
-        self._file: io.BufferedWriter | None = None
+        self._file: io.FileIO | None = None
         self._written = 0
 
     def append(self, line: str) -> None:
+        """Adds a line. Raises StorageError, and tries again at the next `append` or `flush`."""
         self._pending.append(line)
         if self._storage.is_local:
             self._write_local()
 
     def flush(self, durable: bool = False) -> None:
-        """Makes all lines readable by others; with `durable`, they also survive a power cut."""
-        if self._storage.is_local:
-            if self._file is not None and durable:
-                with storage_errors("writing to", self._storage.path(self._folder)):
-                    os.fsync(self._file.fileno())
-        elif self._pending:
-            self._storage.write_stream(self._segment_path(), [self._take()])
-            self._next += 1
+        """Makes all lines readable by others; with `durable`, they also survive a power cut. Raises StorageError."""
+        if self._pending:
+            self._write_local() if self._storage.is_local else self._write_remote()
+        if self._file is not None and durable:
+            with storage_errors("writing to", self._storage.path(self._folder)):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self.flush(durable=True)
@@ -215,22 +258,33 @@ class SegmentWriter:
     def _segment_path(self) -> str:
         return f"{self._folder}/segment-{self._next:05d}.jsonl"
 
-    def _take(self) -> bytes:
-        data = "".join(line + "\n" for line in self._pending).encode()
-        self._pending.clear()
-        return data
+    def _data(self) -> bytes:
+        return "".join(line + "\n" for line in self._pending).encode()
+
+    def _write_remote(self) -> None:
+        while self._pending:
+            data, lines = self._data(), len(self._pending)
+            try:
+                self._storage.write_stream(self._segment_path(), [data])
+            except FileExistsError:
+                # An earlier try arrived although it seemed to fail: it holds the first of these lines.
+                there = self._storage.read(self._segment_path())
+                lines = there.count(b"\n") if data.startswith(there) else 0
+            del self._pending[:lines]
+            self._next += 1
 
     def _write_local(self) -> None:
-        with storage_errors("writing to", self._storage.path(self._folder)):
+        with storage_errors("writing to", self._storage.path(self._folder), creates=True):
             if self._file is None:
                 path = self._storage.local_path(self._segment_path())
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = path.open("xb")
+                self._file, self._written = path.open("xb", buffering=0), 0
                 fsync_folder(path.parent)
-                self._written = 0
-            data = self._take()
-            self._file.write(data)
-            self._file.flush()
+            data, done = self._data(), 0
+            # At its own place in the file, so that a second try writes over what the first left half-done.
+            while done < len(data):
+                done += os.pwrite(self._file.fileno(), data[done:], self._written + done)
+        self._pending.clear()
         self._written += len(data)
         if self._written >= SEGMENT_BYTES:
             self.close()

@@ -67,3 +67,32 @@ def test_storage_that_fails_ends_nothing(caplog):
     log.close()
     assert "the disk is full" in caplog.text
     assert writers[0].is_closed
+
+
+def test_any_exception_of_a_writer_leaves_the_final_state_to_be_written(caplog):
+    class Odd(Writer):
+        def on_event(self, event) -> None:
+            if event.step == 1:
+                raise LookupError("no credentials")
+            super().on_event(event)
+
+        def close(self) -> None:
+            if self.attempt == 1:
+                raise RuntimeError("cannot be closed")
+            super().close()
+
+    writers: list[Odd] = []
+
+    def open_writer(attempt: int) -> Odd:
+        if attempt == 2:
+            raise ValueError("cannot be opened")
+        writers.append(Odd(attempt))
+        return writers[-1]
+
+    log = EventLog(open_writer)
+    for attempt, step in [(1, 1), (1, 2), (2, 3), (3, 4)]:
+        log.emit(event("state", attempt, 0, step))
+    log.close()
+    assert [(w.attempt, w.steps, w.is_closed) for w in writers] == [(1, [2], False), (3, [4], True)]
+    for said in ("no credentials", "cannot be closed", "cannot be opened"):
+        assert said in caplog.text

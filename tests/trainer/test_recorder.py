@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import types
+import uuid
 
 import pytest
 
 from tests.support.ranks import job
 from zerofleet.trainer.config import TrackingConfig
+from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import RunFolder
@@ -40,6 +42,37 @@ def test_steps_and_evaluations_go_to_metrics_and_the_rest_to_events_without_hear
     assert [r["kind"] for r in run.read("metrics")] == ["step", "eval"]
     assert [(e.kind, e.phase) for e in run.events()] == [("phase", "save"), ("checkpoint", "save")]
     assert next(iter(run.read("metrics"))) == events[0].__dict__
+
+
+@pytest.mark.parametrize("mark", ["checkpoint", "finished", "stopped"])
+def test_what_came_before_a_commit_or_an_end_can_be_read_by_others_at_once(config, mark):
+    run = RunFolder(f"memory://{uuid.uuid4().hex}", "r")
+    recorder = Recorder(run, 1, config)
+    recorder.on_event(event("step", loss=1.5))
+    assert not list(run.read("metrics"))
+    recorder.on_event(event(mark, "save"))
+    assert [r["kind"] for r in run.read("metrics")] == ["step"] and [e.kind for e in run.events()] == [mark]
+
+
+def test_metrics_that_cannot_be_written_do_not_hold_back_the_events(config, monkeypatch):
+    run = RunFolder(f"memory://{uuid.uuid4().hex}", "r")
+    recorder = Recorder(run, 1, config)
+    recorder.on_event(event("step", loss=1.5))
+    recorder.on_event(event("info"))
+    write = type(run.storage).write_stream
+
+    def refuse_metrics(storage, path, chunks):
+        if path.startswith("metrics/"):
+            raise StorageError("unreachable")
+        return write(storage, path, chunks)
+
+    monkeypatch.setattr(type(run.storage), "write_stream", refuse_metrics)
+    with pytest.raises(StorageError):
+        recorder.close()
+    assert [e.kind for e in run.events()] == ["info"]
+    monkeypatch.undo()
+    recorder.close()
+    assert [r["kind"] for r in run.read("metrics")] == ["step"], "a later close writes what is left"
 
 
 class FakeWandb(types.ModuleType):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import subprocess
 import uuid
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from zerofleet.trainer.errors import StorageError, UserError
 from zerofleet.trainer.storage import Storage, read_segments
@@ -114,3 +119,181 @@ def test_a_read_only_place_is_said(tmp_path):
 def test_an_unknown_protocol_is_the_users_mistake():
     with pytest.raises(UserError, match="nosuch"):
         Storage("nosuch://bucket")
+
+
+class Refusal(Exception):  # as botocore's: no OSError, and it holds the server's answer
+    def __init__(self, status):
+        super().__init__(f"status {status}")
+        self.response = {"Error": {"Code": str(status)}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+class Upload(AbstractBufferedFile):
+    """A file of an object store: it is there when it has been closed, and not before."""
+
+    def _upload_chunk(self, final=False):
+        self.fs.fail_at("upload")
+        self.fs.parts.append(self.buffer.getvalue())
+        if final:
+            self.fs.pipe_file(self.path, b"".join(self.fs.parts))
+
+    def _initiate_upload(self):
+        self.fs.parts = []
+
+    def discard(self):
+        ObjectStore.discarded += 1
+
+
+class ObjectStore(MemoryFileSystem):
+    protocol = "objects"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    failing: ClassVar[dict[str, Exception]] = {}
+    discarded = 0
+    buffers = True
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return MemoryFileSystem._strip_protocol(path.removeprefix("objects://"))
+
+    def fail_at(self, point):
+        if point in self.failing:
+            raise self.failing[point]
+
+    def _open(self, path, mode="rb", **fields):
+        self.fail_at("open")
+        if "r" in mode or not self.buffers or fields.get("data") is not None:
+            return super()._open(path, mode, **fields)
+        return Upload(self, path, "wb", block_size=4)
+
+    def cat_file(self, path, *positional, **fields):
+        self.fail_at("read")
+        return super().cat_file(path, *positional, **fields)
+
+
+@pytest.fixture
+def objects(monkeypatch):
+    fsspec.register_implementation("objects", ObjectStore, clobber=True)
+    monkeypatch.setattr(ObjectStore, "store", {})
+    monkeypatch.setattr(ObjectStore, "failing", {})
+    monkeypatch.setattr(ObjectStore, "discarded", 0)
+    return Storage("objects://bucket/s")
+
+
+ACTIONS = {
+    "open": [lambda s: s.create("a", b"1"), lambda s: s.write_stream("a", [b"1"]), lambda s: s.probe_writable()],
+    "upload": [lambda s: s.create("a", b"1"), lambda s: s.write_stream("a", [b"12345"]), lambda s: s.probe_writable()],
+    "read": [lambda s: s.read("a")],
+}
+
+
+@pytest.mark.parametrize("point", ACTIONS)
+def test_whatever_a_client_of_a_remote_store_raises_is_a_storage_error(objects, point):
+    ObjectStore.failing = {point: LookupError("unable to locate credentials")}
+    for action in ACTIONS[point]:
+        with pytest.raises(StorageError, match="bucket/s.*LookupError: unable to locate.*check run.storage, the cred"):
+            action(objects)
+    ObjectStore.failing = {}
+    assert objects.list() == [], "nothing is left, and closing the file later uploads nothing"
+
+
+@pytest.mark.parametrize("point", ["open", "upload"])
+def test_a_missing_bucket_is_an_answer_to_readers_only(objects, point):
+    ObjectStore.failing = {point: FileNotFoundError("no such bucket"), "read": FileNotFoundError("no such bucket")}
+    for action in ACTIONS[point]:
+        with pytest.raises(StorageError, match="no such bucket"):
+            action(objects)
+    with pytest.raises(FileNotFoundError):
+        objects.read("a")
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (Refusal(412), FileExistsError),
+        (Refusal(409), FileExistsError),
+        (caused(OSError(errno.EINVAL, "precondition"), Refusal(412)), FileExistsError),
+        (caused(OSError(errno.EBUSY, "slow down"), Refusal(503)), StorageError),
+        (Refusal(403), StorageError),
+    ],
+)
+def test_a_store_that_has_the_file_already_says_so_in_its_own_way(objects, answer, expected):
+    objects.create("claim", b"first")
+    ObjectStore.failing = {"upload": answer}
+    with pytest.raises(expected):
+        objects.create("claim", b"second")
+    assert objects.read("claim") == b"first", "the file of who came first stays"
+
+
+def test_an_earlier_refusal_that_is_being_handled_is_not_taken_for_this_one(objects):
+    ObjectStore.failing = {"upload": LookupError("no credentials")}
+    try:
+        raise Refusal(412)
+    except Refusal:
+        with pytest.raises(StorageError):
+            objects.create("claim", b"1")
+
+
+def broken_off(error):
+    yield b"12345678"
+    raise error
+
+
+@pytest.mark.parametrize("kind", ["local", "memory", "objects"])
+@pytest.mark.parametrize("error", [RuntimeError("no memory"), OSError("bad"), KeyboardInterrupt()])
+def test_a_stream_that_breaks_off_leaves_no_file(objects, tmp_path, kind, error):
+    urls = {"local": str(tmp_path), "memory": f"memory://{uuid.uuid4().hex}", "objects": objects.url}
+    storage = Storage(urls[kind])
+    with pytest.raises(type(error)) as raised:
+        storage.write_stream("a", broken_off(error))
+    assert raised.value is error and not hasattr(error, "__notes__")
+    assert not storage.exists("a")
+    assert ObjectStore.discarded == (kind == "objects")
+    assert storage.write_stream("a", [b"whole"]) == 5 and storage.read("a") == b"whole"
+
+
+def test_lines_whose_write_failed_are_written_by_a_later_flush(objects):
+    writer = storage_writer(objects)
+    writer.append("1")
+    ObjectStore.failing = {"upload": LookupError("gone")}
+    with pytest.raises(StorageError):
+        writer.flush()
+    writer.append("2")
+    ObjectStore.failing = {}
+    writer.flush()
+    assert list(read_segments(objects, "log")) == ["1", "2"]
+
+
+def test_a_segment_that_arrived_though_its_answer_was_lost_is_not_written_twice(objects, monkeypatch):
+    writer = storage_writer(objects)
+    writer.append("1")
+    objects.create("log/segment-00000.jsonl", b"1\n")
+    writer.append("2")
+    monkeypatch.setattr(ObjectStore, "buffers", False)  # this kind of file refuses at open what is there already
+    writer.close()
+    assert list(read_segments(objects, "log")) == ["1", "2"]
+
+
+def test_a_local_line_that_was_written_by_half_is_written_over(tmp_path, monkeypatch):
+    writer = storage_writer(Storage(str(tmp_path)))
+    writer.append("first")
+    pwrite = os.pwrite
+
+    def full_after_three_bytes(descriptor, data, offset):
+        if len(data) <= 4:
+            raise OSError(errno.ENOSPC, "no space left")
+        return pwrite(descriptor, data[:3], offset)
+
+    monkeypatch.setattr(os, "pwrite", full_after_three_bytes)
+    with pytest.raises(StorageError, match="the disk is full"):
+        writer.append("second")
+    monkeypatch.undo()
+    assert list(read_segments(Storage(str(tmp_path)), "log")) == ["first"]
+    writer.flush()
+    writer.append("third")
+    writer.close()
+    assert list(read_segments(Storage(str(tmp_path)), "log")) == ["first", "second", "third"]

@@ -130,8 +130,7 @@ class Controller:
             cause = self._judge(now).sentence
         else:
             return
-        newest = f"the newest checkpoint is that of step {self._attempt.checkpoint_step}"
-        self._stopped(now, f"{cause}; {newest}", 3 if over else 1)
+        self._stopped(now, f"{cause}; {self._newest()}", 3 if over else 1)
 
     def _recovering(self, now: float) -> None:
         """Ends what is left of the attempt, judges, decides, and goes on from the newest checkpoint that can be used."""
@@ -237,6 +236,13 @@ class Controller:
         self._kill(now)
         return judge(self._attempt.evidence(silent, self._late))
 
+    def _newest(self) -> str:
+        """The newest checkpoint of the run, in words."""
+        step = self._attempt.checkpoint_step
+        if not step and (selected := self._hooks.select(self._excluded).checkpoint) is not None:
+            step = selected.step
+        return f"the newest checkpoint is that of step {step}" if step else "there is no checkpoint yet"
+
     # -- requests --------------------------------------------------------------------------------------------------
     def _obey(self, action: str, now: float) -> None:
         if self.state.is_final:
@@ -247,9 +253,8 @@ class Controller:
                 self._group.control(Control("save"))
         elif action == "end" or (not is_training and self.state is not State.DRAINING):
             self._kill(now)
-            self._stopped(
-                now, f"stopped at once; the newest checkpoint is that of step {self._attempt.checkpoint_step}"
-            )
+            when = "at once" if is_training or self.state is State.DRAINING else "before it trained"
+            self._stopped(now, f"stopped {when}; {self._newest()}")
         elif is_training:
             self._group.control(Control("stop"))
             self._enter(State.DRAINING, now, "a stop was asked for: the ranks save at the end of their step")
@@ -257,7 +262,8 @@ class Controller:
     # -- transitions and events ------------------------------------------------------------------------------------
     def _enter(self, state: State, now: float, why: str) -> None:
         before, self.state, self.why, self._entered_at = self.state, state, why, now
-        self._say("state", **{"from": before.value, "to": state.value, "why": why})
+        ended = {"exit_code": self.exit_code} if state.is_final else {}
+        self._say("state", **{"from": before.value, "to": state.value, "why": why, **ended})
 
     def _stopped(self, now: float, why: str, exit_code: int = 0) -> None:
         self.exit_code = exit_code

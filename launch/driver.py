@@ -1,7 +1,7 @@
 """`python -m zerofleet.launch.driver STORAGE_URL RUN [--override key=value ...]`: drives a run on this machine to its end.
 
 The run folder exists already. Claims the run, brings up a Ray of its own, prepares the data meanwhile, and hands over to
-the controller. What it has to say goes to the run folder's events; its log is for us. SIGTERM asks for a stop with a
+the controller. What it has to say goes to the run folder's events, what is notable to its log too. SIGTERM asks for a stop with a
 checkpoint; a second one ends at once.
 """
 
@@ -37,12 +37,14 @@ from zerofleet.cluster.spec import PRELOAD, TRAIN, JobSpec, NodeSpec
 from zerofleet.launch.checks import check_job
 from zerofleet.launch.config import JobConfig, override_job
 from zerofleet.launch.drivers import DriverRecord, driver_records, effective_job
+from zerofleet.launch.event_log_lines import write_log_line
 from zerofleet.launch.exit_codes import RUN_FAILED
 from zerofleet.trainer import ops
 from zerofleet.trainer.checkpoint.select import select_checkpoint
 from zerofleet.trainer.data.prepare import prepare
 from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.events import DRIVER, Event
+from zerofleet.trainer.init_from import pin_init_from
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import RunFolder
 
@@ -211,13 +213,13 @@ class Driver:
             prepare=preparation.wait,
             select=lambda excluded: select_checkpoint(self._run, excluded),
             claim=lambda attempt, start: self._claim_attempt(attempt, start, world_size, zero_stage),
-            emit=self._log.emit,
+            emit=self._emit,
             requests=self._requests,
         )
         return Controller(group, hooks, self._job.cluster, last_attempt=self._last_attempt, stages=tuple(stages))
 
     def _claim_attempt(self, attempt: int, start: Any, world_size: int, zero_stage: int) -> None:
-        self._run.claim_attempt(attempt, start, world_size, zero_stage)
+        self._run.claim_attempt(attempt, start, world_size, zero_stage, pin_init_from(self._run, self._config.run))
 
     # -- the parts -------------------------------------------------------------------------------------------------
     def _prepare(self, progress: Progress) -> JobSpec:
@@ -273,7 +275,12 @@ class Driver:
         self._say("state", **{"from": "PENDING", "to": "FAILED", "why": str(error)})
 
     def _say(self, kind: str, **data: Any) -> None:
-        self._log.emit(Event(kind, self._last_attempt + 1, DRIVER, 0, "init", time.time(), data=data))
+        self._emit(Event(kind, self._last_attempt + 1, DRIVER, 0, "init", time.time(), data=data))
+
+    def _emit(self, event: Event) -> None:
+        """To the run folder, and what is notable to this process's log too."""
+        self._log.emit(event)
+        write_log_line(event)
 
 
 def _this_machine() -> NodeResources:

@@ -29,6 +29,8 @@ class Progress:
 
     total_steps: int
     state: str = "PENDING"
+    exit_code: int | None = None
+    """The driver's, once the run has ended."""
     why: str = ""
     """Why the run is in this state, where the driver said so."""
     attempt: int = 0
@@ -93,6 +95,7 @@ class Progress:
 
     def _on_state(self, event: Event) -> None:
         self.state, self.why = event.data["to"], event.data.get("why", "")
+        self.exit_code = event.data.get("exit_code")
         if self.state != "PREPARING":
             self.prepare = None
         if self.state != "RUNNING":

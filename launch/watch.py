@@ -49,7 +49,7 @@ class Watch:
         deadline = time.monotonic() + _CLAIM_TIMEOUT_S
         while time.monotonic() < deadline:
             driver_code = self.driver.wait(poll_interval_s(self.run))
-            if any(record.number >= self.driver.number for record in driver_records(self.run)):
+            if any(record.pid == self.driver.pid for record in driver_records(self.run)):
                 break
             if driver_code is not None:
                 return self._conclude(driver_code)

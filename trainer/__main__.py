@@ -7,6 +7,8 @@ of the same step.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import os
 import signal
 import sys
 from pathlib import Path
@@ -23,10 +25,13 @@ from zerofleet.trainer.deepspeed_check import check_deepspeed_section
 from zerofleet.trainer.engine import init_distributed
 from zerofleet.trainer.errors import CheckpointUnusable, UserError, ZerofleetError
 from zerofleet.trainer.events import Control, Event
+from zerofleet.trainer.init_from import pin_init_from
 from zerofleet.trainer.loop import train
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 from zerofleet.trainer.world import World
+
+PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,6 +61,7 @@ def read_config(path: Path) -> TrainConfig:
 def _run(path: Path) -> None:
     config = read_config(path)
     stop = StopOnSigterm()
+    _stop_with_torchrun()
     bare = World.from_env(attempt=0)
     check_deepspeed_section(config, bare.world_size)
     cache = prepare(config.data, config.run.seed, lambda stage, fraction, detail: None)
@@ -110,8 +116,15 @@ def _claim_here(config: TrainConfig, world: World, path: Path) -> int:
         )
     attempts = run.attempts()
     attempt = (attempts[-1].attempt if attempts else 0) + 1
-    run.claim_attempt(attempt, selection.checkpoint, world.world_size, config.train.zero_stage)
+    init_from = pin_init_from(run, config.run)
+    run.claim_attempt(attempt, selection.checkpoint, world.world_size, config.train.zero_stage, init_from)
     return attempt
+
+
+def _stop_with_torchrun() -> None:
+    """A rank whose torchrun was killed saves and ends: nobody else would ever end it."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class StopOnSigterm:

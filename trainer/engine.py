@@ -1,4 +1,4 @@
-"""Builds the DeepSpeed engine: the config that zerofleet owns, the optimizer, and a check that fragments are what they say."""
+"""Builds the DeepSpeed engine: the config that zerofleet owns, and the optimizer."""
 
 from __future__ import annotations
 

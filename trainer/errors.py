@@ -68,3 +68,14 @@ class ReplicaDivergence(ZerofleetError):
 
     def __reduce__(self) -> tuple[type, tuple[int, list[int]]]:
         return type(self), (self.step, self.ranks)
+
+
+class Superseded(UserError):
+    """A newer attempt of the run was claimed while this one still trained: it ends, since nothing that it does can count."""
+
+    def __init__(self, attempt: int, newest: int) -> None:
+        super().__init__(f"attempt {attempt} ends: attempt {newest} was claimed meanwhile and owns the run")
+        self.attempt, self.newest = attempt, newest
+
+    def __reduce__(self) -> tuple[type, tuple[int, int]]:
+        return type(self), (self.attempt, self.newest)

@@ -50,6 +50,18 @@ class StepSum:
             )
 
 
+def agree_on(fingerprints: dict[str, str]) -> None:
+    """Raises DataError on every rank when any rank's data, tokenizer, model or job differs from rank 0's. Collective."""
+    found: list[dict[str, str]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(found, fingerprints)
+    for what in fingerprints:
+        if odd := [rank for rank, other in enumerate(found) if other[what] != found[0][what]]:
+            raise DataError(
+                f"rank {', '.join(map(str, odd))} has another {what} than rank 0 ({found[odd[0]][what]}, not {found[0][what]}): "
+                "the files or the prepared data on its node differ. Make them the same, remove that node's data cache, and resume"
+            )
+
+
 def exchange(share: StepShare, device: torch.device, world_size: int) -> StepSum:
     """Gathers all shares and adds them in rank order, so that the sum is the same on every rank and in every run. Collective."""
     packed = struct.pack("<qqqQd", share.control, share.num_sequences, share.num_tokens, share.digest, share.loss_sum)

@@ -9,13 +9,17 @@ import torch
 
 DENSE_BF16_PEAK = {
     # Dense (no sparsity) bf16/fp16 tensor-core peaks, FLOP/s, from NVIDIA's data sheets.
+    "B200": 2250e12,
     "H200": 989e12,
+    "H100 PCIe": 756e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L4": 121e12,
     "A10": 125e12,
 }
-_MATMUL_SIZE = 512
+_MATMUL_SIZE = {"cpu": 512, "cuda": 8192}
+"""A GPU needs a large one to show what it can do."""
 _MEASURE_S = 0.05
 
 
@@ -50,14 +54,15 @@ def device_peak(device: torch.device, dtype: torch.dtype) -> Peak:
         for known, peak in DENSE_BF16_PEAK.items():
             if known in name:
                 return Peak(peak, f"{name}, vendor's dense 16-bit peak")
-    source = f"{_MATMUL_SIZE}^3 matmul in {dtype}, measured at start on every rank at once"
+    source = f"{_MATMUL_SIZE[device.type]}^3 matmul in {dtype}, measured at start on every rank at once"
     compare = dtype != torch.float32 and device.type == "cpu"
     return Peak(measure_matmul(device, dtype), source, measure_matmul(device, torch.float32) if compare else 0.0)
 
 
 def measure_matmul(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the fastest of a few square matmuls; some 50 ms on a CPU core."""
-    a = torch.ones(_MATMUL_SIZE, _MATMUL_SIZE, device=device, dtype=dtype)
+    size = _MATMUL_SIZE[device.type]
+    a = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")
     began = time.perf_counter()
     while time.perf_counter() - began < _MEASURE_S:
@@ -66,4 +71,4 @@ def measure_matmul(device: torch.device, dtype: torch.dtype) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
-    return 2 * _MATMUL_SIZE**3 / best
+    return 2 * size**3 / best

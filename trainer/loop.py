@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -26,7 +27,7 @@ from zerofleet.trainer.data.ledger import LedgerEntry
 from zerofleet.trainer.engine import build_engine, clips_itself, init_distributed
 from zerofleet.trainer.errors import NonFiniteStep, ReplicaDivergence, ZerofleetError
 from zerofleet.trainer.events import Control, ControlSource, Event, Report
-from zerofleet.trainer.exchange import StepShare, StepSum, exchange, odd_ranks, replica_digest
+from zerofleet.trainer.exchange import StepShare, StepSum, agree_on, exchange, odd_ranks, replica_digest
 from zerofleet.trainer.flops import device_peak
 from zerofleet.trainer.init_from import resolve_init_from
 from zerofleet.trainer.model import DTYPES, check
@@ -35,7 +36,7 @@ from zerofleet.trainer.schedule import learning_rate
 from zerofleet.trainer.world import World
 
 SIGN_OF_LIFE_S = 5.0
-"""Seconds of a long evaluation between two signs of life."""
+"""Seconds between two signs of life within a long evaluation, save or load."""
 
 Fault = Callable[[str, int], str | None]
 """The one hook for injected faults: `fault(point, step)` with a phase of events.PHASES; "nan" plants a NaN gradient."""
@@ -74,6 +75,7 @@ class Loop:
         self.feed = Feed(self.cache.train, self.plan, config.run.seed, world.silo)
         self.step = 0
         self._saved_step: int | None = None
+        self._alive_at = time.monotonic()
 
     # -- reports ---------------------------------------------------------------------------------------------------
     def event(self, kind: str, phase: str, start: float | None = None, duration_s: float = 0.0, **data: Any) -> None:
@@ -85,6 +87,12 @@ class Loop:
         """A sign of life, and the place where a fault may strike."""
         self.event("phase", phase, **data)
         return self._fault(phase, self.step + 1 if phase == "step" else self.step)
+
+    def alive(self, phase: str) -> None:
+        """A sign of life within a phase, now and then."""
+        if time.monotonic() - self._alive_at > SIGN_OF_LIFE_S:
+            self._alive_at = time.monotonic()
+            self.event("phase", phase)
 
     # -- build and load --------------------------------------------------------------------------------------------
     def build(self) -> None:
@@ -98,7 +106,9 @@ class Loop:
             "data": self.cache.fingerprint,
             "tokenizer": self.cache.tokenizer_fingerprint,
             "model": _config_digest(resolved.to_dict()),
+            "job": f"seed {self.config.run.seed}, global batch {self.config.train.global_batch_size}",
         }
+        agree_on(self.fingerprints)
         if self.world.rank == 0:
             publish_model_files(self.folder, resolved, self.cache.tokenizer_path)
         self.built = build_engine(self.config, resolved, self.plan, self.device)
@@ -123,7 +133,8 @@ class Loop:
         start = time.time()
         if record.checkpoint_attempt is not None:
             source = CheckpointId(record.start_step, record.checkpoint_attempt, self.world.silo)
-            manifest = load(self.folder, source, self.adapter, self.fingerprints, self.device)
+            alive = functools.partial(self.alive, "load")
+            manifest = load(self.folder, source, self.adapter, self.fingerprints, self.device, alive)
             self.step = self._saved_step = manifest.step
             self._loaded(
                 start,
@@ -132,9 +143,10 @@ class Loop:
                 world_size=manifest.world_size,
                 zero_stage=manifest.zero_stage,
             )
-        elif self.config.run.init_from:
-            run, source = resolve_init_from(self.config.run.init_from)
-            manifest = load(run, source, self.adapter, self.fingerprints, self.device, weights_only=True)
+        elif record.init_from:
+            run, source = resolve_init_from(record.init_from, self.config.run.storage)
+            alive = functools.partial(self.alive, "load")
+            manifest = load(run, source, self.adapter, self.fingerprints, self.device, alive, weights_only=True)
             self._loaded(start, init_from=f"{run.name}@{source.step}", digests=len(manifest.digests))
 
     def _loaded(self, start: float, **data: Any) -> None:
@@ -198,8 +210,9 @@ class Loop:
         )
 
     def _optimizer_step(self) -> float:
-        """DeepSpeed's step; on the last micro-step of the step it updates the weights. Returns the gradient norm so far."""
-        if clips_itself(self.config) and self.engine.is_gradient_accumulation_boundary():
+        """DeepSpeed's step; on the last micro-step of the step it updates the weights. Returns the gradient norm, NaN before."""
+        is_boundary = self.engine.is_gradient_accumulation_boundary()
+        if clips_itself(self.config) and is_boundary:
             limit = self.config.train.gradient_clipping or float("inf")
             norm = float(torch.nn.utils.clip_grad_norm_(self.built.model.parameters(), limit))
             if not _finite(norm):
@@ -207,7 +220,8 @@ class Loop:
             self.engine.step()
             return norm
         self.engine.step()
-        found = self.engine.get_global_grad_norm()
+        # Only at the boundary: reading the norm waits for the device.
+        found = self.engine.get_global_grad_norm() if is_boundary else None
         return float("nan") if found is None else float(found)
 
     def _check_applied(self, grad_norm: float) -> None:
@@ -243,16 +257,13 @@ class Loop:
             return
         self.begin("eval")
         start, began = time.time(), time.perf_counter()
-        alive_at = began
         self.engine.eval()
         share = StepShare()
         with torch.no_grad():
             for batch in heldout_blocks(
                 self.cache.heldout, self.config.train.eval_sequences, self.plan, self.world.rank
             ):
-                if time.perf_counter() - alive_at > SIGN_OF_LIFE_S:
-                    alive_at = time.perf_counter()
-                    self.event("phase", "eval")
+                self.alive("eval")
                 share.add(batch)
                 share.loss_sum += float(self._loss(batch))
         self.engine.train()
@@ -267,7 +278,8 @@ class Loop:
             return
         self.begin("save")
         start, began = time.time(), time.perf_counter()
-        sink = FileSink(self.folder, self.world.rank, self.world.world_size)
+        alive = functools.partial(self.alive, "save")
+        sink = FileSink(self.folder, self.world.rank, self.world.world_size, alive)
         manifest = save(
             self.config,
             self.folder,
@@ -278,6 +290,7 @@ class Loop:
             self.fingerprints,
             self.device,
             self._flush_ledger,
+            alive,
         )
         self._saved_step = self.step
         if self.world.rank == 0:

@@ -1,7 +1,7 @@
 """The model: resolved from its config's fields, a folder or a hub id, with initial weights that do not depend on ZeRO.
 
 Each module is drawn in fp32 by the model's own `_init_weights` under a seed from (seed, module name), gathered one at a
-time, so any stage and world size starts from the same weights, and no rank ever holds more than one module in fp32.
+time, so any stage and world size starts from the same weights.
 """
 
 from __future__ import annotations
@@ -106,9 +106,7 @@ def build_model(
     attention = config.model.attn_implementation
     if config.model.pretrained is not None:
         # transformers opens zero.Init itself here, because HfDeepSpeedConfig is alive (see engine.py).
-        model = AutoModelForCausalLM.from_pretrained(
-            config.model.pretrained, config=resolved, attn_implementation=attention, dtype=torch.float32
-        )
+        model = _load_pretrained(config.model.pretrained, resolved, attention)
     else:
         with zero_init, hf_initialization.no_init_weights():
             model = AutoModelForCausalLM.from_config(resolved, attn_implementation=attention)
@@ -117,6 +115,23 @@ def build_model(
     model.config.use_cache = False
     if config.train.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def _load_pretrained(source: str, resolved: PretrainedConfig, attention: str) -> PreTrainedModel:
+    """Raises UserError unless the folder or hub id has every weight of the model: a missing one would stay random."""
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, config=resolved, attn_implementation=attention, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"the weights of model.pretrained={source!r} cannot be loaded: {_first_line(error)}") from error
+    lacking = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
+    if lacking:
+        raise UserError(
+            f"model.pretrained={source!r} lacks {len(lacking)} of the model's weights, or has them in another shape "
+            f"({', '.join(lacking[:3])}): restore its files, or choose a model whose weights are whole"
+        )
     return model
 
 
@@ -201,10 +216,12 @@ def _buffers_to_fp32(module: torch.nn.Module) -> None:
 
 @contextlib.contextmanager
 def _in_fp32(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
-    """Lets `_init_weights` write fp32 values, then rounds them to the parameter's dtype: the same draw in every precision."""
-    low = [(parameter, parameter.data) for parameter in parameters if parameter.dtype != torch.float32]
+    """Lets `_init_weights` write fp32 values on the CPU, then rounds them to the parameter's dtype on its device: the same
+    draw in every precision, and whether or not ZeRO-3 gathers on a GPU, whose generator draws other numbers."""
+    elsewhere = (p for p in parameters if p.dtype != torch.float32 or p.device.type != "cpu")
+    low = [(parameter, parameter.data) for parameter in elsewhere]
     for parameter, data in low:
-        parameter.data = data.float()
+        parameter.data = data.to(device="cpu", dtype=torch.float32)
     try:
         yield
     finally:

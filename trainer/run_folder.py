@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import psutil
+
 from zerofleet.trainer.config import DEFAULT_SILO
 from zerofleet.trainer.errors import NotFoundError, UserError
 from zerofleet.trainer.events import Event
@@ -65,6 +67,8 @@ class AttemptRecord:
     claimed_at: float
     host: str
     pid: int
+    init_from: str | None = None
+    """`URL@STEP` of another run whose weights this run began with: resolved once, by the first attempt."""
 
 
 class RunFolder:
@@ -105,12 +109,23 @@ class RunFolder:
         return [AttemptRecord(**json.loads(self.storage.read(f"attempts/{name}"))) for name in names]
 
     def claim_attempt(
-        self, attempt: int, start: CheckpointId | None, world_size: int, zero_stage: int
+        self,
+        attempt: int,
+        start: CheckpointId | None,
+        world_size: int,
+        zero_stage: int,
+        init_from: str | None = None,
     ) -> AttemptRecord:
         """Claims `attempt` exclusively: the fencing of everything that an older attempt may still write.
 
-        Raises UserError when another driver claimed it first: that one owns the run.
+        Raises UserError when another driver claimed it first, or when the process that claimed the one before still lives on
+        this host: that one owns the run.
         """
+        if owner := self._living_owner():
+            raise UserError(
+                f"run {self.name!r} is being trained by process {owner} on this host: `zerofleet stop {self.name}` (or end that "
+                "process), then try again"
+            )
         record = AttemptRecord(
             attempt=attempt,
             start_step=start.step if start else 0,
@@ -120,6 +135,7 @@ class RunFolder:
             claimed_at=time.time(),
             host=socket.gethostname(),
             pid=os.getpid(),
+            init_from=init_from,
         )
         try:
             self.storage.create(f"attempts/{attempt:04d}.json", json.dumps(asdict(record), indent=1).encode())
@@ -130,13 +146,26 @@ class RunFolder:
             ) from error
         return record
 
+    def _living_owner(self) -> int | None:
+        """The process that claimed the newest attempt, where it is another one, on this host, and alive."""
+        newest = max(self.attempts(), key=lambda record: record.attempt, default=None)
+        if newest is None or newest.pid == os.getpid() or newest.host != socket.gethostname():
+            return None
+        try:
+            process = psutil.Process(newest.pid)
+            is_same = process.create_time() <= newest.claimed_at and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return None
+        return newest.pid if is_same else None
+
     # -- checkpoints -----------------------------------------------------------------------------------------------
     def checkpoints(self, silo: str = DEFAULT_SILO) -> list[CheckpointId]:
         """All checkpoints that have a manifest and that no later attempt has fenced off, oldest first."""
+        attempts = self.attempts()
         return [
             found
             for found in self.checkpoint_folders(silo)
-            if not self.fenced(found) and self.storage.exists(found.manifest)
+            if not self.fenced(found, attempts) and self.storage.exists(found.manifest)
         ]
 
     def checkpoint_folders(self, silo: str = DEFAULT_SILO) -> list[CheckpointId]:

@@ -68,7 +68,8 @@ def _ended(view: RunView) -> int:
         )
         return RUN_FAILED
     sys.stdout.write(f"run {view.run.name} is {view.state} at step {view.progress.step}. {_go_on(view)}\n")
-    if view.state == "FINISHED" or (view.state == "STOPPED" and _newest(view) >= view.progress.step):
+    is_whole = view.progress.exit_code == 0 or _newest(view) >= view.progress.step
+    if view.state == "FINISHED" or (view.state == "STOPPED" and is_whole):
         return OK
     sys.stderr.write(f"error: {view.progress.why}\n")
     return RUN_FAILED

@@ -47,6 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
         return OK
     check_machine(job)
     probe_storage(job.run.storage)
+    if job.run.init_from is not None:
+        from zerofleet.trainer.init_from import resolve_init_from  # needs numpy, which the light install lacks
+
+        resolve_init_from(job.run.init_from, job.run.storage)
     folder, job = create_run(job, Path(arguments.recipe))
     driver = _start(folder, job)
     facts = {"kind": "run", "run": folder.name, "folder": folder.storage.path()}

@@ -13,9 +13,13 @@ from tests.support.ranks import Plan, job, run_attempt, run_ranks
 from zerofleet.trainer.checkpoint.export import export
 from zerofleet.trainer.checkpoint.format import CheckpointReader
 from zerofleet.trainer.checkpoint.fragments import digest
+from zerofleet.trainer.checkpoint.save import apply_retention
 from zerofleet.trainer.checkpoint.select import select_checkpoint
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.ledger import LedgerEntry
+from zerofleet.trainer.data.prepare import prepare
+from zerofleet.trainer.errors import NotFoundError, UserError
+from zerofleet.trainer.init_from import pin_init_from, resolve_init_from
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -157,6 +161,45 @@ def test_ranks_refuse_a_flipped_byte_that_only_a_full_read_finds(tmp_path, three
     assert select_checkpoint(run, exclude=frozenset([NEWEST])).checkpoint == CheckpointId(4, 1)
 
 
+def test_without_a_manifest_that_can_be_used_a_run_that_had_progress_never_starts_anew(tmp_path, three_checkpoints):
+    """Lost manifests, and a start whose checkpoint a zombie deleted while it fenced off the rest."""
+    run = folder_of(copy_of(three_checkpoints, tmp_path / "a"))
+    run.claim_attempt(2, NEWEST, 2, 1)
+    for checkpoint in run.checkpoints():
+        run.storage.remove(checkpoint.manifest)
+    selection = select_checkpoint(run)
+    assert selection.checkpoint is None and selection.found > 0
+    run = folder_of(copy_of(three_checkpoints, tmp_path / "b"))
+    run.claim_attempt(2, CheckpointId(2, 1), 2, 1)
+    run.storage.remove(CheckpointId(2, 1).folder)
+    selection = select_checkpoint(run)
+    assert selection.checkpoint is None and selection.found > 0
+
+
+def test_a_rank_whose_attempt_was_succeeded_ends_at_its_next_save(tmp_path, tiny_corpus, tiny_cache):
+    config = job(tmp_path, tiny_corpus)
+    run = folder_of(config)
+    run.create("{}")
+    run.claim_attempt(1, None, 2, 1)
+    run.claim_attempt(2, None, 2, 1)
+    outcome = run_ranks(config, tiny_cache, 2, 1)
+    assert {name for _, name, _ in outcome.errors} == {"Superseded"}
+    assert run.checkpoints() == [] and sorted(outcome.losses()) == [1, 2]
+
+
+def test_a_zombie_deletes_nothing_and_its_leftovers_go(tmp_path, three_checkpoints):
+    config = copy_of(three_checkpoints, tmp_path)
+    config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"keep_last": 1})})
+    run = folder_of(config)
+    run.claim_attempt(2, CheckpointId(2, 1), 2, 1)
+    apply_retention(config, run, NEWEST)
+    assert [c.step for c in run.checkpoint_folders()] == [2, 4, 6]
+    run.storage.create(CheckpointId(4, 1).folder + "/half-written", b"x")
+    shutil.copytree(run.storage.local_path(NEWEST.folder), run.storage.local_path(CheckpointId(6, 2).folder))
+    apply_retention(config, run, CheckpointId(6, 2))
+    assert run.checkpoint_folders() == [CheckpointId(6, 2)] and run.storage.list("checkpoints") == ["step-00000006"]
+
+
 def test_files_of_a_zombie_are_ignored(tmp_path, three_checkpoints):
     """An attempt that was given up still writes checkpoint 6, after its successor started from 4."""
     run = folder_of(copy_of(three_checkpoints, tmp_path))
@@ -234,6 +277,75 @@ def test_the_export_gives_the_runs_held_out_loss(tmp_path, three_checkpoints, ti
     weights = dict(model.named_parameters())
     for name in reader.manifest.tensors:
         assert np.array_equal(reader.read_tensor(name, "master"), weights[name].detach().numpy())
+
+
+def test_an_export_replaces_an_export_and_nothing_else(tmp_path, three_checkpoints):
+    run = folder_of(three_checkpoints[0])
+    mine = tmp_path / "models"
+    (mine / "thesis").mkdir(parents=True)
+    with pytest.raises(UserError, match="1 files or folders that are no export .thesis.*Name a new folder"):
+        export(run, None, mine, "fp32")
+    assert (mine / "thesis").is_dir()
+    target = tmp_path / "exported"
+    for dtype in ("fp32", "bf16"):
+        export(run, None, target, dtype)
+    assert (target / "model.safetensors").stat().st_size < 30880 * 3
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_another_seed_or_global_batch_is_refused(tmp_path, three_checkpoints, tiny_cache):
+    config = copy_of(three_checkpoints, tmp_path)
+    changed = config.model_copy(update={"train": config.train.model_copy(update={"global_batch_size": 4, "steps": 9})})
+    folder_of(config).claim_attempt(2, NEWEST, 2, 1)
+    outcome = run_ranks(changed, tiny_cache, 2, 2)
+    assert {(name, message.split(" since")[0]) for _, name, message in outcome.errors} == {
+        ("UserError", "the job changed")
+    }
+
+
+def test_the_loss_scaler_goes_on_where_it_was(tmp_path, tiny_corpus, tiny_cache):
+    """The scale doubles every second step, so a restart that forgot it would give other losses."""
+    settings = {
+        "train__precision": "fp16",
+        "train__steps": 8,
+        "deepspeed": {"fp16": {"loss_scale_window": 2, "initial_scale_power": 8}},
+    }
+    unbroken = run_attempt(job(tmp_path / "a", tiny_corpus, **settings), tiny_cache, 2)
+    config = job(tmp_path / "b", tiny_corpus, **settings)
+    first = run_attempt(config, tiny_cache, 2, Plan(stop_after=4))
+    scale = CheckpointReader(
+        folder_of(config).storage, folder_of(config).checkpoints()[-1]
+    ).manifest.scalars.loss_scaler
+    assert scale["scale"] > 2**8, "it moved"
+    second = run_attempt(config, tiny_cache, 2)
+    assert not first.errors and not second.errors
+    assert first.losses() | second.losses() == unbroken.losses()
+    ends = [
+        CheckpointReader(folder_of(c).storage, folder_of(c).checkpoints()[-1]).manifest.scalars
+        for c in (config, job(tmp_path / "a", tiny_corpus, **settings))
+    ]
+    assert ends[0] == ends[1]
+
+
+def test_init_from_is_resolved_once_and_in_the_runs_own_storage(tmp_path, three_checkpoints, tiny_corpus, tiny_cache):
+    storage = three_checkpoints[0].run.storage
+    config = job(tmp_path, tiny_corpus, run={"name": "pinned", "storage": storage, "init_from": "tiny@4"})
+    run = folder_of(config)
+    assert pin_init_from(run, config.run) == f"{storage}/tiny@4"
+    run.claim_attempt(1, None, 2, 1, f"{storage}/tiny@2")
+    assert pin_init_from(run, config.run) == f"{storage}/tiny@2", "the first attempt decides"
+    with pytest.raises(NotFoundError, match="no checkpoint of step 5; it has 2, 4, 6"):
+        resolve_init_from("tiny@5", storage)
+
+
+def test_ranks_that_see_other_data_are_refused_by_name(tmp_path, tiny_corpus, tiny_cache):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_corpus, other, ignore=shutil.ignore_patterns("cache"))
+    (other / "00.txt").write_text("a stale file")
+    stale = prepare(job(other, other).data, 0, lambda stage, fraction, detail: None)
+    outcome = run_attempt(job(tmp_path, tiny_corpus), tiny_cache, 2, Plan(cache_of_rank={1: str(stale.path)}))
+    assert {name for _, name, _ in outcome.errors} == {"DataError"}
+    assert "rank 1 has another data than rank 0" in outcome.errors[0][2]
 
 
 def test_init_from_takes_weights_and_nothing_else(tmp_path, three_checkpoints, tiny_corpus, tiny_cache):

@@ -58,6 +58,25 @@ def test_a_pretrained_folder_starts_with_its_weights(tmp_path, tiny_corpus, tiny
     assert tuned.of("eval")[0].data["loss"] == pytest.approx(trained.of("eval")[-1].data["loss"], rel=1e-5)
 
 
+def test_a_pretrained_folder_that_lacks_weights_is_refused(tmp_path, tiny_corpus, tiny_cache):
+    from safetensors.torch import load_file, save_file
+
+    source = job(tmp_path / "source", tiny_corpus, train__steps=1)
+    run_attempt(source, tiny_cache, 1)
+    folder = export(RunFolder(source.run.storage, source.run.name), None, tmp_path / "exported", "fp32")
+    weights = load_file(f"{folder}/model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "layers.1.mlp" not in name}
+    save_file(kept, f"{folder}/model.safetensors", metadata={"format": "pt"})
+    for stage in (1, 3):
+        outcome = run_attempt(
+            job(tmp_path / str(stage), tiny_corpus, model={"pretrained": folder}, train__zero_stage=stage),
+            tiny_cache,
+            2,
+        )
+        assert {name for _, name, _ in outcome.errors} == {"UserError"}
+        assert "lacks 3 of the model's weights" in outcome.errors[0][2]
+
+
 def test_wandb_gets_one_offline_run_under_the_same_id_in_every_attempt(tmp_path, tiny_corpus, tiny_cache):
     from tests.support.cli import Cli
 

@@ -15,6 +15,7 @@ from zerofleet.trainer.checkpoint.select import select_checkpoint
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.cache import DataCache
 from zerofleet.trainer.events import Control, Event
+from zerofleet.trainer.init_from import pin_init_from
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 from zerofleet.trainer.world import World
 
@@ -57,6 +58,8 @@ class Plan:
     kill_at: tuple[int, int] | None = None
     stop_after: int | None = None
     """Rank 0 asks for a stop during this step."""
+    cache_of_rank: dict[int, str] = field(default_factory=dict)
+    """Ranks whose node has other prepared data."""
 
 
 def free_port() -> int:
@@ -108,7 +111,8 @@ def run_attempt(
     selection = select_checkpoint(run)
     assert selection.checkpoint is not None or not selection.found
     attempt = len(run.attempts()) + 1
-    run.claim_attempt(attempt, selection.checkpoint, world_size, config.train.zero_stage)
+    init_from = pin_init_from(run, config.run)
+    run.claim_attempt(attempt, selection.checkpoint, world_size, config.train.zero_stage, init_from)
     return run_ranks(config, cache, world_size, attempt, plan, timeout_s)
 
 
@@ -117,7 +121,17 @@ def run_ranks(config, cache, world_size, attempt, plan=Plan(), timeout_s=90.0) -
     port = free_port()
     ranks = [
         CONTEXT.Process(
-            target=_rank, args=(config.model_dump_json(), str(cache.path), rank, world_size, attempt, port, plan, queue)
+            target=_rank,
+            args=(
+                config.model_dump_json(),
+                plan.cache_of_rank.get(rank, str(cache.path)),
+                rank,
+                world_size,
+                attempt,
+                port,
+                plan,
+                queue,
+            ),
         )
         for rank in range(world_size)
     ]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+
 import pytest
 
 from zerofleet.trainer.errors import NotFoundError, UserError
@@ -35,6 +39,22 @@ def test_an_attempt_is_claimed_once_and_names_its_start(run):
     assert (record.start_step, record.checkpoint_attempt, record.world_size, record.zero_stage) == (40, 1, 3, 2)
     with pytest.raises(UserError, match="attempt 2 of run 'demo' was claimed by another driver"):
         run.claim_attempt(2, None, 2, 1)
+
+
+def test_a_run_whose_owner_still_lives_on_this_host_is_not_claimed(run):
+    storage = str(run.storage.local_path().parent)
+    claim = f"RunFolder({storage!r}, 'demo').claim_attempt(1, None, 1, 1); input()"
+    code = f"from zerofleet.trainer.run_folder import RunFolder; {claim}"
+    owner = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    try:
+        while not run.attempts():
+            assert owner.poll() is None
+            time.sleep(0.02)
+        with pytest.raises(UserError, match=f"being trained by process {owner.pid}"):
+            run.claim_attempt(2, None, 1, 1)
+    finally:
+        owner.communicate(b"\n")
+    assert run.claim_attempt(2, None, 1, 1).attempt == 2
 
 
 @pytest.mark.parametrize(

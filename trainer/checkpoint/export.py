@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from zerofleet.trainer.checkpoint.format import CheckpointReader, DamagedFile
 from zerofleet.trainer.checkpoint.fragments import MASTER, VALUE
 from zerofleet.trainer.checkpoint.select import select_checkpoint
 from zerofleet.trainer.config import Precision
-from zerofleet.trainer.errors import CheckpointUnusable, NotFoundError
+from zerofleet.trainer.errors import CheckpointUnusable, NotFoundError, UserError
 from zerofleet.trainer.model import DTYPES
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 from zerofleet.trainer.storage import storage_errors
 
 SHARD_BYTES = 4 * 1024**3
 """Largest weight file of an export."""
+_EXPORTED = re.compile(r"model[\w-]*\.safetensors(\.index\.json)?|\w+\.(json|txt|model|jinja)")
 MODEL_FOLDER = "model"
 """Folder of the run with the model's config and tokenizer, so that an export needs nothing else."""
 
@@ -42,14 +43,20 @@ def publish_model_files(run: RunFolder, config: PretrainedConfig, tokenizer_path
 def export(run: RunFolder, checkpoint: CheckpointId | None, target: Path | None, dtype: Precision) -> str:
     """Writes `target` (by default the run's `export/`) and returns its path or URL; loads with `AutoModelForCausalLM`.
 
-    `checkpoint` None takes the newest that verifies. With fp32 the weights are the master weights themselves. An export
-    that is there already is replaced when the new one is whole. Raises NotFoundError, CheckpointUnusable, StorageError.
+    `checkpoint` None takes the newest whose manifest, sizes and headers verify; blocks are verified as they are read. With fp32 the weights are the master weights themselves. An export
+    that is there already is replaced when the new one is whole; a folder with anything else in it is refused. Raises
+    UserError, NotFoundError, CheckpointUnusable, StorageError.
     """
+    if target is not None:
+        _refuse_foreign_files(target.absolute())
     if checkpoint is None:
         checkpoint = select_checkpoint(run).checkpoint
         if checkpoint is None:
             raise NotFoundError(f"run {run.name!r} has no checkpoint that can be exported")
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=_workplace(run, target)) as name:
+    place = _workplace(run, target)
+    with storage_errors("exporting to", str(target or place)):
+        workplace = tempfile.TemporaryDirectory(prefix=".export-", dir=place)
+    with workplace as name:
         folder = Path(name) / "export"
         folder.mkdir()
         with storage_errors("exporting to", str(folder)):
@@ -89,6 +96,7 @@ def _write_weights(reader: CheckpointReader, folder: Path, dtype: Precision) -> 
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {name: _tensor(reader, name, dtype) for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # safetensors makes its files private, unlike every other file of the export
         weight_map.update(dict.fromkeys(names, file))
         total += sum(tensor.nbytes for tensor in tensors.values())
     if len(shards) > 1:
@@ -129,6 +137,22 @@ def _deliver(run: RunFolder, folder: Path, target: Path | None) -> str:
         return f"{run.storage.url}/export"
     final = target.absolute() if target is not None else run.storage.local_path("export")
     if final.exists():
-        shutil.rmtree(final)
+        # Aside first, away last: at every moment one whole export lies under one of the two names.
+        final.rename(folder.with_name("replaced"))
     folder.rename(final)
     return str(final)
+
+
+def _refuse_foreign_files(target: Path) -> None:
+    """An export replaces an export or an empty folder, and nothing else. Raises UserError."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UserError(f"{target} is a file: name a folder for the export")
+    names = sorted(path.name for path in target.iterdir())
+    foreign = [name for name in names if not _EXPORTED.fullmatch(name)]
+    if names and (foreign or "config.json" not in names):
+        raise UserError(
+            f"{target} holds {len(names)} files or folders that are no export ({', '.join((foreign or names)[:3])}): "
+            "an export replaces its folder whole. Name a new folder"
+        )

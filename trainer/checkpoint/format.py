@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -53,7 +53,7 @@ class Scalars:
     loss_scaler: dict[str, float] = field(default_factory=dict)
     """fp16 only: scale, iteration, last_overflow_iteration, hysteresis."""
     engine: dict[str, int] = field(default_factory=dict)
-    """DeepSpeed's counters: global_steps, global_samples, micro_steps, skipped_steps."""
+    """DeepSpeed's counters: global_steps, skipped_steps. Micro-steps follow from the world size."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Manifest:
     """`kind/name` to the additive digest, 16 hex digits."""
     rank_files: list[RankFile]
     fingerprints: dict[str, str]
-    """data, tokenizer, model (xxh3-128 of the resolved model config) and job: what the state belongs to."""
+    """data, tokenizer, model (xxh3-128 of the resolved model config) and job (seed and global batch): what the state belongs to."""
     versions: dict[str, str]
     created_at: float
     format_version: int = FORMAT_VERSION
@@ -167,8 +167,12 @@ def write_rank_file(
     rank: int,
     world_size: int,
     fragments: Sequence[tuple[FragmentKey, npt.NDArray[np.generic]]],
+    alive: Callable[[], None] = lambda: None,
 ) -> RankFile:
-    """Writes and fsyncs one rank's fragments, hashing on the way. Arrays are 1-D, contiguous, of the key's numpy dtype."""
+    """Writes and fsyncs one rank's fragments, hashing on the way. Arrays are 1-D, contiguous, of the key's numpy dtype.
+
+    `alive` is called between fragments: a large save is no hang.
+    """
     path = checkpoint.rank_file(rank, world_size)
     header = header_of([key for key, _ in fragments])
     hasher = BlockHasher()
@@ -180,6 +184,7 @@ def write_rank_file(
             assert values.nbytes == key.num_bytes, (key, values.dtype, values.shape)
             view = np.ascontiguousarray(values).view(np.uint8).data
             hasher.update(view)
+            alive()
             yield view
 
     storage.write_stream(path, chunks())
@@ -193,13 +198,17 @@ def write_rank_file(
 
 
 # -- reading ------------------------------------------------------------------------------------------------------------
+BlockCache = OrderedDict[tuple[str, int], bytes]
+"""(path, block) to verified bytes, least recently used first."""
+CACHED_BLOCKS = 8
+"""Blocks that one process keeps while it reads a checkpoint, whatever the number of rank files: 128 MiB."""
+
+
 class VerifiedReader:
     """Byte ranges of one rank file; every block is checked against the manifest's hash before a byte of it is used."""
 
-    def __init__(self, storage: Storage, folder: str, file: RankFile, cached_blocks: int = 4) -> None:
-        self._storage, self._path, self._file = storage, f"{folder}/{file.path}", file
-        self._cache: OrderedDict[int, bytes] = OrderedDict()
-        self._cached_blocks = cached_blocks
+    def __init__(self, storage: Storage, folder: str, file: RankFile, cache: BlockCache) -> None:
+        self._storage, self._path, self._file, self._cache = storage, f"{folder}/{file.path}", file, cache
 
     def check_size(self) -> None:
         """Raises DamagedFile when the file is missing or has another size."""
@@ -234,21 +243,24 @@ class VerifiedReader:
     def check_blocks(self) -> None:
         """Reads and verifies the whole file. Raises DamagedFile."""
         for block in range(len(self._file.blocks)):
-            self._block(block)
+            self._read_block(block)
 
     def _block(self, block: int) -> bytes:
-        if block in self._cache:
-            self._cache.move_to_end(block)
-            return self._cache[block]
+        key = (self._path, block)
+        if key not in self._cache:
+            self._cache[key] = self._read_block(block)
+            if len(self._cache) > CACHED_BLOCKS:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return self._cache[key]
+
+    def _read_block(self, block: int) -> bytes:
         start = block * BLOCK_BYTES
         data = self._read_raw(start, min(start + BLOCK_BYTES, self._file.num_bytes))
         if xxhash.xxh3_128_hexdigest(data) != self._file.blocks[block]:
             raise DamagedFile(
                 f"{self._file.path}: block {block} (bytes {start} to {start + len(data)}) does not match its hash"
             )
-        self._cache[block] = data
-        if len(self._cache) > self._cached_blocks:
-            self._cache.popitem(last=False)
         return data
 
     def _read_raw(self, start: int, end: int) -> bytes:
@@ -268,7 +280,8 @@ class CheckpointReader:
             self.manifest = Manifest.from_bytes(storage.read(checkpoint.manifest))
         except FileNotFoundError as error:
             raise DamagedFile("it has no manifest.json: it was never completed") from error
-        self._readers = [VerifiedReader(storage, checkpoint.folder, file) for file in self.manifest.rank_files]
+        cache: BlockCache = OrderedDict()
+        self._readers = [VerifiedReader(storage, checkpoint.folder, file, cache) for file in self.manifest.rank_files]
         self._where: dict[tuple[str, str], list[tuple[FragmentKey, VerifiedReader, int]]] = {}
         for reader in self._readers:
             reader.check_size()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -19,13 +21,14 @@ def load(
     adapter: Adapter,
     fingerprints: dict[str, str],
     device: torch.device,
+    alive: Callable[[], None],
     weights_only: bool = False,
 ) -> Manifest:
     """Restores this rank's fragments and proves the whole state by its digests. Collective.
 
     `weights_only` (init_from) takes masters and buffers, leaves the optimizer and counters fresh, and does not compare
     the data. Raises CheckpointUnusable on every rank when any byte, fragment or digest is wrong; UserError when the
-    checkpoint belongs to another model, tokenizer or corpus.
+    checkpoint belongs to another model, tokenizer, corpus, seed or global batch.
     """
     problem: ZerofleetError | None = None
     manifest: Manifest | None = None
@@ -33,7 +36,7 @@ def load(
         reader = CheckpointReader(run.storage, checkpoint)
         manifest = reader.manifest
         _same_job(manifest, adapter, fingerprints, weights_only)
-        _fill(reader, adapter, weights_only)
+        _fill(reader, adapter, weights_only, alive)
     except DamagedFile as error:
         problem = CheckpointUnusable(checkpoint.step, checkpoint.attempt, str(error))
     except ZerofleetError as error:
@@ -43,7 +46,7 @@ def load(
     adapter.refresh()
     if not weights_only:
         adapter.set_scalars(manifest.scalars)
-    _prove(manifest, checkpoint, adapter, device, weights_only)
+    _prove(manifest, checkpoint, adapter, device, weights_only, alive)
     return manifest
 
 
@@ -61,7 +64,7 @@ def _same_job(manifest: Manifest, adapter: Adapter, fingerprints: dict[str, str]
             )
     if weights_only:
         return
-    for what in ("data", "tokenizer", "model"):
+    for what in ("data", "tokenizer", "model", "job"):
         if manifest.fingerprints.get(what) != fingerprints[what]:
             raise UserError(
                 f"the {what} changed since the checkpoint of step {manifest.step} (fingerprint {manifest.fingerprints.get(what)}, now "
@@ -69,18 +72,24 @@ def _same_job(manifest: Manifest, adapter: Adapter, fingerprints: dict[str, str]
             )
 
 
-def _fill(reader: CheckpointReader, adapter: Adapter, weights_only: bool) -> None:
+def _fill(reader: CheckpointReader, adapter: Adapter, weights_only: bool, alive: Callable[[], None]) -> None:
     for slot in adapter.slots():
         if weights_only and slot.kind in ("exp_avg", "exp_avg_sq"):
             continue
+        alive()
         values = reader.read(slot.name, slot.kind, slot.start, slot.view.numel())
         slot.view.view(torch.uint8).copy_(torch.from_numpy(values.view(np.uint8)))
 
 
 def _prove(
-    manifest: Manifest, checkpoint: CheckpointId, adapter: Adapter, device: torch.device, weights_only: bool
+    manifest: Manifest,
+    checkpoint: CheckpointId,
+    adapter: Adapter,
+    device: torch.device,
+    weights_only: bool,
+    alive: Callable[[], None],
 ) -> None:
-    found = digests_over_ranks(adapter, fragments_of(adapter), device)
+    found = digests_over_ranks(adapter, fragments_of(adapter), device, alive)
     wrong = [
         label
         for label, value in found.items()

@@ -20,7 +20,7 @@ from zerofleet.trainer.checkpoint.fragments import FragmentKey, digest
 from zerofleet.trainer.checkpoint.retention import to_delete
 from zerofleet.trainer.checkpoint.select import verify_checkpoint
 from zerofleet.trainer.config import TrainConfig
-from zerofleet.trainer.errors import CheckpointUnusable, StorageError
+from zerofleet.trainer.errors import CheckpointUnusable, StorageError, Superseded
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 from zerofleet.trainer.world import World
 
@@ -40,9 +40,10 @@ class FileSink:
     run: RunFolder
     rank: int
     world_size: int
+    alive: Callable[[], None] = lambda: None
 
     def write(self, checkpoint: CheckpointId, fragments: Fragments) -> RankFile:
-        return write_rank_file(self.run.storage, checkpoint, self.rank, self.world_size, fragments)
+        return write_rank_file(self.run.storage, checkpoint, self.rank, self.world_size, fragments, self.alive)
 
 
 def to_numpy(tensor: torch.Tensor) -> npt.NDArray[np.generic]:
@@ -67,13 +68,16 @@ def fragments_of(adapter: Adapter) -> list[tuple[FragmentKey, npt.NDArray[np.gen
     ]
 
 
-def digests_over_ranks(adapter: Adapter, fragments: Fragments, device: torch.device) -> dict[str, str]:
+def digests_over_ranks(
+    adapter: Adapter, fragments: Fragments, device: torch.device, alive: Callable[[], None]
+) -> dict[str, str]:
     """`kind/name` to the digest of the whole logical tensor, the same on all ranks. Collective."""
     labels = sorted(f"{kind}/{name}" for name, tensor in adapter.tensors().items() for kind in tensor.kinds)
     index = {label: i for i, label in enumerate(labels)}
     sums = np.zeros(len(labels), np.uint64)
     with np.errstate(over="ignore"):
         for key, values in fragments:
+            alive()
             sums[index[f"{key.kind}/{key.name}"]] += np.uint64(digest(values, key.start))
     # int64 addition wraps around like uint64's.
     total = torch.from_numpy(sums.view(np.int64).copy()).to(device)
@@ -103,8 +107,10 @@ def save(
     fingerprints: dict[str, str],
     device: torch.device,
     before_commit: Callable[[], None],
+    alive: Callable[[], None],
 ) -> Manifest:
-    """Saves the state after `step` steps and commits it. Collective; `before_commit()` runs on rank 0 before the manifest.
+    """Saves the state after `step` steps and commits it. Collective; `before_commit()` runs on rank 0 before the manifest,
+    `alive()` on every rank now and then.
 
     Raises StorageError on every rank when any could not write.
     """
@@ -116,7 +122,7 @@ def save(
         rank_file = sink.write(checkpoint, fragments)
     except (StorageError, FileExistsError) as error:
         problem = error
-    digests = digests_over_ranks(adapter, fragments, device)
+    digests = digests_over_ranks(adapter, fragments, device, alive)
     try:
         agree(problem)
     except StorageError:
@@ -156,18 +162,39 @@ def _commit(
     config: TrainConfig, run: RunFolder, checkpoint: CheckpointId, manifest: Manifest, before_commit: Callable[[], None]
 ) -> Exception | None:
     try:
+        _refuse_to_follow(run, checkpoint)
         before_commit()
         run.storage.create(checkpoint.manifest, manifest.to_bytes())
         apply_retention(config, run, checkpoint)
-    except (StorageError, FileExistsError, CheckpointUnusable) as error:
+    except (StorageError, FileExistsError, CheckpointUnusable, Superseded) as error:
         return error
     return None
 
 
+def _refuse_to_follow(run: RunFolder, checkpoint: CheckpointId) -> None:
+    """A newer attempt owns the run: what this one still does cannot count. Raises Superseded."""
+    newest = max((record.attempt for record in run.attempts()), default=checkpoint.attempt)
+    if newest > checkpoint.attempt:
+        raise Superseded(checkpoint.attempt, newest)
+
+
 def apply_retention(config: TrainConfig, run: RunFolder, newest: CheckpointId) -> None:
-    """Deletes what the policy lets go, after the newest checkpoint has been read back. Raises CheckpointUnusable when it cannot."""
+    """Deletes what the policy lets go, after the newest checkpoint has been read back. Raises CheckpointUnusable when it cannot.
+
+    What older attempts left incomplete goes too. A rank whose attempt has been succeeded deletes nothing: its successor may
+    have started from what it would delete.
+    """
     verify_checkpoint(run, newest)
-    for old in to_delete(run.checkpoints(newest.silo), config.checkpoint.keep_last, config.checkpoint.keep_every_steps):
+    attempts = run.attempts()
+    if attempts and attempts[-1].attempt > newest.attempt:
+        return
+    folders = run.checkpoint_folders(newest.silo)
+    complete = [c for c in folders if not run.fenced(c, attempts) and run.storage.exists(c.manifest)]
+    leftovers = [c for c in folders if c not in complete and c.attempt < newest.attempt]
+    for old in [*to_delete(complete, config.checkpoint.keep_last, config.checkpoint.keep_every_steps), *leftovers]:
         # The manifest goes first: a deletion that is cut short leaves no checkpoint that claims to be whole.
         run.storage.remove(old.manifest)
         run.storage.remove(old.folder)
+        for parent in (old.folder.rpartition("/")[0], f"checkpoints/step-{old.step:08d}"):
+            if not run.storage.list(parent):
+                run.storage.remove(parent)

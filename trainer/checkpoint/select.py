@@ -12,7 +12,8 @@ from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 
 @dataclass(frozen=True)
 class Selection:
-    """`found` counts the run's own checkpoint folders. `checkpoint` None with found > 0: there are some and none can be used."""
+    """`found` counts what says that the run once had a checkpoint: manifests, fenced ones included, and attempts that started
+    from one. `checkpoint` None with found > 0: there was progress and none of it can be used."""
 
     checkpoint: CheckpointId | None
     skipped: tuple[tuple[CheckpointId, str], ...]
@@ -34,20 +35,20 @@ def select_checkpoint(
 ) -> Selection:
     """The newest checkpoint that is not fenced off, not excluded, and verifies.
 
-    A folder that has no manifest is reported as skipped but not counted as found: it was never committed, so nothing is
-    lost with it.
+    A folder that has no manifest is reported as skipped but not counted as found: it was never committed, or deleted.
     """
     skipped: list[tuple[CheckpointId, str]] = []
     attempts = run.attempts()
-    found = 0
+    found = sum(attempt.checkpoint_attempt is not None for attempt in attempts)
     for checkpoint in reversed(run.checkpoint_folders(silo)):
+        complete = run.storage.exists(checkpoint.manifest)
+        found += complete
         if run.fenced(checkpoint, attempts):
             skipped.append((checkpoint, "an older attempt wrote it after a newer one had started from an earlier step"))
             continue
-        if not run.storage.exists(checkpoint.manifest):
+        if not complete:
             skipped.append((checkpoint, "it has no manifest.json: it was never completed"))
             continue
-        found += 1
         if checkpoint in exclude:
             skipped.append((checkpoint, "the ranks found it damaged when they read it"))
             continue

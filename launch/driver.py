@@ -1,8 +1,8 @@
 """`python -m zerofleet.launch.driver STORAGE_URL RUN [--override key=value ...]`: drives a run on this machine to its end.
 
 The run folder exists already. Claims the run, brings up a Ray of its own, prepares the data meanwhile, and hands over to
-the controller. What it has to say goes to the run folder's events, what is notable to its log too. SIGTERM asks for a stop with a
-checkpoint; a second one ends at once.
+the controller. What it has to say goes to the run folder's events, what is notable to its log too. SIGTERM asks for a
+stop with a checkpoint; a second one ends at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ from zerofleet.trainer.checkpoint.select import select_checkpoint
 from zerofleet.trainer.data.prepare import prepare
 from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.events import DRIVER, Event
-from zerofleet.trainer.init_from import pin_init_from
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import RunFolder
 
@@ -219,7 +218,7 @@ class Driver:
         return Controller(group, hooks, self._job.cluster, last_attempt=self._last_attempt, stages=tuple(stages))
 
     def _claim_attempt(self, attempt: int, start: Any, world_size: int, zero_stage: int) -> None:
-        self._run.claim_attempt(attempt, start, world_size, zero_stage, pin_init_from(self._run, self._config.run))
+        self._run.claim_attempt(attempt, start, world_size, zero_stage)
 
     # -- the parts -------------------------------------------------------------------------------------------------
     def _prepare(self, progress: Progress) -> JobSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -59,10 +60,10 @@ def command(*words: str) -> str:
         program = pasteable(str(called))
     else:
         program = f"{pasteable(sys.executable)} -m zerofleet.launch"
-    return " ".join([program, *words])
+    return " ".join([program, *map(shlex.quote, words)])
 
 
 def pasteable(path: str) -> str:
-    """A program's path, relative where it lies below this folder."""
+    """A program's path as a word of the shell, relative where it lies below this folder."""
     relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
+    return shlex.quote(path if relative.startswith("..") else relative)

@@ -32,18 +32,22 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.attempt is not None and arguments.rank is None:
         raise UserError("--attempt needs --rank: the driver's log spans all attempts")
     folder = RunFolder.open(arguments.run)
-    path, offset = newest_log(folder, arguments.rank, arguments.attempt), 0
     view = RunView.of(folder)
+    path, offset = "", 0  # empty: there is no log yet
     while True:
         is_over = not arguments.follow or not view.is_driven  # asked before reading, so that the end is read too
-        data = folder.storage.read(path, offset, folder.storage.size(path)) if _grew(folder, path, offset) else b""
-        sys.stdout.write(data.decode(errors="replace"))
-        sys.stdout.flush()
-        offset += len(data)
-        newer = newest_log(folder, arguments.rank, arguments.attempt)
+        offset += _show(folder, path, offset) if path else 0
+        try:
+            newer = newest_log(folder, arguments.rank, arguments.attempt)
+        except NotFoundError:
+            # A new attempt has no logs until its ranks are up: until then the old one's is the newest.
+            if not path and (is_over or not _may_come(view, arguments.rank, arguments.attempt)):
+                raise
+            newer = path
         if newer != path:
+            if path:
+                sys.stdout.write(f"\n==> {newer} <==\n")
             path, offset = newer, 0
-            sys.stdout.write(f"\n==> {path} <==\n")
         elif is_over:
             return OK
         else:
@@ -52,8 +56,18 @@ def run(arguments: argparse.Namespace) -> int:
                 view.progress.apply(event)
 
 
-def _grew(folder: RunFolder, path: str, offset: int) -> bool:
-    return folder.storage.size(path) > offset
+def _show(folder: RunFolder, path: str, offset: int) -> int:
+    """Writes what the log holds from `offset` on. Returns its number of bytes."""
+    size = folder.storage.size(path)
+    data = folder.storage.read(path, offset, size) if size > offset else b""
+    sys.stdout.write(data.decode(errors="replace"))
+    sys.stdout.flush()
+    return len(data)
+
+
+def _may_come(view: RunView, rank: int | None, attempt: int | None) -> bool:
+    """Whether a log that is missing may appear while the run goes on: the newest one of a rank that the job has."""
+    return rank is not None and attempt is None and 0 <= rank < view.job.cluster.world_size
 
 
 def newest_log(folder: RunFolder, rank: int | None, attempt: int | None) -> str:

@@ -45,10 +45,19 @@ def run(arguments: argparse.Namespace) -> int:
         *(("incident", text) for text in progress.incidents[-_SHOWN_INCIDENTS:]),
         ("export", progress.export_path or ""),
         ("folder", view.run.storage.path()),
-        ("next", command("resume", run_argument(view.run)) if view.state in ("DEAD", "FAILED", "STOPPED") else ""),
+        ("next", _next(view)),
     ]
     sys.stdout.write("".join(f"{name:<14} {value}\n" for name, value in rows if value))
     return OK
+
+
+def _next(view: RunView) -> str:
+    """What to do about a run that goes on no more by itself; empty for the others."""
+    if view.state not in ("DEAD", "FAILED", "STOPPED"):
+        return ""
+    if view.state == "FAILED" and view.progress.user_error and not view.run.attempts():
+        return f"mend the recipe and submit it again: {command('submit', 'RECIPE')}"  # resumed, it would fail the same
+    return command("resume", run_argument(view.run))
 
 
 def _facts(view: RunView) -> dict[str, object]:

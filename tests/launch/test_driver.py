@@ -158,6 +158,18 @@ def test_a_mistake_that_is_known_before_anything_starts(run, faults, cluster, wo
     assert any(event.kind == "error" and event.data["user"] for event in run.events())
 
 
+def test_the_log_says_what_happens_and_why_the_run_failed(make_driver, run, capsys):
+    made = make_driver()
+    made._say("heartbeat")
+    made._say("state", **{"from": "PENDING", "to": "RUNNING", "why": ""})
+    made._say("state", **{"from": "RUNNING", "to": "FAILED", "why": "rank 1 was killed.\nStopping"})
+    made._log.close()
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    assert [line for _, line in lines] == ["RUNNING", "FAILED: rank 1 was killed. Stopping"]
+    time.strptime(lines[0][0], "%Y-%m-%d %H:%M:%S")
+    assert [event.kind for event in run.events()] == ["heartbeat", "state", "state"]
+
+
 def test_ranks_read_the_folder_that_the_driver_was_given(run, stops, monkeypatch):
     """The run folder may have been moved or mounted elsewhere since job.yaml was written."""
     seen = []

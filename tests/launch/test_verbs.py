@@ -268,6 +268,38 @@ def test_logs_follow_goes_on_into_the_next_attempt_and_ends_with_the_run(zerofle
     assert out.index("one\nmore\n") < out.index("==> logs/attempt-0002/rank-00000.log <==\ntwo\n")
 
 
+def test_logs_follow_waits_for_the_log_of_an_attempt_that_has_just_begun(zerofleet, drive, capsys):
+    drive("stoppable")
+    zerofleet("submit", "recipe.yaml", "run.name=a", "--detach")
+    assert zerofleet("logs", "a", "--rank", "1")[0] == 4, "without -f nothing is waited for"
+    assert zerofleet("logs", "a", "-f", "--rank", "7")[0] == 4, "no attempt will have this rank"
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(cli.main(["logs", "a", "-f", "--rank", "1"])))
+    thread.start()
+    time.sleep(0.5)
+    folder().storage.create("logs/attempt-0001/rank-00001.log", b"old\n")
+    time.sleep(0.5)
+    folder().storage.create("logs/attempt-0002/agent-00000.log", b"")
+    time.sleep(0.5)
+    assert thread.is_alive()
+    folder().storage.create("logs/attempt-0002/rank-00001.log", b"new\n")
+    time.sleep(0.5)
+    folder().storage.create("logs/attempt-0003/agent-00000.log", b"")
+    cli.main(["stop", "a"])
+    thread.join(20)
+    captured = capsys.readouterr()
+    assert (codes, captured.err) == ([0], "")
+    assert "old\n\n==> logs/attempt-0002/rank-00001.log <==\nnew\n" in captured.out
+
+
+def test_status_of_a_users_mistake_before_any_attempt_does_not_offer_to_resume(zerofleet, drive):
+    drive("user_error")
+    zerofleet("submit", "recipe.yaml", "run.name=a", "--detach")
+    until(lambda: not psutil.pid_exists(driver_pid()) or psutil.Process(driver_pid()).status() == "zombie")
+    _, out, _ = zerofleet("status", "a")
+    assert "mend the recipe and submit it again" in out and "resume" not in out
+
+
 @pytest.mark.parametrize("verb", ["status", "logs", "stop", "resume", "export"])
 def test_a_run_that_is_not_there(zerofleet, verb):
     code, out, err = zerofleet(verb, "nowhere")

@@ -44,6 +44,7 @@ from zerofleet.trainer.checkpoint.select import select_checkpoint
 from zerofleet.trainer.data.prepare import prepare
 from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.events import DRIVER, Event
+from zerofleet.trainer.init_from import pin_init_from
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import RunFolder
 
@@ -218,7 +219,7 @@ class Driver:
         return Controller(group, hooks, self._job.cluster, last_attempt=self._last_attempt, stages=tuple(stages))
 
     def _claim_attempt(self, attempt: int, start: Any, world_size: int, zero_stage: int) -> None:
-        self._run.claim_attempt(attempt, start, world_size, zero_stage)
+        self._run.claim_attempt(attempt, start, world_size, zero_stage, pin_init_from(self._run, self._config.run))
 
     # -- the parts -------------------------------------------------------------------------------------------------
     def _prepare(self, progress: Progress) -> JobSpec:

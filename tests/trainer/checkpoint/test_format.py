@@ -91,9 +91,8 @@ def test_every_flipped_byte_is_found(storage):
     CheckpointReader(storage, CHECKPOINT).check_blocks()
 
 
+@pytest.mark.parametrize("storage", [512], indirect=True)
 def test_only_the_blocks_of_a_range_are_read(storage):
-    if checkpoint_format.BLOCK_BYTES != 512:
-        pytest.skip("one block holds everything")
     file = storage.local_path(CHECKPOINT.rank_file(0, 2))
     damaged = bytearray(file.read_bytes())
     damaged[-1] ^= 1

@@ -3,8 +3,7 @@
     torchrun --nproc-per-node 2 -m zerofleet.benchmarks.overhead --output benchmarks/results/DATE-overhead.json
 
 All engines live in the same processes and take turns step by step, so whatever else the machine does falls on all. There
-are two of each kind, built in the order A B B A: where an engine's buffers happen to lie costs up to two percent of a step
-either way, more than what is measured. A pair is one step of both A's against one step of both B's. The bare loop is what
+are two of each kind, built in the order A B B A, so that no kind has the advantage of having been built first. A pair is one step of both A's against one step of both B's. The bare loop is what
 DeepSpeed's documentation shows: a DataLoader, forward, backward, step.
 """
 

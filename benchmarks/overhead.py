@@ -3,8 +3,9 @@
     torchrun --nproc-per-node 2 -m zerofleet.benchmarks.overhead --output benchmarks/results/DATE-overhead.json
 
 All engines live in the same processes and take turns step by step, so whatever else the machine does falls on all. There
-are two of each kind, built in the order A B B A, so that no kind has the advantage of having been built first. A pair is one step of both A's against one step of both B's. The bare loop is what
-DeepSpeed's documentation shows: a DataLoader, forward, backward, step.
+are two of each kind, built in the order A B B A, so that no kind has the advantage of having been built first. A pair is
+one step of both A's against one step of both B's; the same steps also give each kind against itself, which shows how far
+two equal loops are apart. The bare loop is what DeepSpeed's documentation shows: a DataLoader, forward, backward, step.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ MODEL = {
 }
 SKIPPED_PAIRS = 2
 """Pairs before the first that counts."""
+
+ORDERS = (("A1", "B1", "B2", "A2"), ("B1", "A1", "A2", "B2"))
+"""Who steps when, in even and in odd pairs: A zerofleet, B bare. Over two pairs each kind comes first once and follows itself once."""
 
 
 def job(storage: str, name: str, precision: str, zero_stage: int) -> TrainConfig:
@@ -152,6 +156,13 @@ def timed(step: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def ratio(pairs_s: list[dict[str, float]], over: tuple[str, ...], under: tuple[str, ...]) -> dict[str, float]:
+    """Median over the pairs of the summed seconds of `over` by those of `under`, with its 95 % interval."""
+    values = [sum(pair[name] for name in over) / sum(pair[name] for name in under) for pair in pairs_s]
+    low, median, high = median_interval(values)
+    return {"low": low, "median": median, "high": high, "confidence": 0.95}
+
+
 def measure(pairs: int, precision: str, zero_stage: int) -> dict[str, Any]:
     """Alternating steps of both loops; the figures of all pairs."""
     torch.set_num_threads(1)
@@ -164,17 +175,12 @@ def measure(pairs: int, precision: str, zero_stage: int) -> dict[str, Any]:
     ours = [zerofleet_step(job(storage[0], "a", precision, zero_stage), cache, bare_world)]
     bare = [bare_step(config, cache, bare_world, device) for _ in range(2)]
     ours.append(zerofleet_step(job(storage[0], "b", precision, zero_stage), cache, bare_world))
-    times: list[tuple[float, float]] = []
+    engines = {"A1": ours[0], "A2": ours[1], "B1": bare[0], "B2": bare[1]}
+    pairs_s: list[dict[str, float]] = []
     for pair in range(SKIPPED_PAIRS + pairs):
-        # Who goes first changes with every pair.
-        order = [(0, ours[0]), (1, bare[0]), (1, bare[1]), (0, ours[1])]
-        seconds = [0.0, 0.0]
-        for index, step in order if pair % 2 == 0 else [(1, bare[0]), (0, ours[0]), (0, ours[1]), (1, bare[1])]:
-            seconds[index] += timed(step) / 2
+        seconds = {name: timed(engines[name]) for name in ORDERS[pair % 2]}
         if pair >= SKIPPED_PAIRS:
-            times.append((seconds[0], seconds[1]))
-    ratios = [a / b for a, b in times]
-    low, median, high = median_interval(ratios)
+            pairs_s.append(seconds)
     return {
         "benchmark": "overhead",
         "config": {
@@ -183,12 +189,13 @@ def measure(pairs: int, precision: str, zero_stage: int) -> dict[str, Any]:
             "world_size": bare_world.world_size,
             "model": MODEL,
         },
-        "ratio": {"low": low, "median": median, "high": high, "confidence": 0.95},
-        "median_step_s": {
-            "zerofleet": statistics.median(a for a, _ in times),
-            "bare_deepspeed": statistics.median(b for _, b in times),
+        "ratio": ratio(pairs_s, ("A1", "A2"), ("B1", "B2")),
+        "controls": {
+            "zerofleet_itself": ratio(pairs_s, ("A1",), ("A2",)),
+            "bare_itself": ratio(pairs_s, ("B1",), ("B2",)),
         },
-        "pairs_s": times,
+        "median_step_s": {name: statistics.median(pair[name] for pair in pairs_s) for name in engines},
+        "pairs_s": pairs_s,
         "environment": fingerprint(),
     }
 

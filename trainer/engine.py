@@ -15,6 +15,7 @@ from deepspeed.accelerator import get_accelerator
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 
+from zerofleet.trainer.allocator import keep_freed_memory
 from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.model import ModelShape, build_model, shape_of
@@ -46,7 +47,9 @@ def init_distributed(world: World) -> torch.device:
     os.environ.setdefault("DEEPSPEED_TIMEOUT", str(int(COLLECTIVE_TIMEOUT.total_seconds() // 60)))
     accelerator = get_accelerator()
     device = torch.device(accelerator.device_name(world.local_rank) if accelerator.device_name() != "cpu" else "cpu")
-    if device.type != "cpu":
+    if device.type == "cpu":
+        keep_freed_memory()
+    else:
         accelerator.set_device(world.local_rank)
     deepspeed.init_distributed(
         dist_backend="gloo" if device.type == "cpu" else accelerator.communication_backend_name(),

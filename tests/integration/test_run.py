@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -101,6 +103,35 @@ def test_resume_says_which_checkpoint_is_damaged_and_takes_the_one_before(cli, s
     assert run.attempts()[-1].start_step == before.step
     assert losses(run) == slow_unbroken
     assert positions(run) == list(range(60 * 32))
+
+
+def test_of_two_resumes_at_once_one_goes_on_and_the_other_says_who_does(cli, slow_unbroken):
+    assert cli.submit("twice", *SLOW, "--detach").returncode == 0
+    stop_in_the_middle(cli, "twice")
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: cli("resume", "twice", "--detach"), range(2))
+    assert sorted([one.returncode, other.returncode]) == [0, 2], one.stderr + other.stderr
+    loser = one if one.returncode else other
+    assert re.search("is running|is being trained|owns the run", loser.stderr), loser.stderr
+    assert wait_for_end(cli, "twice") == "FINISHED"
+    assert [a.attempt for a in cli.run("twice").attempts()] == [1, 2]
+    assert losses(cli.run("twice")) == slow_unbroken
+    assert positions(cli.run("twice")) == list(range(60 * 32))
+
+
+def test_a_stop_while_the_data_is_prepared_leaves_a_run_that_can_be_resumed(cli, tmp_path):
+    """The default corpus and a cache of its own: preparing takes a minute, the stop comes in its first seconds."""
+    fresh = {"ZEROFLEET_CACHE": str(tmp_path)}
+    corpus = ["data.files=[python-stdlib]", "train.steps=1"]
+    assert cli.submit("early", *corpus, "--detach", **fresh).returncode == 0
+    stopped = cli("stop", "early", **fresh)
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert "is STOPPED at step 0. There is no checkpoint" in stopped.stdout
+    assert cli.run("early").attempts() == []
+    assert cli("stop", "early").returncode == 0, "a second stop has nothing to do"
+    resumed = cli("resume", "early", "--detach", **fresh)
+    assert resumed.returncode == 0, resumed.stderr
+    assert cli("stop", "early", **fresh).returncode == 0
 
 
 def test_a_transient_nan_gives_back_the_unbroken_run_and_a_lasting_one_stops(cli, unbroken):

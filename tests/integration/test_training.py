@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 import yaml
 
@@ -90,25 +92,13 @@ def test_wandb_gets_one_offline_run_under_the_same_id_in_every_attempt(tmp_path,
     assert "wandb:" not in done.stdout + done.stderr
 
 
-def torchrun(path, *arguments):
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            "2",
-            "--standalone",
-            *arguments,
-            "-m",
-            "zerofleet.trainer",
-            str(path),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-    )
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+def torchrun(path):
+    command = [*TORCHRUN, "-m", "zerofleet.trainer", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=ENVIRONMENT)
 
 
 def test_torchrun_trains_the_same_losses_resumes_and_says_a_users_mistake(tmp_path, tiny_corpus, tiny_cache):
@@ -130,3 +120,27 @@ def test_torchrun_trains_the_same_losses_resumes_and_says_a_users_mistake(tmp_pa
     path.write_text(yaml.safe_dump({**other, "model": {"config": {**TINY_LLAMA, "vocab_size": 10}}}))
     wrong = torchrun(path)
     assert wrong.returncode != 0 and "the model's vocabulary only 10" in wrong.stderr
+
+
+def test_ranks_whose_torchrun_was_killed_save_and_end(tmp_path, tiny_corpus, tiny_cache):
+    config = job(tmp_path, tiny_corpus, train__steps=10_000, checkpoint__interval_steps=0)
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    run = RunFolder(config.run.storage, "tiny")
+    with (tmp_path / "log").open("w") as log:
+        launcher = subprocess.Popen([*TORCHRUN, "-m", "zerofleet.trainer", str(path)], env=ENVIRONMENT, stdout=log)
+    wait_until(lambda: any(r["kind"] == "step" for r in run.read("metrics")))
+    ranks = [child for child in psutil.Process(launcher.pid).children(recursive=True) if child.is_running()]
+    assert len(ranks) == 2
+    launcher.kill()
+    launcher.wait()
+    assert not psutil.wait_procs(ranks, timeout=60)[1], "ranks live on"
+    (stopped,) = [event for event in run.events() if event.kind == "stopped"]
+    assert [c.step for c in run.checkpoints()] == [stopped.step]
+
+
+def wait_until(condition, timeout_s=120):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -41,6 +41,14 @@ def place(group: RayGroup, job: JobSpec, timeout_s: float = 40) -> str:
     return placement.missing
 
 
+def wait_until_dead(node_id: str, timeout_s: float = 30) -> None:
+    """Ray learns of a killed raylet by its own health checks, after its agents were lost."""
+    deadline = time.monotonic() + timeout_s
+    while any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id):
+        assert time.monotonic() < deadline, f"Ray still takes the killed node {node_id} for alive after {timeout_s:g} s"
+        time.sleep(0.1)
+
+
 def main(folder: Path) -> None:
     head = {"num_cpus": 2, "object_store_memory": 8 * 10**7}
     cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
@@ -67,6 +75,7 @@ def main(folder: Path) -> None:
     group.close()
 
     ray.init(address=cluster.address, namespace="r", log_to_driver=False)
+    wait_until_dead(second.node_id)
     try:
         RayGroup(lambda: None, Ask(3, 2, 2, 0), spec, is_ours=True).place(job, 5.0)
     except UserError as error:

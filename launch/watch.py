@@ -69,6 +69,9 @@ class Watch:
 
     def _conclude(self, driver_code: int) -> int:
         if not self.progress.is_final:
+            if driver_code == USER_MISTAKE and (mistake := self.driver.last_error()):
+                sys.stderr.write(f"{mistake}\n")  # it never drove the run: another does
+                return driver_code
             how = f"was killed by signal {-driver_code}" if driver_code < 0 else f"ended with exit code {driver_code}"
             sys.stderr.write(
                 f"error: the driver of run {self.run.name} {how} without finishing it. The end of its log "

@@ -35,6 +35,12 @@ class LocalDriver:
         except subprocess.TimeoutExpired:
             return None
 
+    def last_error(self) -> str:
+        """The last line of its log that says an error; empty when there is none."""
+        return next(
+            (line for line in reversed(self.log_tail().splitlines()) if line.strip().startswith("error: ")), ""
+        ).strip()
+
     def log_tail(self, num_lines: int = 20) -> str:
         """The last lines of its log."""
         with self.log.open("rb") as file:

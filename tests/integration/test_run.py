@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.support.cli import Cli, kill_rank_at, losses, positions, wait_for_end
+from zerofleet.launch.drivers import driver_records
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -112,8 +113,10 @@ def test_of_two_resumes_at_once_one_goes_on_and_the_other_says_who_does(cli, slo
         one, other = pool.map(lambda _: cli("resume", "twice", "--detach"), range(2))
     assert sorted([one.returncode, other.returncode]) == [0, 2], one.stderr + other.stderr
     loser = one if one.returncode else other
-    assert re.search("is running|is being trained|owns the run", loser.stderr), loser.stderr
-    assert wait_for_end(cli, "twice") == "FINISHED"
+    assert re.search("is running|is driven by process|was taken by another driver", loser.stderr), loser.stderr
+    assert "its log" not in loser.stderr and loser.stderr.count("\n") == 1
+    winner = max(record.number for record in driver_records(cli.run("twice")))
+    assert wait_for_end(cli, "twice", after_driver=winner) == "FINISHED"
     assert [a.attempt for a in cli.run("twice").attempts()] == [1, 2]
     assert losses(cli.run("twice")) == slow_unbroken
     assert positions(cli.run("twice")) == list(range(60 * 32))

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from tests.support.ranks import job
+from zerofleet.launch.drivers import driver_records
 from zerofleet.trainer.run_folder import RunFolder
 
 
@@ -72,11 +73,12 @@ def kill_rank_at(run: RunFolder, rank: int, step: int, draw: random.Random, time
     os.kill(pid, signal.SIGKILL)
 
 
-def wait_for_end(cli: Cli, name: str, timeout_s: float = 120) -> str:
-    """The final state of a detached run."""
+def wait_for_end(cli: Cli, name: str, timeout_s: float = 120, after_driver: int = 0) -> str:
+    """The final state of a detached run, as its driver of that number or a later one said it."""
+    since = next((r.started_at for r in driver_records(cli.run(name)) if r.number == after_driver), 0.0)
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        states = [e.data["to"] for e in cli.run(name).events() if e.kind == "state"]
+        states = [e.data["to"] for e in cli.run(name).events() if e.kind == "state" and e.start >= since]
         if states and states[-1] in ("FINISHED", "STOPPED", "FAILED"):
             return states[-1]
         time.sleep(0.2)

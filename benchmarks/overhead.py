@@ -35,7 +35,7 @@ from zerofleet.trainer.data.cache import DataCache
 from zerofleet.trainer.data.prepare import prepare
 from zerofleet.trainer.engine import init_distributed, parameter_groups
 from zerofleet.trainer.events import Control
-from zerofleet.trainer.loop import Loop, no_fault
+from zerofleet.trainer.loop import Loop
 from zerofleet.trainer.model import build_model, check
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.world import World
@@ -141,7 +141,7 @@ def zerofleet_step(config: TrainConfig, cache: DataCache, world: World) -> Calla
         folder.create("{}")
         folder.claim_attempt(1, None, world.world_size, config.train.zero_stage)
     dist.barrier()
-    loop = Loop(config, world, cache.path, lambda event: None, Control, no_fault)
+    loop = Loop(config, world, cache.path, lambda event: None, Control)
     loop.build()
     loop.load()
     return loop.train_step

@@ -17,9 +17,12 @@ from pathlib import Path
 
 from zerofleet.cluster.preflight import NodeReport, inspect_node
 from zerofleet.cluster.ranks import Ranks
-from zerofleet.cluster.spec import AttemptSpec, NodeSpec, RankSpec
+from zerofleet.cluster.snapshot_writer import SnapshotWriter, remove_snapshots
+from zerofleet.cluster.spec import AttemptSpec, NodeSpec, RankSpec, SnapshotInfo
+from zerofleet.trainer.checkpoint.snapshot import find_snapshots
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.events import DRIVER, Control, Event
+from zerofleet.trainer.run_folder import CheckpointId
 from zerofleet.trainer.storage import Storage
 from zerofleet.trainer.world import World
 
@@ -39,7 +42,9 @@ class NodeAgent:
         folder = spec.log_folder or tempfile.mkdtemp(prefix="zerofleet-logs-")
         self._logs = Path(folder)
         self._logs.mkdir(parents=True, exist_ok=True)
-        self._ranks = Ranks(spec, self._logs / f"agent-{spec.node_rank:05d}.log", self._emit)
+        self._snapshots = Path(spec.snapshots) if spec.snapshots else None
+        self._writer = SnapshotWriter(Storage(spec.storage_url), self._emit)
+        self._ranks = Ranks(spec, self._logs / f"agent-{spec.node_rank:05d}.log", self._hear)
         threading.Thread(target=self._watch_lease, name="lease", daemon=True).start()
 
     def inspect(self, cache_path: str) -> NodeReport:
@@ -59,7 +64,7 @@ class NodeAgent:
         self._polled_at = time.monotonic()
         logs = self._logs / f"attempt-{attempt.attempt:04d}"
         logs.mkdir(parents=True, exist_ok=True)
-        self._ranks.start([_rank_spec(attempt, world, logs) for world in attempt.worlds])
+        self._ranks.start([_rank_spec(attempt, world, logs, self._spec.snapshots) for world in attempt.worlds])
 
     def poll(self, timeout_s: float) -> list[Event]:
         """What has happened since the last poll; waits up to `timeout_s` for something."""
@@ -80,9 +85,23 @@ class NodeAgent:
             self._arrived.notify_all()  # a poll that waits returns, so that no event is still on its way afterwards
             return self._take(), [rank.spec.world.rank for rank in self._ranks.living()]
 
-    def close(self) -> None:
+    def snapshots(self) -> list[SnapshotInfo]:
+        """The complete snapshots of this node, those that an earlier agent left here included."""
+        found = find_snapshots(self._snapshots) if self._snapshots else []
+        return [SnapshotInfo(self._spec.node_rank, str(path), meta.brief()) for path, meta in found]
+
+    def persist(self, checkpoint: CheckpointId) -> None:
+        """Makes this node's snapshots of a step durable: each becomes a `written` or `unwritten` event."""
+        for info in self.snapshots():
+            if info.meta.checkpoint == checkpoint:
+                self._writer.order(info.path, info.meta.rank, checkpoint)
+
+    def close(self, keep_snapshots: bool) -> None:
         """Ends the ranks and the zygote, and sends logs to where the run folder is."""
         self._ranks.close()
+        self._writer.close()
+        if self._snapshots and not keep_snapshots:
+            remove_snapshots(self._snapshots)
         if self._spec.log_folder is None and self._upload_logs():
             shutil.rmtree(self._logs)
 
@@ -104,6 +123,12 @@ class NodeAgent:
         events, self._events = self._events, []
         return events
 
+    def _hear(self, event: Event) -> None:
+        """What a rank says. A snapshot that is to become durable is pinned at once."""
+        self._emit(event)
+        if event.kind == "snapshot" and event.data["durable"]:
+            self._writer.order(event.data["path"], event.rank, CheckpointId(**event.data["checkpoint"]))
+
     def _emit(self, event: Event) -> None:
         with self._arrived:
             self._events.append(event)
@@ -119,13 +144,14 @@ class NodeAgent:
             time.sleep(self._spec.lease_s / 20)
 
 
-def _rank_spec(attempt: AttemptSpec, world: World, logs: Path) -> RankSpec:
+def _rank_spec(attempt: AttemptSpec, world: World, logs: Path, snapshots: str) -> RankSpec:
     environment = world.env(attempt.master_addr, attempt.master_port)
     if world.world_size == len(attempt.worlds) and "GLOO_SOCKET_IFNAME" not in os.environ:
         environment["GLOO_SOCKET_IFNAME"] = "lo"  # one node: works whatever the host's name resolves to
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         environment["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"]  # a zygote may be older than the agent
-    return RankSpec(attempt.job, world, environment, str(logs / f"{attempt.log_name}-{world.rank:05d}.log"))
+    log = str(logs / f"{attempt.log_name}-{world.rank:05d}.log")
+    return RankSpec(attempt.job, world, environment, log, snapshots)
 
 
 def _incident(message: str) -> Event:

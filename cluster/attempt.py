@@ -6,10 +6,10 @@ import enum
 from collections import Counter
 from dataclasses import dataclass, field
 
+from zerofleet.cluster.hooks import Origin
 from zerofleet.cluster.spec import TRAIN
 from zerofleet.cluster.verdict import Evidence, Place, is_echo, is_failure
 from zerofleet.trainer.events import Event
-from zerofleet.trainer.run_folder import CheckpointId
 
 
 class Stage(enum.StrEnum):
@@ -49,13 +49,15 @@ class Attempt:
 
     number: int
     stage: Stage
-    start: CheckpointId | None
+    start: Origin | None
     num_ranks: int
     started_at: float
     step: int = 0
     """Newest step that was finished, the start's included."""
     checkpoint_step: int = 0
-    """Newest step that has a manifest."""
+    """Newest step that has a manifest, or that the attempt started from."""
+    ordered_step: int = 0
+    """Newest step that was to become durable."""
     has_stepped: bool = False
     is_finished: bool = False
     done_at: float | None = None
@@ -68,7 +70,7 @@ class Attempt:
 
     def __post_init__(self) -> None:
         if self.start is not None:
-            self.step = self.checkpoint_step = self.start.step
+            self.step = self.checkpoint_step = self.start.checkpoint.step
         self._ranks = {rank: _RankState(self.started_at, step=self.step) for rank in range(self.num_ranks)}
 
     def hear(self, event: Event, now: float) -> None:
@@ -80,6 +82,8 @@ class Attempt:
         if event.kind == "step" or (event.kind == "phase" and event.phase == "step"):
             self.has_stepped = True
             self.step = max(self.step, event.step)
+        elif event.kind in ("written", "unwritten") or (event.kind == "snapshot" and event.data["durable"]):
+            self.ordered_step = max(self.ordered_step, event.step)
         elif event.kind == "checkpoint":
             self.checkpoint_step = max(self.checkpoint_step, event.step)
         elif event.kind in ("finished", "stopped"):

@@ -25,7 +25,7 @@ class ClusterConfig(Section):
     stall_timeout_s: PositiveFloat = 600.0
     """Seconds without any sign of life from a rank before the attempt is ended as hung."""
     stop_timeout_s: PositiveFloat = 300.0
-    """Seconds that a stop waits for the checkpoint to become durable."""
+    """Seconds that a stop, or the end of a run, waits for its checkpoint to become durable."""
     max_failures: NonNegativeInt = 3
     """Failures in a row, without a new checkpoint between them, after which the run stops. The count starts anew with progress."""
 

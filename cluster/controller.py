@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zerofleet.cluster.attempt import Attempt, Stage
 from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.group import Group
-from zerofleet.cluster.hooks import Hooks
+from zerofleet.cluster.hooks import Hooks, Origin
 from zerofleet.cluster.policy.failure import Decision, Failure, decide
 from zerofleet.cluster.spec import JobSpec
 from zerofleet.cluster.state import State
@@ -26,6 +26,17 @@ _SETTLE_S = 1.0
 """A broken connection alone only says that someone else has gone: so long the cause may take to be heard."""
 _END_TIMEOUT_S = 30.0
 """How long ranks may take to exit after they have finished or stopped."""
+
+
+@dataclass(frozen=True)
+class End:
+    """A final state to be entered once `wait_for` is durable, or cannot be any more."""
+
+    state: State
+    why: str
+    exit_code: int
+    wait_for: CheckpointId
+    since: float
 
 
 class Controller:
@@ -50,12 +61,19 @@ class Controller:
         self._attempt = Attempt(last_attempt + 1, self._stages[0], None, 0, 0.0)
         self._claimed = last_attempt
         self._failures: list[Failure] = []
-        self._excluded: frozenset[CheckpointId] = frozenset()
+        self._excluded: frozenset[Origin] = frozenset()
         self._told: set[tuple[CheckpointId, str]] = set()
         self._entered_at = 0.0
         self._heartbeat_at = float("-inf")
         self._late = ""
         self._last_step = 0
+        self._durable_step = 0
+        """Newest step that this driver saw become durable."""
+        self._unkept: dict[CheckpointId, str] = {}
+        """Saves that did not become durable, and why."""
+        self._end: End | None = None
+        self.keep_snapshots = True
+        """Whether the agents' memory holds what storage does not, as far as is known."""
 
     @property
     def attempt(self) -> int:
@@ -70,7 +88,9 @@ class Controller:
         try:
             for action in self._hooks.requests():
                 self._obey(action, now)
-            if not self.state.is_final:
+            if self._end is not None:
+                self._wait_for_end(now, self._end)
+            elif not self.state.is_final:
                 _HANDLERS[self.state](self, now)
         except ZerofleetError as error:
             self._fail(now, str(error), error.exit_code, is_user_error=isinstance(error, UserError))
@@ -130,13 +150,14 @@ class Controller:
             cause = self._judge(now).sentence
         else:
             return
-        self._stopped(now, f"{cause}; {self._newest()}", 3 if over else 1)
+        self._conclude(now, State.STOPPED, cause, 3 if over else 1)
 
     def _recovering(self, now: float) -> None:
         """Ends what is left of the attempt, judges, decides, and goes on from the newest checkpoint that can be used."""
         verdict = self._judge(now)
         if verdict.checkpoint is not None:
-            self._excluded |= {CheckpointId(*verdict.checkpoint)}
+            in_memory = self._attempt.start is not None and self._attempt.start.in_memory
+            self._excluded |= {Origin(CheckpointId(*verdict.checkpoint), in_memory)}
         self._failures.append(Failure(verdict, self._attempt.step, self._attempt.checkpoint_step))
         decision = decide(self._failures, self._config.max_failures)
         if self._attempt.stage is not Stage.TRAIN and len(self._failures) > 1:
@@ -144,7 +165,7 @@ class Controller:
         self._say_verdict(verdict, decision)
         if decision.action == "stop":
             why = verdict.user_error or f"{verdict.sentence}. Stopping: {decision.reason}"
-            return self._fail(now, why, 2 if verdict.user_error else 1)
+            return self._conclude(now, State.FAILED, why, 2 if verdict.user_error else 1)
         if not self._group.place(self._job, 0.0).is_ready:
             return self._enter(State.PLACING, now, "a node must be replaced")
         self._launch(now, decision.reason)
@@ -168,12 +189,11 @@ class Controller:
             if self.state is not State.DRAINING:
                 self._enter(State.RUNNING, now, "training is done and durable; exporting the model")
         else:
-            origin = f"the checkpoint of step {start.step} (attempt {start.attempt})" if start else "the beginning"
-            self._enter(State.STARTING, now, f"{why}; from {origin}" if stage is Stage.TRAIN else why)
+            self._enter(State.STARTING, now, f"{why}; from {start or 'the beginning'}" if stage is Stage.TRAIN else why)
 
-    def _select(self) -> CheckpointId | None:
-        """The newest checkpoint that can be used. Never silently from scratch: ZerofleetError when there are only bad ones."""
-        selection = self._hooks.select(self._excluded)
+    def _select(self) -> Origin | None:
+        """The newest state that can be used. Never silently from scratch: ZerofleetError when there are only bad ones."""
+        selection = self._hooks.select(self._excluded, self._group.snapshots())
         for checkpoint, reason in selection.skipped:
             if (checkpoint, reason) not in self._told:
                 self._told.add((checkpoint, reason))
@@ -185,25 +205,64 @@ class Controller:
                 f"none of the run's {selection.found} checkpoints can be used ({reasons}). Restore their files and resume, "
                 "or submit the recipe under another run.name to start from scratch"
             )
-        return selection.checkpoint
+        return Origin(selection.checkpoint, selection.in_memory) if selection.checkpoint else None
 
     def _next_stage(self, now: float) -> None:
         """The ranks have ended as they should."""
         attempt = self._attempt
+        if attempt.stage is Stage.TRAIN and (why := self._unkept_end()):
+            return self._conclude(now, State.FAILED if attempt.is_finished else State.STOPPED, why, 1)
         if attempt.stage is Stage.TRAIN and not attempt.is_finished:
+            self.keep_snapshots = False
             return self._stopped(now, f"stopped; the checkpoint of step {attempt.checkpoint_step} is durable")
         self._kill(now)
         self._stages.pop(0)
         self._failures.clear()
         if attempt.stage is Stage.TRAIN:
             self._last_step = attempt.step
+            self.keep_snapshots = False
         if not self._stages:
             return self._enter(State.FINISHED, now, f"all {self._last_step} steps are done")
         self._launch(now, "the model takes the data")
 
+    def _is_late_to_keep(self, now: float) -> bool:
+        """Whether the last state has had its time to become durable."""
+        done_at, limit_s = self._attempt.done_at, self._config.stop_timeout_s
+        if done_at is None or now - done_at <= limit_s:
+            return False
+        last = CheckpointId(self._attempt.ordered_step, self._attempt.number)
+        self._unkept.setdefault(last, f"it was not within cluster.stop_timeout_s={limit_s:g}")
+        return True
+
+    def _unkept_end(self) -> str:
+        """Why the last state of an attempt that is done is not durable and will not be; empty while it is, or may become so."""
+        attempt = self._attempt
+        if attempt.ordered_step <= attempt.checkpoint_step:
+            return ""
+        reasons = [why for checkpoint, why in self._unkept.items() if checkpoint.step == attempt.ordered_step]
+        return f"the state of step {attempt.ordered_step} could not be made durable: {reasons[0]}" if reasons else ""
+
     def _listen(self, now: float) -> None:
         for event in self._group.poll(WAIT_S):
             self._hear(event, now)
+        self._settle(now)
+
+    def _settle(self, now: float) -> None:
+        """Takes in what has come of saves, and lets rank 0 begin the next."""
+        for outcome in self._hooks.outcomes():
+            where = outcome.checkpoint
+            if outcome.is_durable:
+                self._unkept.pop(where, None)
+                self._durable_step = max(self._durable_step, where.step)
+                data = {"path": where.folder, "bytes": outcome.num_bytes}
+                start = time.time() - outcome.seconds
+                event = Event("checkpoint", where.attempt, DRIVER, where.step, "save", start, outcome.seconds, data)
+                self._hear(event, now)
+            else:
+                self._unkept[where] = outcome.message
+                message = f"step {where.step} did not become durable: {outcome.message}"
+                self._say("incident", **{"class": "storage", "message": message})
+            self._group.control(Control(settled_step=where.step))
 
     def _kill(self, now: float) -> None:
         for event in self._group.kill():
@@ -212,6 +271,8 @@ class Controller:
     def _hear(self, event: Event, now: float) -> None:
         event = event if event.attempt else replace(event, attempt=self._attempt.number)
         self._attempt.hear(event, now)
+        if event.kind in ("written", "unwritten"):
+            self._hooks.written(event)
         self._hooks.emit(event)
 
     def _has_failed(self, now: float) -> bool:
@@ -222,9 +283,10 @@ class Controller:
         return bool(self._attempt.silent(now, self._config.stall_timeout_s))
 
     def _has_ended(self, now: float) -> bool:
-        """Whether all ranks are done and gone; who does not go is ended."""
+        """Whether all ranks are done and gone, and what they left is durable or cannot be; who does not go is ended."""
         if self._attempt.has_ended():
-            return True
+            is_kept = self._attempt.ordered_step <= self._attempt.checkpoint_step
+            return is_kept or bool(self._unkept_end()) or self._is_late_to_keep(now)
         done_at = self._attempt.done_at
         if done_at is None or now - done_at < _END_TIMEOUT_S:
             return False
@@ -238,10 +300,42 @@ class Controller:
 
     def _newest(self) -> str:
         """The newest checkpoint of the run, in words."""
-        step = self._attempt.checkpoint_step
-        if not step and (selected := self._hooks.select(self._excluded).checkpoint) is not None:
-            step = selected.step
-        return f"the newest checkpoint is that of step {step}" if step else "there is no checkpoint yet"
+        start = self._attempt.start
+        known = 0 if start is not None and start.in_memory else self._attempt.checkpoint_step
+        if not known and (selected := self._hooks.select(self._excluded, []).checkpoint) is not None:
+            known = selected.step
+        return f"the newest checkpoint is that of step {known}" if known else "there is no checkpoint yet"
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+    def _conclude(self, now: float, state: State, why: str, exit_code: int) -> None:
+        """Ends the run, after what only the agents' memory holds has been made durable."""
+        newest = self._hooks.select(self._excluded, self._group.snapshots())
+        if newest.checkpoint is None or not newest.in_memory:
+            self.keep_snapshots = False
+            ending = f"; {self._newest()}" if state is State.STOPPED else ""
+            return self._finish(now, state, f"{why}{ending}", exit_code)
+        self._end = End(state, why, exit_code, newest.checkpoint, now)
+        self._unkept.pop(newest.checkpoint, None)
+        self._group.persist(newest.checkpoint)
+
+    def _wait_for_end(self, now: float, end: End) -> None:
+        self._listen(now)
+        if self._durable_step >= end.wait_for.step:
+            self.keep_snapshots = False
+            why = f"{end.why}; step {end.wait_for.step}, which was in memory, is durable now"
+        elif end.wait_for in self._unkept or now - end.since > self._config.stop_timeout_s:
+            reason = self._unkept.get(end.wait_for) or f"cluster.stop_timeout_s={self._config.stop_timeout_s:g} is over"
+            why = (
+                f"{end.why}; step {end.wait_for.step} is in the nodes' memory only ({reason}): resume while they keep it; "
+                f"{self._newest()}"
+            )
+        else:
+            return
+        self._end = None
+        self._finish(now, end.state, why, end.exit_code)
+
+    def _finish(self, now: float, state: State, why: str, exit_code: int) -> None:
+        self._stopped(now, why, exit_code) if state is State.STOPPED else self._fail(now, why, exit_code)
 
     # -- requests --------------------------------------------------------------------------------------------------
     def _obey(self, action: str, now: float) -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from zerofleet.cluster.preflight import NodeFinding
-from zerofleet.cluster.spec import JobSpec
+from zerofleet.cluster.spec import JobSpec, SnapshotInfo
 from zerofleet.trainer.events import Control, Event
+from zerofleet.trainer.run_folder import CheckpointId
 
 
 @dataclass(frozen=True)
@@ -45,5 +46,11 @@ class Group(Protocol):
     def kill(self) -> list[Event]:
         """Ends every rank of the attempt. Returns what was still to be heard."""
 
-    def close(self) -> None:
-        """Gives everything back."""
+    def snapshots(self) -> list[SnapshotInfo]:
+        """The complete snapshots in the agents' memory."""
+
+    def persist(self, checkpoint: CheckpointId) -> None:
+        """Has the snapshots of a step written to storage; `poll` tells when each is `written` or `unwritten`."""
+
+    def close(self, keep_snapshots: bool = False) -> None:
+        """Gives everything back; with `keep_snapshots` they stay in the nodes' memory, for whoever resumes the run."""

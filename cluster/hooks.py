@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from zerofleet.cluster.spec import JobSpec
+from zerofleet.cluster.commits import Outcome
+from zerofleet.cluster.spec import JobSpec, SnapshotInfo
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import CheckpointId
 
 
 class Selection(Protocol):
-    """What trainer.checkpoint.select gives: the newest usable checkpoint, what was skipped and why, how many there are."""
+    """What trainer.checkpoint.select gives: the newest usable state, where it is, what was skipped and why, how many there
+    are."""
 
     @property
     def checkpoint(self) -> CheckpointId | None: ...
@@ -20,6 +22,20 @@ class Selection(Protocol):
     def skipped(self) -> tuple[tuple[CheckpointId, str], ...]: ...
     @property
     def found(self) -> int: ...
+    @property
+    def in_memory(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an attempt starts from."""
+
+    checkpoint: CheckpointId
+    in_memory: bool = False
+
+    def __str__(self) -> str:
+        what = "snapshot" if self.in_memory else "checkpoint"
+        return f"the {what} of step {self.checkpoint.step} (attempt {self.checkpoint.attempt})"
 
 
 @dataclass(frozen=True)
@@ -28,10 +44,14 @@ class Hooks:
 
     prepare: Callable[[float], JobSpec | None]
     """Waits up to so many seconds for the prepared data; None when it takes longer. Raises what the preparation raised."""
-    select: Callable[[frozenset[CheckpointId]], Selection]
-    """The checkpoint to start from, the given ones left out."""
-    claim: Callable[[int, CheckpointId | None], None]
+    select: Callable[[frozenset[Origin], list[SnapshotInfo]], Selection]
+    """The state to start from, the given ones left out; the agents hold these snapshots."""
+    claim: Callable[[int, Origin | None], None]
     """Claims an attempt exclusively. Raises UserError when another driver has it."""
+    written: Callable[[Event], None]
+    """Takes in that a rank's file is in storage, or will not be (`written`, `unwritten`)."""
+    outcomes: Callable[[], list[Outcome]]
+    """What has come of saves since the last call."""
     emit: Callable[[Event], None]
     """Writes an event down."""
     requests: Callable[[], list[str]]

@@ -33,7 +33,7 @@ class AgentLink:
         self._socket, self._world = connection, world
         self._lock = threading.Lock()
         self._buffer = b""
-        self._asked = Control()
+        self._asked, self._settled_step = Control(), 0
         self.step = 0
         """The newest step that was reported."""
         self.phase = "import"
@@ -51,7 +51,7 @@ class AgentLink:
         asked = self._asked
         if asked.action == "save":
             self._asked = Control()
-        return asked
+        return Control(asked.action, self._settled_step)
 
     def _receive(self) -> bool:
         try:
@@ -60,8 +60,9 @@ class AgentLink:
             return False
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
-            control = Control(action=json.loads(line)["action"])
+            control = Control(**json.loads(line))
             assert control.action in ACTIONS
+            self._settled_step = max(self._settled_step, control.settled_step)
             self._asked = max(self._asked, control, key=lambda c: c.code)
         return bool(data)
 
@@ -102,7 +103,8 @@ def run_rank(spec: RankSpec, connection: socket.socket, resolve: Callable[[str],
         train = resolve(spec.job.target)
         if spec.job.target == TRAIN:
             _await_rank_zero(spec.world, spec.environment)
-        train(config, spec.world, Path(spec.job.cache_path), link.report, link.control, fault)
+        snapshots = Path(spec.snapshots) if spec.snapshots else None
+        train(config, spec.world, Path(spec.job.cache_path), link.report, link.control, fault, snapshots)
         return 0
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank is reported, SystemExit included
         traceback.print_exception(error)

@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Ranks:
 
     def control(self, rank: int, control: Control) -> None:
         """Sends a request to a rank; one that has ended hears nothing."""
-        line = json.dumps({"action": control.action}).encode() + b"\n"
+        line = json.dumps(asdict(control)).encode() + b"\n"
         with self._lock:
             if (found := self._ranks.get(rank)) and not found.exited:
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):

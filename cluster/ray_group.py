@@ -21,9 +21,10 @@ from zerofleet.cluster.group import Placement
 from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits, plan
 from zerofleet.cluster.preflight import NodeReport, compare_nodes
 from zerofleet.cluster.ranks import KILL_TIMEOUT_S
-from zerofleet.cluster.spec import AttemptSpec, JobSpec, NodeSpec
+from zerofleet.cluster.spec import AttemptSpec, JobSpec, NodeSpec, SnapshotInfo
 from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.events import DRIVER, Control, Event
+from zerofleet.trainer.run_folder import CheckpointId
 from zerofleet.trainer.world import World
 
 AGENT_TIMEOUT_S = 10.0
@@ -227,6 +228,15 @@ class RayGroup:
         lost, self._lost = self._lost, []
         return events + lost
 
+    # -- snapshots -------------------------------------------------------------------------------------------------
+    def snapshots(self) -> list[SnapshotInfo]:
+        calls = {node.rank: node.agent.snapshots.remote() for node in self._nodes.values()}
+        return [info for infos in self._settle(calls, AGENT_TIMEOUT_S).values() for info in infos]
+
+    def persist(self, checkpoint: CheckpointId) -> None:
+        for node in self._nodes.values():
+            node.agent.persist.remote(checkpoint)
+
     # -- loss and end ----------------------------------------------------------------------------------------------
     def _lose(self, node: _Node, reason: str) -> Event:
         self._forget(node)
@@ -238,11 +248,11 @@ class RayGroup:
         ray.kill(node.agent)
         remove_placement_group(node.placement)
 
-    def close(self) -> None:
+    def close(self, keep_snapshots: bool = False) -> None:
         wait([self._connected], CONNECT_TIMEOUT_S)  # a cluster that is half up must be ended, not left
         if not self._connected.done() or self._connected.exception() is not None:
             return
-        calls = [node.agent.close.remote() for node in self._nodes.values()]
+        calls = [node.agent.close.remote(keep_snapshots) for node in self._nodes.values()]
         ray.wait(calls, num_returns=len(calls), timeout=KILL_TIMEOUT_S + AGENT_TIMEOUT_S) if calls else None
         for node in list(self._nodes.values()):
             self._forget(node)

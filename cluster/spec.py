@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from zerofleet.trainer.checkpoint.snapshot import SnapshotMeta
 from zerofleet.trainer.world import World
 
 TRAIN = "zerofleet.trainer.loop:train"
-"""The function that a rank runs: (config, world, cache_path, report, control, fault)."""
+"""The function that a rank runs: (config, world, cache_path, report, control, fault, snapshots)."""
 PRELOAD = "zerofleet.cluster.preload:preload"
 """The function that a zygote runs once, before it forks: (model_type)."""
 
@@ -43,10 +44,22 @@ class NodeSpec:
     model_type: str = ""
     """transformers' name of the architecture, so that the zygote imports its module."""
     preload: str = PRELOAD
+    snapshots: str = ""
+    """Folder of the ranks' snapshots, in memory; empty: none are taken."""
     early_zygote: str = ""
     """Path at which a zygote waits that was started before the agent."""
     lease_s: float = 60.0
     """Seconds without a poll after which the ranks are killed: their driver is gone."""
+
+
+@dataclass(frozen=True)
+class SnapshotInfo:
+    """A complete snapshot that an agent holds."""
+
+    node_rank: int
+    path: str
+    meta: SnapshotMeta
+    """Without the draft and the events."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,8 @@ class RankSpec:
     environment: dict[str, str]
     log: str
     """Path that stdout and stderr go to."""
+    snapshots: str
+    """Folder of the node's snapshots."""
 
     def to_json(self) -> str:
         return json.dumps({"op": "fork", **asdict(self)})
@@ -78,6 +93,6 @@ class RankSpec:
     @staticmethod
     def from_fields(fields: dict[str, object]) -> RankSpec:
         job, world = fields["job"], fields["world"]
-        environment, log = fields["environment"], fields["log"]
+        environment, log, snapshots = fields["environment"], fields["log"], fields["snapshots"]
         assert isinstance(job, dict) and isinstance(world, dict) and isinstance(environment, dict)
-        return RankSpec(JobSpec(**job), World(**world), environment, str(log))
+        return RankSpec(JobSpec(**job), World(**world), environment, str(log), str(snapshots))

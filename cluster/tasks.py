@@ -19,7 +19,7 @@ class WrongResult(ZerofleetError):
 
 
 def check(
-    config: TrainConfig, world: World, cache_path: Path, report: Report, control: ControlSource, fault: object
+    config: TrainConfig, world: World, cache_path: Path, report: Report, control: ControlSource, fault: object, snapshots: object
 ) -> None:
     """Raises WrongResult when the rank's device is unfit; on rank 0 UserError when DeepSpeed or the model cannot take the job."""
     from zerofleet.trainer.data.cache import DataCache
@@ -48,7 +48,7 @@ def _check_device(world: World) -> None:
 
 
 def export(
-    config: TrainConfig, world: World, cache_path: Path, report: Report, control: ControlSource, fault: object
+    config: TrainConfig, world: World, cache_path: Path, report: Report, control: ControlSource, fault: object, snapshots: object
 ) -> None:
     """The finished model as a Hugging Face folder."""
     from zerofleet.trainer.checkpoint.export import export as export_checkpoint

@@ -23,24 +23,28 @@ from typing import Any
 import psutil
 
 from zerofleet.cluster.attempt import Stage
+from zerofleet.cluster.commits import Committer
 from zerofleet.cluster.controller import Controller
 from zerofleet.cluster.event_log import EventLog
 from zerofleet.cluster.faults import VARIABLE as FAULTS_VARIABLE
 from zerofleet.cluster.faults import parse_faults
-from zerofleet.cluster.hooks import Hooks
+from zerofleet.cluster.hooks import Hooks, Origin
 from zerofleet.cluster.host import num_cores, visible_gpus
 from zerofleet.cluster.local import reap_leftovers
 from zerofleet.cluster.own_ray import OwnRay
 from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits
 from zerofleet.cluster.preparation import Preparation, Progress
-from zerofleet.cluster.spec import PRELOAD, TRAIN, JobSpec, NodeSpec
+from zerofleet.cluster.snapshot_writer import snapshot_folder
+from zerofleet.cluster.spec import PRELOAD, TRAIN, JobSpec, NodeSpec, SnapshotInfo
 from zerofleet.launch.checks import check_job
 from zerofleet.launch.config import JobConfig, override_job
 from zerofleet.launch.drivers import DriverRecord, driver_records, effective_job
 from zerofleet.launch.event_log_lines import write_log_line
 from zerofleet.launch.exit_codes import RUN_FAILED
 from zerofleet.trainer import ops
-from zerofleet.trainer.checkpoint.select import select_checkpoint
+from zerofleet.trainer.checkpoint.commit import commit
+from zerofleet.trainer.checkpoint.format import Manifest
+from zerofleet.trainer.checkpoint.select import Selection, newest_snapshot, select_checkpoint
 from zerofleet.trainer.data.prepare import prepare
 from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.events import DRIVER, Event
@@ -184,7 +188,8 @@ class Driver:
 
         preparation = Preparation(self._prepare, self._say)
         group = RayGroup(own_ray.join, Ask.of(self._job.cluster), node_spec, is_ours=True)
-        controller = self._controller(group, preparation)
+        committer = Committer(self._commit)
+        controller = self._controller(group, preparation, committer)
         try:
             while not controller.state.is_final:
                 controller.step(time.monotonic())
@@ -193,7 +198,8 @@ class Driver:
             raise
         finally:
             preparation.cancel()
-            group.close()
+            committer.close()
+            group.close(controller.keep_snapshots)
         return controller.exit_code
 
     def _check(self) -> None:
@@ -202,7 +208,7 @@ class Driver:
         parse_faults(self._faults)
         check_ever_fits(Ask.of(self._job.cluster), [_this_machine()])
 
-    def _controller(self, group: Any, preparation: Preparation) -> Controller:
+    def _controller(self, group: Any, preparation: Preparation, committer: Committer) -> Controller:
         stages = [Stage.TRAIN]
         if self._program.has_check:
             stages.insert(0, Stage.CHECK)
@@ -211,15 +217,33 @@ class Driver:
         world_size, zero_stage = self._job.cluster.world_size, self._config.train.zero_stage
         hooks = Hooks(
             prepare=preparation.wait,
-            select=lambda excluded: select_checkpoint(self._run, excluded),
+            select=self._select,
             claim=lambda attempt, start: self._claim_attempt(attempt, start, world_size, zero_stage),
+            written=committer.hear,
+            outcomes=committer.outcomes,
             emit=self._emit,
             requests=self._requests,
         )
         return Controller(group, hooks, self._job.cluster, last_attempt=self._last_attempt, stages=tuple(stages))
 
-    def _claim_attempt(self, attempt: int, start: Any, world_size: int, zero_stage: int) -> None:
-        self._run.claim_attempt(attempt, start, world_size, zero_stage, pin_init_from(self._run, self._config.run))
+    def _select(self, excluded: frozenset[Origin], snapshots: Sequence[SnapshotInfo]) -> Selection:
+        """The newest state: in memory when that is as new as what storage holds, since it is there already."""
+        stored = select_checkpoint(self._run, frozenset(o.checkpoint for o in excluded if not o.in_memory))
+        unusable = frozenset(o.checkpoint for o in excluded if o.in_memory)
+        if len({info.node_rank for info in snapshots}) > 1:
+            return stored  # a rank reads the memory of its own node only
+        newest = newest_snapshot(self._run, [info.meta for info in snapshots], unusable)
+        if newest is None or (stored.checkpoint is not None and stored.checkpoint.step > newest.step):
+            return stored
+        return replace(stored, checkpoint=newest, in_memory=True, found=max(1, stored.found))
+
+    def _claim_attempt(self, attempt: int, start: Origin | None, world_size: int, zero_stage: int) -> None:
+        checkpoint, in_memory = (start.checkpoint, start.in_memory) if start else (None, False)
+        init_from = pin_init_from(self._run, self._config.run)
+        self._run.claim_attempt(attempt, checkpoint, world_size, zero_stage, init_from, in_memory)
+
+    def _commit(self, manifest: Manifest) -> None:
+        commit(self._config.checkpoint, self._run, manifest, self._log.make_ledger_durable)
 
     # -- the parts -------------------------------------------------------------------------------------------------
     def _prepare(self, progress: Progress) -> JobSpec:
@@ -254,6 +278,7 @@ class Driver:
             storage_url=storage.url,
             model_type=str(self._config.model.config.get("model_type", "")),
             preload=self._program.preload,
+            snapshots=snapshot_folder(storage.url, self._run.name, 0),
         )
 
     # -- requests and events ---------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from zerofleet.trainer.engine import init_distributed
 from zerofleet.trainer.errors import CheckpointUnusable, UserError, ZerofleetError
 from zerofleet.trainer.events import Control, Event
 from zerofleet.trainer.init_from import pin_init_from
-from zerofleet.trainer.loop import train
+from zerofleet.trainer.loop import nothing_to_do, train
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 from zerofleet.trainer.world import World
@@ -76,7 +76,8 @@ def _run(path: Path) -> None:
             _print(event)
 
     try:
-        train(config, world, cache.path, report, stop.control)
+        before_commit = recorder.make_ledger_durable if recorder is not None else nothing_to_do
+        train(config, world, cache.path, report, stop.control, before_commit=before_commit)
     finally:
         if recorder is not None:
             recorder.close()

@@ -150,8 +150,12 @@ class TrainSection(Section):
 
 
 class CheckpointConfig(Section):
-    interval_steps: NonNegativeInt = 50
-    """Steps between checkpoints; 0 saves at the end only. A stop always saves."""
+    interval_steps: NonNegativeInt | Literal["auto"] = 50
+    """Steps between checkpoints in storage; 0 saves at the end only, `auto` follows their measured cost and the failures seen (Daly 2006). A stop always saves."""
+    interval_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds after which a save is due whatever the step; 0 never for that reason."""
+    snapshot_interval_steps: NonNegativeInt | Literal["auto"] = "auto"
+    """Steps between snapshots in the node agents' memory, which a restart goes on from; `auto` as above, 0 takes none."""
     keep_last: PositiveInt = 3
     """Newest checkpoints to keep."""
     keep_every_steps: NonNegativeInt = 0

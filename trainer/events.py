@@ -5,9 +5,13 @@ Heartbeats, progress, goodput and the ledger are readings of the one event strea
 | kind         | from          | data |
 |---|---|---|
 | `phase`      | every rank    | a phase begins: a sign of life; `phase` is one of `PHASES`. For `step`, sent at the end of each step with its duration |
-| `step`       | rank 0        | loss, grad_norm, learning_rate, tokens, seconds parts, sequences, `ledger` (positions, count, digest) |
+| `step`       | rank 0        | loss, grad_norm, learning_rate, tokens, tokens_per_second, mfu, mfu_causal, `ledger` (a LedgerEntry) |
 | `eval`       | rank 0        | loss, tokens |
-| `checkpoint` | rank 0        | a manifest was written: step, seconds, bytes, `path` |
+| `snapshot`   | every rank    | its state is in memory: `path` of the buffer (None: none was free), `durable` |
+| `written`    | agent or rank | a rank file is in storage: a commit.Written |
+| `unwritten`  | agent or rank | it will not be: `checkpoint`, `message` |
+| `checkpoint` | who commits   | a manifest was written: `bytes`, `path` |
+| `recalled`   | rank 0        | `events`: what a snapshot remembered of the steps before it, should nobody have heard them |
 | `incident`   | anyone        | `class`, `message`: something a user should know |
 | `info`       | anyone        | `message`: arithmetic, sizes, what was loaded |
 | `loaded`     | rank 0        | the state was restored: step, from_attempt, digests verified |
@@ -34,7 +38,7 @@ from typing import Any, Literal
 DRIVER = -1
 """The `rank` of events that the driver makes."""
 
-PHASES = ("import", "init", "build", "load", "step", "eval", "save", "end")
+PHASES = ("import", "init", "build", "load", "step", "eval", "snapshot", "save", "end")
 
 
 @dataclass(frozen=True)
@@ -59,15 +63,17 @@ class Event:
         return Event(**json.loads(line))
 
 
-Action = Literal["none", "save", "stop"]
-ACTIONS: tuple[Action, ...] = ("none", "save", "stop")
+Action = Literal["none", "snapshot", "save", "stop"]
+ACTIONS: tuple[Action, ...] = ("none", "snapshot", "save", "stop")
 
 
 @dataclass(frozen=True)
 class Control:
-    """What rank 0 is asked to do. `save` and `stop` are obeyed by all ranks at the end of the same step."""
+    """What rank 0 is asked to do. A snapshot, `save` and `stop` are done by all ranks at the end of the same step."""
 
     action: Action = "none"
+    settled_step: int = 0
+    """The newest step whose save is durable, or was given up: the next may begin."""
 
     @property
     def code(self) -> int:

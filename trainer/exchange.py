@@ -50,6 +50,15 @@ class StepSum:
             )
 
 
+def agree(problem: Exception | None) -> None:
+    """Raises on every rank what any rank ran into, so that none is left waiting. Collective."""
+    problems: list[Exception | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    for found in problems:
+        if found is not None:
+            raise found
+
+
 def agree_on(fingerprints: dict[str, str]) -> None:
     """Raises DataError on every rank when any rank's data, tokenizer, model or job differs from rank 0's. Collective."""
     found: list[dict[str, str]] = [{}] * dist.get_world_size()

@@ -17,45 +17,48 @@ import xxhash
 
 from zerofleet.trainer.batch import BatchPlan, block_seed
 from zerofleet.trainer.checkpoint.adapters import adapter_for
+from zerofleet.trainer.checkpoint.cadence import Cadence
 from zerofleet.trainer.checkpoint.export import publish_model_files
-from zerofleet.trainer.checkpoint.load import load
-from zerofleet.trainer.checkpoint.save import FileSink, agree, save
+from zerofleet.trainer.checkpoint.save import Saver, Source, make_saver
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.cache import DataCache
 from zerofleet.trainer.data.feed import IGNORED_LABEL, Feed, MicroBatch, StepPlan, heldout_blocks
 from zerofleet.trainer.data.ledger import LedgerEntry
 from zerofleet.trainer.engine import build_engine, clips_itself, init_distributed
 from zerofleet.trainer.errors import NonFiniteStep, ReplicaDivergence, ZerofleetError
-from zerofleet.trainer.events import Control, ControlSource, Event, Report
-from zerofleet.trainer.exchange import StepShare, StepSum, agree_on, exchange, odd_ranks, replica_digest
+from zerofleet.trainer.events import Control, ControlSource, Report
+from zerofleet.trainer.exchange import StepShare, StepSum, agree, agree_on, exchange, odd_ranks, replica_digest
 from zerofleet.trainer.flops import device_peak
-from zerofleet.trainer.init_from import resolve_init_from
+from zerofleet.trainer.keeper import Keeper
 from zerofleet.trainer.model import DTYPES, check
-from zerofleet.trainer.run_folder import CheckpointId, RunFolder
+from zerofleet.trainer.reporter import Fault, Reporter, no_fault
+from zerofleet.trainer.restore import Restore
+from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.schedule import learning_rate
 from zerofleet.trainer.world import World
 
-SIGN_OF_LIFE_S = 5.0
-"""Seconds between two signs of life within a long evaluation, save or load."""
 
-Fault = Callable[[str, int], str | None]
-"""The one hook for injected faults: `fault(point, step)` with a phase of events.PHASES; "nan" plants a NaN gradient."""
-
-
-def no_fault(point: str, step: int) -> str | None:
-    """No faults."""
-    return None
+def nothing_to_do() -> None:
+    """What precedes a commit where whoever commits has made everything durable already."""
 
 
 def train(
-    config: TrainConfig, world: World, cache_path: Path, report: Report, control: ControlSource, fault: Fault = no_fault
+    config: TrainConfig,
+    world: World,
+    cache_path: Path,
+    report: Report,
+    control: ControlSource,
+    fault: Fault = no_fault,
+    snapshots: Path | None = None,
+    before_commit: Callable[[], None] = nothing_to_do,
 ) -> None:
-    """Runs one rank from the checkpoint that its attempt's record names to the last step, or to a stop.
+    """Runs one rank from the state that its attempt's record names to the last step, or to a stop.
 
-    Needs torchrun's environment variables. Raises UserError, CheckpointUnusable, NonFiniteStep, ReplicaDivergence,
-    StorageError, WrongFragment; whatever is raised ends the rank.
+    `snapshots` is the node agent's folder for them; without an agent the ranks write to storage and rank 0 commits, after
+    `before_commit()`. Needs torchrun's environment variables. Raises UserError, CheckpointUnusable, NonFiniteStep,
+    ReplicaDivergence, StorageError, WrongFragment; whatever is raised ends the rank.
     """
-    loop = Loop(config, world, cache_path, report, control, fault)
+    loop = Loop(config, world, cache_path, report, control, fault, snapshots, before_commit)
     loop.build()
     loop.load()
     loop.run()
@@ -65,42 +68,37 @@ class Loop:
     """The state of one rank. `step` is the number of steps done; the step that is running is `step + 1`."""
 
     def __init__(
-        self, config: TrainConfig, world: World, cache_path: Path, report: Report, control: ControlSource, fault: Fault
+        self,
+        config: TrainConfig,
+        world: World,
+        cache_path: Path,
+        report: Report,
+        control: ControlSource,
+        fault: Fault = no_fault,
+        snapshots: Path | None = None,
+        before_commit: Callable[[], None] = nothing_to_do,
     ) -> None:
         assert config.run.name is not None
-        self.config, self.world, self._report, self._control, self._fault = config, world, report, control, fault
+        self.config, self.world, self._control = config, world, control
+        self._report, self._snapshots, self._before_commit = report, snapshots, before_commit
+        self.reporter = Reporter(world, report, fault)
         self.folder = RunFolder(config.run.storage, config.run.name)
         self.cache = DataCache.open(cache_path)
         self.plan = BatchPlan.of(config.train.global_batch_size, config.train.micro_batch_size, world.world_size)
         self.feed = Feed(self.cache.train, self.plan, config.run.seed, world.silo)
-        self.step = 0
-        self._saved_step: int | None = None
-        self._alive_at = time.monotonic()
 
-    # -- reports ---------------------------------------------------------------------------------------------------
-    def event(self, kind: str, phase: str, start: float | None = None, duration_s: float = 0.0, **data: Any) -> None:
-        self._report(
-            Event(kind, self.world.attempt, self.world.rank, self.step, phase, start or time.time(), duration_s, data)
-        )
-
-    def begin(self, phase: str, **data: Any) -> str | None:
-        """A sign of life, and the place where a fault may strike."""
-        self.event("phase", phase, **data)
-        return self._fault(phase, self.step + 1 if phase == "step" else self.step)
-
-    def alive(self, phase: str) -> None:
-        """A sign of life within a phase, now and then."""
-        if time.monotonic() - self._alive_at > SIGN_OF_LIFE_S:
-            self._alive_at = time.monotonic()
-            self.event("phase", phase)
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.reporter.step
 
     # -- build and load --------------------------------------------------------------------------------------------
     def build(self) -> None:
         """Process group, model, engine, adapter; refuses fragments that are not what they say."""
-        self.begin("init", pid=os.getpid(), node=self.world.node_name)
+        self.reporter.begin("init", pid=os.getpid(), node=self.world.node_name)
         torch.use_deterministic_algorithms(self.config.train.deterministic)
         self.device = init_distributed(self.world)
-        self.begin("build")
+        self.reporter.begin("build")
         resolved = check(self.config, self.cache)
         self.fingerprints = {
             "data": self.cache.fingerprint,
@@ -116,7 +114,23 @@ class Loop:
         self.adapter = adapter_for(self.engine)
         self._check_fragments()
         self.peak = device_peak(self.device, DTYPES[self.config.train.precision])
-        self.ledger = self.folder.writer("ledger", self.world.attempt) if self.world.rank == 0 else None
+        self.attempts = self.folder.attempts()
+        self.record = next(a for a in self.attempts if a.attempt == self.world.attempt)
+        self.keeper = Keeper(self.reporter, self._make_saver(), self._make_cadence())
+
+    def _make_saver(self) -> Saver:
+        """To memory where there is an agent and room, else to storage. Collective."""
+        alive = functools.partial(self.reporter.alive, "save")
+        source = Source(self.config, self.folder, self.world, self.adapter, self.fingerprints, self._report, alive)
+        return make_saver(source, self._snapshots, self.record.token, self._before_commit)
+
+    def _make_cadence(self) -> Cadence:
+        return Cadence(
+            self.config.checkpoint,
+            failures=len(self.attempts) - 1,
+            observed_s=time.time() - self.attempts[0].claimed_at,
+            durable_at=time.monotonic(),
+        )
 
     def _check_fragments(self) -> None:
         problem: ZerofleetError | None = None
@@ -127,60 +141,48 @@ class Loop:
         agree(problem)
 
     def load(self) -> None:
-        """The checkpoint that the attempt's record names; else the weights of `init_from`; else the initial weights."""
-        self.begin("load")
-        record = next(a for a in self.folder.attempts() if a.attempt == self.world.attempt)
-        start = time.time()
-        if record.checkpoint_attempt is not None:
-            source = CheckpointId(record.start_step, record.checkpoint_attempt, self.world.silo)
-            alive = functools.partial(self.alive, "load")
-            manifest = load(self.folder, source, self.adapter, self.fingerprints, self.device, alive)
-            self.step = self._saved_step = manifest.step
-            self._loaded(
-                start,
-                from_attempt=source.attempt,
-                digests=len(manifest.digests),
-                world_size=manifest.world_size,
-                zero_stage=manifest.zero_stage,
-            )
-        elif record.init_from:
-            run, source = resolve_init_from(record.init_from, self.config.run.storage)
-            alive = functools.partial(self.alive, "load")
-            manifest = load(run, source, self.adapter, self.fingerprints, self.device, alive, weights_only=True)
-            self._loaded(start, init_from=f"{run.name}@{source.step}", digests=len(manifest.digests))
-
-    def _loaded(self, start: float, **data: Any) -> None:
-        if self.world.rank == 0:
-            self.event("loaded", "load", start, time.time() - start, **data)
+        """The state that the attempt's record names; else the weights of `init_from`; else the initial weights."""
+        self.reporter.begin("load")
+        restore = Restore(
+            self.folder,
+            self.config.run.storage,
+            self.world,
+            self.adapter,
+            self.fingerprints,
+            self.device,
+            self.reporter,
+            self._snapshots,
+        )
+        if step := restore.start_of(self.record):
+            self.keeper.restored(step, self.record.from_memory)
 
     # -- the run ---------------------------------------------------------------------------------------------------
     def run(self) -> None:
         """Steps until the last one or a stop; evaluates and saves where the config says so."""
-        train, checkpoint = self.config.train, self.config.checkpoint
+        train = self.config.train
         self._describe()
         if self.step == 0:
             self.evaluate()
+            self.reporter.release()
         while self.step < train.steps:
             control = self.train_step()
             last = self.step == train.steps
             if last or (train.eval_interval_steps and self.step % train.eval_interval_steps == 0):
                 self.evaluate()
-            due = checkpoint.interval_steps and self.step % checkpoint.interval_steps == 0
-            if last or due or control.action != "none":
-                self.save()
+            self.keeper.keep(Control("save") if last else control)
             if control.action == "stop" and not last:
                 return self._end("stopped")
-        if self._saved_step != self.step:
-            self.save()
+        if self.keeper.saved_step != self.step:
+            self.keeper.keep(Control("save"))
         self._end("finished")
 
     def train_step(self) -> Control:
         """One optimizer step. Returns what all ranks were asked to do after it."""
         start, began = time.time(), time.perf_counter()
-        poison = self._fault("step", self.step + 1) == "nan"
+        poison = self.reporter.fault("step", self.step + 1) == "nan"
         plan = self.feed.step_plan(self.step)
         self._set_learning_rate()
-        share = StepShare(control=self._control().code)
+        share = StepShare(control=self._wanted().code)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         loss_scale = self.adapter.missing_loss_scale()
         for micro_batch in self.feed.micro_batches(plan, self.world.rank):
@@ -193,11 +195,17 @@ class Loop:
             grad_norm = self._optimizer_step() / loss_scale
         share.loss_sum = float(loss_sum)
         total = exchange(share, self.device, self.world.world_size)
-        self.step += 1
+        self.reporter.release()  # every rank has settled: the step before is safe
+        self.reporter.step += 1
         self._check_applied(grad_norm)
         self._check_replicas()
         self._record(plan, total, grad_norm, start, time.perf_counter() - began)
         return Control.from_code(total.control)
+
+    def _wanted(self) -> Control:
+        """What this rank wants done after the step: what it was asked, and on rank 0 also what is due."""
+        asked = self._control()
+        return asked if self.world.rank else self.keeper.due(asked)
 
     def _loss(self, batch: MicroBatch) -> torch.Tensor:
         """Cross entropy summed over real tokens: a block of padding gives 0 and a zero gradient."""
@@ -212,6 +220,8 @@ class Loop:
     def _optimizer_step(self) -> float:
         """DeepSpeed's step; on the last micro-step of the step it updates the weights. Returns the gradient norm, NaN before."""
         is_boundary = self.engine.is_gradient_accumulation_boundary()
+        if is_boundary:
+            self.keeper.settle()
         if clips_itself(self.config) and is_boundary:
             limit = self.config.train.gradient_clipping or float("inf")
             norm = float(torch.nn.utils.clip_grad_norm_(self.built.model.parameters(), limit))
@@ -231,7 +241,7 @@ class Loop:
             return
         if self.config.train.precision == "fp16":
             if self.world.rank == 0:
-                self.event(
+                self.reporter.event(
                     "skipped",
                     "step",
                     message=f"step {self.step} overflowed in fp16 and was skipped; the loss scale is halved",
@@ -255,7 +265,7 @@ class Loop:
         """Mean loss per token over held-out sequences."""
         if not self.cache.heldout.num_sequences:
             return
-        self.begin("eval")
+        self.reporter.begin("eval")
         start, began = time.time(), time.perf_counter()
         self.engine.eval()
         share = StepShare()
@@ -263,50 +273,22 @@ class Loop:
             for batch in heldout_blocks(
                 self.cache.heldout, self.config.train.eval_sequences, self.plan, self.world.rank
             ):
-                self.alive("eval")
+                self.reporter.alive("eval")
                 share.add(batch)
                 share.loss_sum += float(self._loss(batch))
         self.engine.train()
         total = exchange(share, self.device, self.world.world_size)
         if self.world.rank == 0:
             loss = total.loss_sum / total.num_tokens
-            self.event("eval", "eval", start, time.perf_counter() - began, loss=loss, tokens=total.num_tokens)
-
-    def save(self) -> None:
-        """A durable checkpoint of the state after `step` steps."""
-        if self._saved_step == self.step:
-            return
-        self.begin("save")
-        start, began = time.time(), time.perf_counter()
-        alive = functools.partial(self.alive, "save")
-        sink = FileSink(self.folder, self.world.rank, self.world.world_size, alive)
-        manifest = save(
-            self.config,
-            self.folder,
-            self.world,
-            self.adapter,
-            sink,
-            self.step,
-            self.fingerprints,
-            self.device,
-            self._flush_ledger,
-            alive,
-        )
-        self._saved_step = self.step
-        if self.world.rank == 0:
-            num_bytes = sum(file.num_bytes for file in manifest.rank_files)
-            path = CheckpointId(self.step, self.world.attempt, self.world.silo).folder
-            self.event("checkpoint", "save", start, time.perf_counter() - began, path=path, bytes=num_bytes)
-
-    def _flush_ledger(self) -> None:
-        assert self.ledger is not None
-        self.ledger.flush(durable=True)
+            self.reporter.hold("eval", "eval", start, time.perf_counter() - began, loss=loss, tokens=total.num_tokens)
 
     def _end(self, kind: str) -> None:
-        self.begin("end")
-        if self.ledger is not None:
-            self.ledger.close()
-            self.event(kind, "end")
+        self.keeper.settle()
+        dist.barrier()
+        self.reporter.release()
+        self.reporter.begin("end")
+        if self.world.rank == 0:
+            self.reporter.event(kind, "end")
         dist.barrier()
         dist.destroy_process_group()
 
@@ -315,10 +297,10 @@ class Loop:
         if self.world.rank:
             return
         length = self.config.data.sequence_length
-        self.event("info", "build", message=self.plan.describe(length))
+        self.reporter.event("info", "build", message=self.plan.describe(length))
         if self.peak.is_emulated:
-            self.event("incident", "build", message=self.peak.warning(self.config.train.precision))
-        self.event(
+            self.reporter.event("incident", "build", message=self.peak.warning(self.config.train.precision))
+        self.reporter.event(
             "info",
             "build",
             message=f"{self.built.shape.num_parameters:,} parameters, ZeRO-{self.config.train.zero_stage}, {self.config.train.precision}, "
@@ -331,8 +313,9 @@ class Loop:
     def _record(self, plan: StepPlan, total: StepSum, grad_norm: float, start: float, seconds: float) -> None:
         """Ledger and report. Raises DataError through `StepSum.verify` when the ranks did not feed what the step plans."""
         total.verify(self.step, len(plan.positions), plan.num_tokens)
-        if self.ledger is None:
-            return self.event("phase", "step", start, seconds)
+        if self.world.rank:
+            return self.reporter.event("phase", "step", start, seconds)
+        self.keeper.stepped(seconds)
         entry = LedgerEntry(
             self.step,
             self.world.attempt,
@@ -342,14 +325,14 @@ class Loop:
             total.num_tokens,
             f"{total.digest:016x}",
         )
-        self.ledger.append(json.dumps(entry.to_dict(), separators=(",", ":")))
         rate = total.num_tokens / seconds
         length, peak = self.config.data.sequence_length, self.peak.flops_per_second * self.world.world_size
-        self.event(
+        self.reporter.hold(
             "step",
             "step",
             start,
             seconds,
+            ledger=entry.to_dict(),
             loss=total.loss_sum / total.num_tokens,
             grad_norm=grad_norm,
             learning_rate=self.engine.optimizer.param_groups[0]["lr"],

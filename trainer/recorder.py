@@ -1,22 +1,30 @@
 """Whoever receives the reports writes them down: the driver under Ray, rank 0 under torchrun.
 
-`metrics/` holds `step` and `eval` events, `events/` everything else but the per-step heartbeats; both hold one Event as
-JSON per line. The ledger is not written here but by rank 0 itself, so that it is durable before a manifest is.
+`metrics/` holds `step` and `eval` events, `ledger/` what each step was fed, `events/` everything else but signs of life and
+what only a committer needs; one JSON object per line.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.events import DRIVER, Event
 from zerofleet.trainer.run_folder import RunFolder
+from zerofleet.trainer.storage import read_segments
 from zerofleet.trainer.tracking import WandbTracker
 
 FLUSH_INTERVAL_S = 15.0
 """How long a record may wait before others can read it, where storage cannot append."""
+
+_UNRECORDED = ("snapshot", "written")
+"""Read by whoever commits."""
 
 _MARKS = ("checkpoint", "finished", "stopped")
 """Whoever reads one of these finds everything that came before it."""
@@ -29,6 +37,7 @@ class Recorder:
         self._run, self._config = run, config
         self._events = run.writer("events", attempt)
         self._metrics = run.writer("metrics", attempt)
+        self._ledger = run.writer("ledger", attempt)
         self._attempt = attempt
         self._flushed_at = time.monotonic()
         self._tracker = self._open_tracker()
@@ -36,20 +45,44 @@ class Recorder:
     def on_event(self, event: Event) -> None:
         """Writes an event down. Raises StorageError."""
         if event.kind in ("step", "eval"):
-            self._metrics.append(event.to_json())
-            self._track(event)
-        elif not (event.kind == "phase" and event.phase == "step"):
+            self._record_result(event)
+        elif event.kind == "recalled":
+            self._record_missing([Event(**fields) for fields in event.data["events"]])
+        elif event.kind not in _UNRECORDED and not (event.kind == "phase" and event.phase in ("step", "snapshot")):
             self._events.append(event.to_json())
         if event.kind in _MARKS or time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S:
             self.flush()
 
+    def _record_result(self, event: Event) -> None:
+        if entry := event.data.get("ledger"):
+            self._ledger.append(json.dumps(entry, separators=(",", ":")))
+            event = replace(event, data={key: value for key, value in event.data.items() if key != "ledger"})
+        self._metrics.append(event.to_json())
+        self._track(event)
+
+    def _record_missing(self, events: Sequence[Event]) -> None:
+        """What the snapshot that a rank started from remembers, and whoever listened to its rank 0 has not written down."""
+        self.flush()
+        folders = {
+            f"metrics/attempt-{attempt:04d}" for attempt in {event.attempt for event in events} | {self._attempt}
+        }
+        lines = [json.loads(line) for folder in folders for line in read_segments(self._run.storage, folder)]
+        known = {(line["attempt"], line["step"], line["kind"]) for line in lines}
+        for event in events:
+            if (event.attempt, event.step, event.kind) not in known:
+                self._record_result(event)
+
+    def make_ledger_durable(self) -> None:
+        """What was fed up to a step must survive when the step's checkpoint does. Raises StorageError."""
+        self._ledger.flush(durable=True)
+
     def flush(self) -> None:
         """Makes everything readable by others, the metrics before the event that marks them. Raises StorageError."""
         self._flushed_at = time.monotonic()  # first: storage that fails is not tried again at every event
-        try:
-            self._metrics.flush()
-        finally:
-            self._events.flush()
+        with contextlib.ExitStack() as every:  # in the reverse order, whatever fails
+            every.callback(self._events.flush)
+            every.callback(self._metrics.flush)
+            every.callback(self._ledger.flush)
 
     def close(self) -> None:
         try:
@@ -57,10 +90,10 @@ class Recorder:
                 self._tracker.close()
         except Exception as error:  # noqa: BLE001
             self._incident("wandb could not be closed: its last values may be missing", error)
-        try:
-            self._metrics.close()
-        finally:
-            self._events.close()
+        with contextlib.ExitStack() as every:
+            every.callback(self._events.close)
+            every.callback(self._metrics.close)
+            every.callback(self._ledger.close)
 
     def _open_tracker(self) -> WandbTracker | None:
         if not self._config.tracking.wandb.enabled:

@@ -67,6 +67,10 @@ class AttemptRecord:
     claimed_at: float
     host: str
     pid: int
+    from_memory: bool = False
+    """Whether it starts from the agents' snapshots rather than from storage."""
+    token: str = ""
+    """Random: tells this attempt's snapshots from those of another run that once had this name."""
     init_from: str | None = None
     """`URL@STEP` of another run whose weights this run began with: resolved once, by the first attempt."""
 
@@ -115,6 +119,7 @@ class RunFolder:
         world_size: int,
         zero_stage: int,
         init_from: str | None = None,
+        from_memory: bool = False,
     ) -> AttemptRecord:
         """Claims `attempt` exclusively: the fencing of everything that an older attempt may still write.
 
@@ -135,6 +140,8 @@ class RunFolder:
             claimed_at=time.time(),
             host=socket.gethostname(),
             pid=os.getpid(),
+            from_memory=from_memory,
+            token=os.urandom(8).hex(),
             init_from=init_from,
         )
         try:

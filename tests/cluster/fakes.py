@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from zerofleet.cluster.attempt import Stage
+from zerofleet.cluster.commits import Outcome
 from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.controller import Controller
 from zerofleet.cluster.group import Placement
-from zerofleet.cluster.hooks import Hooks
-from zerofleet.cluster.spec import JobSpec
+from zerofleet.cluster.hooks import Hooks, Origin
+from zerofleet.cluster.spec import JobSpec, SnapshotInfo
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.events import Control, Event
 from zerofleet.trainer.run_folder import CheckpointId
@@ -68,9 +69,14 @@ class FakeGroup:
         self.started: list[tuple[str, int, int]] = []
         """(log name, attempt, ranks) of everything that was forked."""
         self.controls: list[str] = []
+        self.heard_controls: list[Control] = []
+        """What rank 0 was told of its saves."""
         self.on_control: dict[str, list[list[Event]]] = {}
         """What the ranks say when they hear a request."""
         self.on_kill: list[Event] = []
+        self.infos: list[SnapshotInfo] = []
+        """What the agents hold."""
+        self.persisted: list[CheckpointId] = []
         self.num_kills = 0
         self.check: Script = lambda attempt: [[exit_of(attempt, rank) for rank in range(world_size)]]
         self.export: Script = lambda attempt: [[event("export", attempt, 0, path="x"), exit_of(attempt, 0)]]
@@ -94,6 +100,9 @@ class FakeGroup:
         return []
 
     def control(self, control: Control) -> None:
+        if control.settled_step:
+            self.heard_controls.append(control)
+            return
         self.controls.append(control.action)
         self._batches += self.on_control.get(control.action, [])
 
@@ -103,7 +112,13 @@ class FakeGroup:
         events, self.on_kill = self.on_kill, []
         return events
 
-    def close(self) -> None:
+    def snapshots(self) -> list[SnapshotInfo]:
+        return self.infos
+
+    def persist(self, checkpoint: CheckpointId) -> None:
+        self.persisted.append(checkpoint)
+
+    def close(self, keep_snapshots: bool = False) -> None:
         pass
 
 
@@ -112,6 +127,7 @@ class FakeSelection:
     checkpoint: CheckpointId | None = None
     skipped: tuple[tuple[CheckpointId, str], ...] = ()
     found: int = 0
+    in_memory: bool = False
 
 
 @dataclass
@@ -124,15 +140,26 @@ class Harness:
     stages: tuple[Stage, ...] = (Stage.TRAIN,)
     last_attempt: int = 0
     events: list[Event] = field(default_factory=list)
-    claims: list[tuple[int, CheckpointId | None]] = field(default_factory=list)
-    excluded: list[frozenset[CheckpointId]] = field(default_factory=list)
+    claims: list[tuple[int, Origin | None]] = field(default_factory=list)
+    excluded: list[frozenset[Origin]] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    """What has come of saves."""
+    written: list[Event] = field(default_factory=list)
     selections: list[FakeSelection] = field(default_factory=lambda: [FakeSelection()])
     requests: list[str] = field(default_factory=list)
     prepare_error: Exception | None = None
     claim_error: UserError | None = None
 
     def __post_init__(self) -> None:
-        hooks = Hooks(self._prepare, self._select, self._claim, self.events.append, self._take_requests)
+        hooks = Hooks(
+            prepare=self._prepare,
+            select=self._select,
+            claim=self._claim,
+            written=self.written.append,
+            outcomes=self._take_outcomes,
+            emit=self.events.append,
+            requests=self._take_requests,
+        )
         self.controller = Controller(self.group, hooks, self.config, last_attempt=self.last_attempt, stages=self.stages)
 
     def run(self, max_steps: int = 10_000) -> Controller:
@@ -161,11 +188,15 @@ class Harness:
             raise self.prepare_error
         return JOB
 
-    def _select(self, excluded: frozenset[CheckpointId]) -> FakeSelection:
+    def _take_outcomes(self) -> list[Outcome]:
+        taken, self.outcomes = self.outcomes, []
+        return taken
+
+    def _select(self, excluded: frozenset[Origin], snapshots: list[SnapshotInfo]) -> FakeSelection:
         self.excluded.append(excluded)
         return self.selections.pop(0) if len(self.selections) > 1 else self.selections[0]
 
-    def _claim(self, attempt: int, start: CheckpointId | None) -> None:
+    def _claim(self, attempt: int, start: Origin | None) -> None:
         if self.claim_error is not None:
             raise self.claim_error
         self.claims.append((attempt, start))

@@ -20,6 +20,7 @@ from tests.cluster.fakes import (
 from zerofleet.cluster.attempt import Stage
 from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.group import Placement
+from zerofleet.cluster.hooks import Origin
 from zerofleet.cluster.preflight import NodeFinding
 from zerofleet.cluster.state import State
 from zerofleet.trainer.errors import DataError, UserError
@@ -54,7 +55,7 @@ def test_every_transition_says_why_and_carries_the_state_before():
 def test_attempts_go_on_counting_from_the_claimed_ones():
     h = harness(finishing, last_attempt=4, selections=[TEN])
     h.run()
-    assert h.claims == [(5, CheckpointId(10, 1))]
+    assert h.claims == [(5, Origin(CheckpointId(10, 1)))]
 
 
 def test_a_finished_run_that_is_resumed_has_no_step_to_do():
@@ -72,7 +73,7 @@ def test_a_killed_rank_restarts_from_the_newest_checkpoint():
     h = harness(train, selections=[FakeSelection(), FakeSelection(CheckpointId(11, 1), found=1)])
     h.group.on_kill = [exit_of(1, 0, None, 9, killed=True)]
     assert h.run().state is State.FINISHED
-    assert h.claims == [(1, None), (2, CheckpointId(11, 1))]
+    assert h.claims == [(1, None), (2, Origin(CheckpointId(11, 1)))]
     assert h.states()[-4:] == ["RECOVERING", "STARTING", "RUNNING", "FINISHED"]
     (verdict,) = h.said("verdict")
     assert verdict.data["class"] == "node"
@@ -141,7 +142,7 @@ def test_an_unusable_checkpoint_is_left_out_and_not_charged():
 
     h = harness(train, selections=[TEN], config=ClusterConfig(max_failures=0))
     assert h.run().state is State.FINISHED
-    assert h.excluded[-1] == {CheckpointId(10, attempt) for attempt in range(1, 6)}
+    assert h.excluded[-1] == {Origin(CheckpointId(10, attempt)) for attempt in range(1, 6)}
 
 
 def test_skipped_checkpoints_are_told_once_with_the_reason():

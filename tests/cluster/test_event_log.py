@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from tests.cluster.fakes import event
 from zerofleet.cluster.event_log import EventLog
 from zerofleet.trainer.errors import StorageError
@@ -19,6 +21,11 @@ class Writer:
         if self.broken:
             raise StorageError("the disk is full")
         self.steps.append(event.step)
+
+    def make_ledger_durable(self) -> None:
+        if self.broken:
+            raise StorageError("the disk is full")
+        self.durable_step = max(self.steps)
 
     def close(self) -> None:
         self.is_closed = True
@@ -96,3 +103,27 @@ def test_any_exception_of_a_writer_leaves_the_final_state_to_be_written(caplog):
     assert [(w.attempt, w.steps, w.is_closed) for w in writers] == [(1, [2], False), (3, [4], True)]
     for said in ("no credentials", "cannot be closed", "cannot be opened"):
         assert said in caplog.text
+
+
+def test_the_ledger_is_durable_up_to_what_was_emitted_before():
+    writers: list[Writer] = []
+    log = EventLog(opener(writers))
+    for number in range(1, 200):
+        log.emit(event("step", 1, 0, number))
+    log.make_ledger_durable()
+    assert writers[0].durable_step == 199
+    log.close()
+
+
+def test_a_ledger_that_cannot_be_made_durable_is_told_to_whoever_asked():
+    log = EventLog(opener([], broken=True))
+    log.emit(event("step", 1, 0, 1))
+    with pytest.raises(StorageError, match="the disk is full"):
+        log.make_ledger_durable()
+    log.close()
+
+
+def test_without_events_there_is_nothing_to_make_durable():
+    log = EventLog(opener([]))
+    log.make_ledger_durable()
+    log.close()

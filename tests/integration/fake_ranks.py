@@ -15,7 +15,7 @@ def preload(model_type, note) -> None:
     """Nothing: this module is imported."""
 
 
-def train(config, world, cache_path, report, control, fault) -> None:
+def train(config, world, cache_path, report, control, fault, snapshots) -> None:
     """Steps of 20 ms from the attempt's start, with a checkpoint of nothing after every fifth."""
     run = RunFolder(config.run.storage, config.run.name)
     record = run.attempts()[-1]
@@ -40,7 +40,7 @@ def train(config, world, cache_path, report, control, fault) -> None:
         say("finished", config.train.steps, "end")
 
 
-def train_until_told(config, world, cache_path, report, control, fault) -> None:
+def train_until_told(config, world, cache_path, report, control, fault, snapshots) -> None:
     """As `train`; the others leave when rank 0 does, as they would with a collective."""
     stop = Path(cache_path) / f"stop-{config.run.name}"
 
@@ -49,22 +49,22 @@ def train_until_told(config, world, cache_path, report, control, fault) -> None:
             stop.touch()
         return Control("stop" if stop.exists() else "none")
 
-    train(config, world, cache_path, report if world.rank == 0 else _without_end(report), asked, fault)
+    train(config, world, cache_path, report if world.rank == 0 else _without_end(report), asked, fault, snapshots)
 
 
 def _without_end(report):
     return lambda event: None if event.kind == "stopped" else report(event)
 
 
-def refuse(config, world, cache_path, report, control, fault) -> None:
+def refuse(config, world, cache_path, report, control, fault, snapshots) -> None:
     raise UserError("train.global_batch_size=3 cannot be dealt: raise it")
 
 
-def fail(config, world, cache_path, report, control, fault) -> None:
+def fail(config, world, cache_path, report, control, fault, snapshots) -> None:
     raise RuntimeError(f"a bug on rank {world.rank}")
 
 
-def say_hello(config, world, cache_path, report, control, fault) -> None:
+def say_hello(config, world, cache_path, report, control, fault, snapshots) -> None:
     """Where the rank is; then it stays."""
     data = {"local_rank": world.local_rank, "node_rank": world.node_rank, "world_size": world.world_size}
     data["agent"] = os.getppid()

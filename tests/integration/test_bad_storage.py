@@ -25,15 +25,17 @@ def test_a_disk_that_fills_while_saving_is_named_and_resume_goes_on_when_there_i
     cli.storage.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(cli.storage)], check=True)
     try:
-        full = cli.submit("full", *LONG)
+        full = cli.submit("full", *LONG, "cluster.stop_timeout_s=5")
         assert full.returncode == 1
         said = full.stdout + full.stderr
         assert "the disk is full: free space there, or set run.storage to a larger place" in said
+        assert "training goes on" in said and "step 20 is in the nodes' memory only" in said
         assert "Traceback" not in said
         subprocess.run(["mount", "-o", "remount,size=20m", str(cli.storage)], check=True)
         resumed = cli("resume", "full")
         assert resumed.returncode == 0, resumed.stdout + resumed.stderr
         run = cli.run("full")
+        assert [(a.start_step, a.from_memory) for a in run.attempts()] == [(0, False), (20, True)]
         assert sorted(losses(run)) == list(range(1, 21)) and positions(run) == list(range(160))
     finally:
         subprocess.run(["umount", "-l", str(cli.storage)], check=True)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tests.support.ranks import Plan, job, run_attempt, run_ranks
+from zerofleet.trainer.checkpoint.commit import apply_retention
 from zerofleet.trainer.checkpoint.export import export
 from zerofleet.trainer.checkpoint.format import CheckpointReader
 from zerofleet.trainer.checkpoint.fragments import digest
-from zerofleet.trainer.checkpoint.save import apply_retention
 from zerofleet.trainer.checkpoint.select import select_checkpoint
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.ledger import LedgerEntry
@@ -192,11 +192,11 @@ def test_a_zombie_deletes_nothing_and_its_leftovers_go(tmp_path, three_checkpoin
     config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"keep_last": 1})})
     run = folder_of(config)
     run.claim_attempt(2, CheckpointId(2, 1), 2, 1)
-    apply_retention(config, run, NEWEST)
+    apply_retention(config.checkpoint, run, NEWEST)
     assert [c.step for c in run.checkpoint_folders()] == [2, 4, 6]
     run.storage.create(CheckpointId(4, 1).folder + "/half-written", b"x")
     shutil.copytree(run.storage.local_path(NEWEST.folder), run.storage.local_path(CheckpointId(6, 2).folder))
-    apply_retention(config, run, CheckpointId(6, 2))
+    apply_retention(config.checkpoint, run, CheckpointId(6, 2))
     assert run.checkpoint_folders() == [CheckpointId(6, 2)] and run.storage.list("checkpoints") == ["step-00000006"]
 
 

@@ -14,8 +14,8 @@ train train.steps train.global_batch_size train.micro_batch_size train.zero_stag
 train.activation_checkpointing train.gradient_clipping train.learning_rate train.betas train.eps train.weight_decay
 train.schedule train.warmup_steps train.decay_steps train.min_learning_rate_ratio train.eval_interval_steps
 train.eval_sequences train.deterministic train.replica_check_interval_steps
-checkpoint checkpoint.interval_steps checkpoint.keep_last checkpoint.keep_every_steps checkpoint.export
-checkpoint.export_dtype
+checkpoint checkpoint.interval_steps checkpoint.interval_s checkpoint.snapshot_interval_steps checkpoint.keep_last
+checkpoint.keep_every_steps checkpoint.export checkpoint.export_dtype
 deepspeed
 tracking tracking.wandb tracking.wandb.enabled tracking.wandb.project tracking.wandb.entity
 cluster cluster.nodes cluster.ranks_per_node cluster.cpus_per_rank cluster.gpus_per_rank cluster.placement_timeout_s

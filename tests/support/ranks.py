@@ -169,7 +169,8 @@ def run_ranks(config, cache, world_size, attempt, plan=Plan(), timeout_s=90.0) -
 
 
 def _rank(config_json, cache_path, rank, world_size, attempt, port, plan, queue) -> None:
-    from zerofleet.trainer.loop import train
+    from zerofleet.trainer.loop import nothing_to_do, train
+    from zerofleet.trainer.recorder import Recorder
 
     log = Path(os.environ.get("ZEROFLEET_TEST_LOGS", "/dev/null"))
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -189,19 +190,24 @@ def _rank(config_json, cache_path, rank, world_size, attempt, port, plan, queue)
     def control() -> Control:
         return Control("stop" if rank == 0 and plan.stop_after is not None and doing >= plan.stop_after else "none")
 
+    config = TrainConfig.model_validate_json(config_json)
+    recorder = Recorder(RunFolder(config.run.storage, config.run.name), attempt, config) if rank == 0 else None
+
+    def report(event: Event) -> None:
+        queue.put(event.to_json())
+        if recorder is not None:
+            recorder.on_event(event)
+
+    before_commit = recorder.make_ledger_durable if recorder is not None else nothing_to_do
     try:
-        train(
-            TrainConfig.model_validate_json(config_json),
-            world,
-            Path(cache_path),
-            lambda e: queue.put(e.to_json()),
-            control,
-            fault,
-        )
+        train(config, world, Path(cache_path), report, control, fault, before_commit=before_commit)
     except BaseException as error:  # noqa: BLE001 - the test reads it
         traceback.print_exc()
         queue.put((rank, type(error).__name__, str(error)))
         os._exit(1)
+    finally:
+        if recorder is not None:
+            recorder.close()
     queue.put(None)
 
 

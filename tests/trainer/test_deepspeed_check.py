@@ -112,7 +112,7 @@ def test_the_check_of_a_run_refuses_it_before_anything_is_opened(tmp_path):
     bad = config({"zero_optimization": {"parameter_alignment": 64}})
     world = World(rank=0, local_rank=0, node_rank=0, world_size=2, node_name="here", attempt=1)
     with pytest.raises(UserError, match="parameter_alignment"):
-        tasks.check(bad, world, tmp_path / "none", lambda event: None, lambda: Control("none"), None)
+        tasks.check(bad, world, tmp_path / "none", lambda event: None, lambda: Control("none"), None, None)
 
 
 def test_a_run_without_ray_refuses_it_with_exit_code_2(tmp_path, capsys):

@@ -18,7 +18,8 @@ def test_an_event_survives_the_way_as_one_line():
 
 def test_a_stop_is_stronger_than_a_save():
     codes = [Control(action).code for action in ACTIONS]
-    assert codes == sorted(codes) and [Control.from_code(c).action for c in codes] == ["none", "save", "stop"]
+    actions = [Control.from_code(code).action for code in codes]
+    assert codes == sorted(codes) and actions == ["none", "snapshot", "save", "stop"]
 
 
 @pytest.mark.parametrize(

@@ -130,3 +130,45 @@ def test_wandb_gets_numbers_and_its_trouble_is_an_incident(config, wandb):
 
 def test_the_id_is_the_same_over_all_attempts_and_differs_between_runs():
     assert run_id("s3://b/", "a") == run_id("s3://b", "a") != run_id("s3://b", "c")
+
+
+def stepped(number, attempt=1, **data):
+    entry = {"step": number, "attempt": attempt, "ranges": [[8 * number, 8 * number + 8]]}
+    return Event("step", attempt, 0, number, "step", 100.0, 0.5, {"loss": 1 / number, "ledger": entry, **data})
+
+
+def test_what_a_step_was_fed_goes_to_the_ledger(config):
+    run = RunFolder(config.run.storage, config.run.name)
+    recorder = Recorder(run, 1, config)
+    recorder.on_event(stepped(1))
+    recorder.make_ledger_durable()
+    assert [line["step"] for line in run.read("ledger")] == [1]
+    assert next(iter(run.read("metrics")))["data"] == {"loss": 1.0}
+    recorder.close()
+
+
+def test_what_only_a_committer_needs_is_not_written(config):
+    run = RunFolder(config.run.storage, config.run.name)
+    recorder = Recorder(run, 1, config)
+    for item in (event("snapshot", "save"), event("written", "save"), event("phase", "snapshot")):
+        recorder.on_event(item)
+    recorder.close()
+    assert not list(run.events()) and not list(run.read("metrics"))
+
+
+def test_what_a_snapshot_remembers_and_nobody_heard_is_written_once(config):
+    run = RunFolder(config.run.storage, config.run.name)
+    first = Recorder(run, 1, config)
+    first.on_event(stepped(1))
+    first.on_event(stepped(2))
+    first.close()
+    second = Recorder(run, 2, config)
+    told = [stepped(number).__dict__ for number in (1, 2, 3)] + [event("eval", "eval", 3, loss=0.5).__dict__]
+    for _ in range(2):
+        second.on_event(event("recalled", "load", events=told))
+    second.on_event(stepped(4, attempt=2))
+    second.close()
+    steps = [(line["attempt"], line["step"]) for line in run.read("metrics") if line["kind"] == "step"]
+    assert steps == [(1, 1), (1, 2), (1, 3), (2, 4)]
+    assert [line["step"] for line in run.read("metrics") if line["kind"] == "eval"] == [3]
+    assert [(line["attempt"], line["step"]) for line in run.read("ledger")] == [(1, 1), (1, 2), (1, 3), (2, 4)]

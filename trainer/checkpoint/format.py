@@ -12,7 +12,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +82,11 @@ class Manifest:
     versions: dict[str, str]
     created_at: float
     format_version: int = FORMAT_VERSION
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all rank files together."""
+        return sum(file.num_bytes for file in self.rank_files)
 
     def to_bytes(self) -> bytes:
         """JSON with the hash of everything else under `hash`."""
@@ -197,6 +202,40 @@ def write_rank_file(
     )
 
 
+def write_payload(
+    storage: Storage, checkpoint: CheckpointId, rank: int, world_size: int, payload: memoryview, header_bytes: int
+) -> RankFile:
+    """Writes and fsyncs the bytes of a rank file as a snapshot holds them, hashing on the way."""
+    path = checkpoint.rank_file(rank, world_size)
+    blocks: list[str] = []
+
+    def chunks() -> Iterator[memoryview]:
+        for start in range(0, len(payload), BLOCK_BYTES):
+            block = payload[start : start + BLOCK_BYTES]
+            blocks.append(xxhash.xxh3_128_hexdigest(block))
+            yield block
+
+    storage.write_stream(path, chunks())
+    return RankFile(
+        path=path.rpartition("/")[2],
+        num_bytes=len(payload),
+        header_bytes=header_bytes,
+        header_digest=xxhash.xxh3_128_hexdigest(payload[:header_bytes]),
+        blocks=blocks,
+    )
+
+
+def parse_header(header: bytes) -> dict[FragmentKey, tuple[int, int]]:
+    """Fragments and their absolute byte range in the rank file that begins with `header` (length field included)."""
+    table = json.loads(header[8:])
+    table.pop("__metadata__")
+    found = {}
+    for label, entry in table.items():
+        start, end = (offset + len(header) for offset in entry["data_offsets"])
+        found[FragmentKey.parse(label, entry["shape"][0], entry["dtype"])] = (start, end)
+    return found
+
+
 # -- reading ------------------------------------------------------------------------------------------------------------
 BlockCache = OrderedDict[tuple[str, int], bytes]
 """(path, block) to verified bytes, least recently used first."""
@@ -224,13 +263,7 @@ class VerifiedReader:
         data = self._read_raw(0, self._file.header_bytes)
         if xxhash.xxh3_128_hexdigest(data) != self._file.header_digest:
             raise DamagedFile(f"{self._file.path}: its header does not match the manifest's digest")
-        table = json.loads(data[8:])
-        table.pop("__metadata__")
-        found = {}
-        for label, entry in table.items():
-            start, end = (offset + self._file.header_bytes for offset in entry["data_offsets"])
-            found[FragmentKey.parse(label, entry["shape"][0], entry["dtype"])] = (start, end)
-        return found
+        return parse_header(data)
 
     def read(self, start: int, end: int) -> bytes:
         """Bytes [start, end), verified. Raises DamagedFile."""
@@ -270,34 +303,28 @@ class VerifiedReader:
             raise DamagedFile(f"{self._file.path} is missing") from error
 
 
-class CheckpointReader:
-    """Any run of elements of any tensor of a checkpoint, wherever the ranks that wrote it had put it."""
+class RankFileReader(Protocol):
+    """Byte ranges of one rank's file, wherever it lies. Both raise DamagedFile."""
 
-    def __init__(self, storage: Storage, checkpoint: CheckpointId) -> None:
-        """Reads the manifest and all headers. Raises DamagedFile."""
-        self.checkpoint = checkpoint
-        try:
-            self.manifest = Manifest.from_bytes(storage.read(checkpoint.manifest))
-        except FileNotFoundError as error:
-            raise DamagedFile("it has no manifest.json: it was never completed") from error
-        cache: BlockCache = OrderedDict()
-        self._readers = [VerifiedReader(storage, checkpoint.folder, file, cache) for file in self.manifest.rank_files]
-        self._where: dict[tuple[str, str], list[tuple[FragmentKey, VerifiedReader, int]]] = {}
-        for reader in self._readers:
-            reader.check_size()
+    def header(self) -> dict[FragmentKey, tuple[int, int]]: ...
+    def read(self, start: int, end: int) -> bytes | memoryview: ...
+
+
+class FragmentTable:
+    """Any run of elements of any tensor, wherever the ranks that wrote it had put it."""
+
+    def __init__(self, tensors: dict[str, Tensor], readers: Sequence[RankFileReader]) -> None:
+        self._tensors = tensors
+        self._where: dict[tuple[str, str], list[tuple[FragmentKey, RankFileReader, int]]] = {}
+        for reader in readers:
             for key, (start, _) in reader.header().items():
                 self._where.setdefault((key.kind, key.name), []).append((key, reader, start))
         for found in self._where.values():
             found.sort(key=lambda entry: entry[0].start)
 
-    def check_blocks(self) -> None:
-        """Verifies every byte of every file. Raises DamagedFile."""
-        for reader in self._readers:
-            reader.check_blocks()
-
     def read(self, name: str, kind: str, start: int, length: int) -> npt.NDArray[np.generic]:
         """Elements [start, start + length) as a 1-D array. Raises DamagedFile when the ranks' fragments leave a gap."""
-        dtype = DTYPES[self.manifest.tensors[name].kinds[kind]]
+        dtype = DTYPES[self._tensors[name].kinds[kind]]
         out = np.empty(length, dtype)
         position = start
         for key, reader, offset in self._where.get((kind, name), []):
@@ -317,5 +344,30 @@ class CheckpointReader:
 
     def read_tensor(self, name: str, kind: str) -> npt.NDArray[np.generic]:
         """A whole logical tensor in its shape."""
-        tensor = self.manifest.tensors[name]
+        tensor = self._tensors[name]
         return self.read(name, kind, 0, tensor.num_elements).reshape(tensor.shape)
+
+
+class CheckpointReader(FragmentTable):
+    """A checkpoint in storage."""
+
+    def __init__(self, storage: Storage, checkpoint: CheckpointId) -> None:
+        """Reads the manifest and all headers. Raises DamagedFile."""
+        self.checkpoint = checkpoint
+        try:
+            self.manifest = Manifest.from_bytes(storage.read(checkpoint.manifest))
+        except FileNotFoundError as error:
+            raise DamagedFile("it has no manifest.json: it was never completed") from error
+        cache: BlockCache = OrderedDict()
+        self._readers = [VerifiedReader(storage, checkpoint.folder, file, cache) for file in self.manifest.rank_files]
+        for reader in self._readers:
+            reader.check_size()
+        super().__init__(self.manifest.tensors, self._readers)
+
+    def partial_digests(self, rank: int, world_size: int) -> None:
+        """The manifest holds the digests."""
+
+    def check_blocks(self) -> None:
+        """Verifies every byte of every file. Raises DamagedFile."""
+        for reader in self._readers:
+            reader.check_blocks()

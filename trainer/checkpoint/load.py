@@ -1,22 +1,39 @@
-"""Loading any checkpoint on any world size and ZeRO stage, by byte ranges, with proof."""
+"""Loading any checkpoint or snapshot on any world size and ZeRO stage, by byte ranges, with proof."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
+import torch.distributed as dist
 
 from zerofleet.trainer.checkpoint.adapters import Adapter
-from zerofleet.trainer.checkpoint.format import CheckpointReader, DamagedFile, Manifest
-from zerofleet.trainer.checkpoint.fragments import MASTER
-from zerofleet.trainer.checkpoint.save import agree, digests_over_ranks, fragments_of
+from zerofleet.trainer.checkpoint.commit import partial_digests
+from zerofleet.trainer.checkpoint.format import DamagedFile, Manifest
+from zerofleet.trainer.checkpoint.fragments import MASTER, FragmentKey
+from zerofleet.trainer.checkpoint.save import key_of, saved_slots, to_numpy
 from zerofleet.trainer.errors import CheckpointUnusable, UserError, ZerofleetError
-from zerofleet.trainer.run_folder import CheckpointId, RunFolder
+from zerofleet.trainer.exchange import agree
+from zerofleet.trainer.run_folder import CheckpointId
+
+
+class Reader(Protocol):
+    """Where a state is read from: format.CheckpointReader, or memory.SnapshotReader."""
+
+    manifest: Manifest
+
+    def partial_digests(self, rank: int, world_size: int) -> dict[str, int] | None:
+        """What this rank's share of the files adds to the digests; None when the manifest holds them."""
+
+    def read(self, name: str, kind: str, start: int, length: int) -> npt.NDArray[np.generic]: ...
 
 
 def load(
-    run: RunFolder,
+    open_reader: Callable[[], Reader],
     checkpoint: CheckpointId,
     adapter: Adapter,
     fingerprints: dict[str, str],
@@ -32,22 +49,37 @@ def load(
     """
     problem: ZerofleetError | None = None
     manifest: Manifest | None = None
+    digests: dict[str, int] | None = None
     try:
-        reader = CheckpointReader(run.storage, checkpoint)
+        reader = open_reader()
         manifest = reader.manifest
         _same_job(manifest, adapter, fingerprints, weights_only)
         _fill(reader, adapter, weights_only, alive)
+        digests = reader.partial_digests(dist.get_rank(), dist.get_world_size())
     except DamagedFile as error:
         problem = CheckpointUnusable(checkpoint.step, checkpoint.attempt, str(error))
     except ZerofleetError as error:
         problem = error
     agree(problem)
     assert manifest is not None
+    if digests is not None:
+        manifest = replace(manifest, digests=sum_digests(digests, adapter, device))
     adapter.refresh()
     if not weights_only:
         adapter.set_scalars(manifest.scalars)
     _prove(manifest, checkpoint, adapter, device, weights_only, alive)
     return manifest
+
+
+def sum_digests(parts: dict[str, int], adapter: Adapter, device: torch.device) -> dict[str, str]:
+    """`kind/name` to the digest of the whole logical tensor, from every rank's part; the same on all ranks. Collective."""
+    labels = sorted(f"{kind}/{name}" for name, tensor in adapter.tensors().items() for kind in tensor.kinds)
+    sums = np.array([parts.get(label, 0) for label in labels], np.uint64)
+    # int64 addition wraps around like uint64's.
+    total = torch.from_numpy(sums.view(np.int64)).to(device)
+    dist.all_reduce(total)
+    values = total.cpu().numpy().view(np.uint64).tolist()
+    return {label: f"{value:016x}" for label, value in zip(labels, values, strict=True)}
 
 
 def _same_job(manifest: Manifest, adapter: Adapter, fingerprints: dict[str, str], weights_only: bool) -> None:
@@ -72,7 +104,7 @@ def _same_job(manifest: Manifest, adapter: Adapter, fingerprints: dict[str, str]
             )
 
 
-def _fill(reader: CheckpointReader, adapter: Adapter, weights_only: bool, alive: Callable[[], None]) -> None:
+def _fill(reader: Reader, adapter: Adapter, weights_only: bool, alive: Callable[[], None]) -> None:
     for slot in adapter.slots():
         if weights_only and slot.kind in ("exp_avg", "exp_avg_sq"):
             continue
@@ -89,7 +121,7 @@ def _prove(
     weights_only: bool,
     alive: Callable[[], None],
 ) -> None:
-    found = digests_over_ranks(adapter, fragments_of(adapter), device, alive)
+    found = sum_digests(partial_digests(_held_by(adapter, alive)), adapter, device)
     wrong = [
         label
         for label, value in found.items()
@@ -108,3 +140,10 @@ def _prove(
         except ZerofleetError as error:
             problem = error
     agree(problem)
+
+
+def _held_by(adapter: Adapter, alive: Callable[[], None]) -> Iterator[tuple[FragmentKey, npt.NDArray[np.generic]]]:
+    """What this rank would save, one fragment after the other: on a GPU no more than that is copied to the host at a time."""
+    for slot in saved_slots(adapter):
+        alive()
+        yield key_of(slot), to_numpy(slot.saved_view())

@@ -1,49 +1,272 @@
-"""Saving: fragments to a sink, digests over all ranks, and the commit, which is the manifest's write."""
+"""Saving, as a rank does it: fragments to a place that keeps them, and a word to whoever commits.
+
+Three ways, one interface (`Saver`). Into memory: a thread copies the fragments to a snapshot buffer while the next forward
+and backward run (masters and moments change in the optimizer's step only), and the node agent writes them out. Straight to
+storage, where memory is short: the step waits for the disk. Under torchrun there is nobody else: rank 0 commits too.
+"""
 
 from __future__ import annotations
 
+import functools
 import platform
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from zerofleet.trainer.checkpoint.adapters import DTYPE_NAMES, Adapter
-from zerofleet.trainer.checkpoint.format import Manifest, RankFile, write_rank_file
-from zerofleet.trainer.checkpoint.fragments import FragmentKey, digest
-from zerofleet.trainer.checkpoint.retention import to_delete
-from zerofleet.trainer.checkpoint.select import verify_checkpoint
+from zerofleet.trainer.checkpoint.adapters import DTYPE_NAMES, Adapter, Slot
+from zerofleet.trainer.checkpoint.commit import Draft, Fragments, Written, assemble, commit, partial_digests
+from zerofleet.trainer.checkpoint.format import write_rank_file
+from zerofleet.trainer.checkpoint.fragments import FragmentKey
+from zerofleet.trainer.checkpoint.memory import NodeMemory, num_buffers
+from zerofleet.trainer.checkpoint.snapshot import MAX_BUFFERS, BufferSet, SnapshotMeta
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.errors import CheckpointUnusable, StorageError, Superseded
+from zerofleet.trainer.events import Event, Report
+from zerofleet.trainer.exchange import agree
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 from zerofleet.trainer.world import World
 
-Fragments = Sequence[tuple[FragmentKey, npt.NDArray[np.generic]]]
+LEAST_BUFFERS = 2
+"""With one, a rank that is killed while it fills it has nothing left."""
 
 
-class SnapshotSink(Protocol):
-    """Takes one rank's fragments of one checkpoint and says where they went."""
+class Saver(Protocol):
+    """Takes the state of this rank. All ranks call the same method at the same step."""
 
-    def write(self, checkpoint: CheckpointId, fragments: Fragments) -> RankFile: ...
+    is_background: bool
+    """Whether `save` returns before the state is taken: then it is safe when every rank has passed `settle`."""
+
+    def save(self, step: int, durable: bool, recent: Sequence[Event]) -> None:
+        """Takes the state after `step` steps; with `durable` it is to reach storage. `recent` is kept beside it: what the newest
+        steps had to say, in case nobody hears it."""
+
+    def settle(self) -> float:
+        """To be called before the optimizer changes the state: returns when it has been taken, with the seconds of waiting."""
 
 
 @dataclass(frozen=True)
-class FileSink:
-    """Writes straight to storage."""
+class Source:
+    """Where a rank's state comes from, and what a manifest says of it besides."""
 
+    config: TrainConfig
     run: RunFolder
-    rank: int
-    world_size: int
-    alive: Callable[[], None] = lambda: None
+    world: World
+    adapter: Adapter
+    fingerprints: dict[str, str]
+    report: Report
+    alive: Callable[[], None]
 
-    def write(self, checkpoint: CheckpointId, fragments: Fragments) -> RankFile:
-        return write_rank_file(self.run.storage, checkpoint, self.rank, self.world_size, fragments, self.alive)
+    def checkpoint(self, step: int) -> CheckpointId:
+        return CheckpointId(step, self.world.attempt, self.world.silo)
+
+    def draft(self, step: int) -> Draft | None:
+        """Rank 0's part of the manifest."""
+        if self.world.rank:
+            return None
+        return Draft(
+            zero_stage=self.config.train.zero_stage,
+            precision=self.config.train.precision,
+            position=step * self.config.train.global_batch_size,
+            quarantine=[],
+            scalars=self.adapter.scalars(),
+            tensors=self.adapter.tensors(),
+            fingerprints=self.fingerprints,
+            versions={
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("zerofleet", "torch", "deepspeed", "transformers")},
+            },
+        )
+
+    def event(self, kind: str, step: int, start: float, duration_s: float, **data: Any) -> None:
+        self.report(Event(kind, self.world.attempt, self.world.rank, step, "save", start, duration_s, data))
+
+
+def make_saver(source: Source, folder: Path | None, token: str, before_commit: Callable[[], None]) -> Saver:
+    """To memory where there is an agent and room for two buffers, else straight to storage; says which. Collective."""
+    if folder is None:
+        return DirectSaver(source, functools.partial(publish_to_rank_zero, source, before_commit))
+    direct = DirectSaver(source, functools.partial(publish_to_agent, source))
+    if source.config.checkpoint.snapshot_interval_steps == 0:
+        return direct
+    buffers = _reserve_buffers(source, folder)
+    return direct if buffers is None else MemorySaver(source, buffers, token)
+
+
+def _reserve_buffers(source: Source, folder: Path) -> BufferSet | None:
+    """As many buffers as every node has room for, their memory taken; None where that is fewer than two. Collective."""
+    world = source.world
+    mine = sum(key_of(slot).num_bytes for slot in saved_slots(source.adapter))
+    every: list[tuple[int, int, NodeMemory]] = [None] * world.world_size  # type: ignore[list-item]
+    dist.all_gather_object(every, (world.node_rank, mine, NodeMemory.of(folder)))
+    sizes: dict[int, int] = {}
+    for node, size, _ in every:
+        sizes[node] = sizes.get(node, 0) + size
+    count = min(num_buffers(memory, sizes[node], MAX_BUFFERS) for node, _, memory in every)
+    buffers, problem = BufferSet(folder, world.rank, count), ""
+    if count >= LEAST_BUFFERS:
+        try:
+            buffers.reserve(mine)
+        except StorageError as error:
+            problem = str(error)
+    problems: list[str] = [""] * world.world_size
+    dist.all_gather_object(problems, problem)
+    is_room = count >= LEAST_BUFFERS and not any(problems)
+    if world.rank == 0:
+        _say_where(source, is_room, count, max(sizes.values()), [memory for _, _, memory in every])
+    return buffers if is_room else None
+
+
+def _say_where(source: Source, is_room: bool, count: int, largest: int, memories: list[NodeMemory]) -> None:
+    size = f"{largest / 2**20:,.0f} MiB per node each"
+    free_shm, free = min(m.free_shm_bytes for m in memories), min(m.free_bytes for m in memories)
+    room = f"{free_shm / 2**20:,.0f} MiB of /dev/shm and {free / 2**20:,.0f} MiB of memory are free"
+    if is_room:
+        return source.event(
+            "info", 0, time.time(), 0.0, message=f"snapshots in memory: {count} buffers, {size} ({room})"
+        )
+    message = f"no room for snapshots in memory ({size}; {room}): every checkpoint is written while the ranks wait"
+    source.event("incident", 0, time.time(), 0.0, message=message, **{"class": "memory"})
+
+
+class MemorySaver:
+    """Snapshots for a node agent."""
+
+    is_background = True
+
+    def __init__(self, source: Source, buffers: BufferSet, token: str) -> None:
+        self._source, self._buffers, self._token = source, buffers, token
+        self._thread: threading.Thread | None = None
+        self._problem: BaseException | None = None
+
+    def save(self, step: int, durable: bool, recent: Sequence[Event]) -> None:
+        self.settle()
+        source, world, start = self._source, self._source.world, time.time()
+        draft = source.draft(step)
+        meta = SnapshotMeta(
+            step=step,
+            attempt=world.attempt,
+            silo=world.silo,
+            rank=world.rank,
+            world_size=world.world_size,
+            token=self._token,
+            draft=draft.to_dict() if draft else None,
+            events=[asdict(event) for event in recent],
+        )
+        arguments = (meta, saved_slots(source.adapter), durable, start)
+        self._thread = threading.Thread(target=self._copy_or_say_why, args=arguments, name="snapshot", daemon=True)
+        self._thread.start()
+
+    def settle(self) -> float:
+        if self._thread is None:
+            return 0.0
+        began = time.perf_counter()
+        self._thread.join()
+        self._thread = None
+        if self._problem is not None:
+            raise self._problem
+        return time.perf_counter() - began
+
+    def _copy_or_say_why(self, *arguments: Any) -> None:
+        try:
+            self._copy(*arguments)
+        except BaseException as error:  # noqa: BLE001 - raised by settle, in the rank's own thread
+            self._problem = error
+
+    def _copy(self, meta: SnapshotMeta, slots: list[Slot], durable: bool, start: float) -> None:
+        with self._buffers.fill(meta, [key_of(slot) for slot in slots], keep=durable) as buffer:
+            if buffer is not None:
+                for target, slot in zip(buffer.pieces, slots, strict=True):
+                    np.copyto(target, to_numpy(slot.saved_view()).view(np.uint8))
+        path = str(buffer.path) if buffer is not None else None
+        data = {"path": path, "durable": durable, "checkpoint": asdict(meta.checkpoint)}
+        self._source.event("snapshot", meta.step, start, time.time() - start, **data)
+
+
+class DirectSaver:
+    """Straight to storage: the ranks wait until their files are there. `publish` says so to whoever commits."""
+
+    is_background = False
+
+    def __init__(self, source: Source, publish: Callable[[int, Written | None, Exception | None], None]) -> None:
+        self._source, self._publish = source, publish
+
+    def save(self, step: int, durable: bool, recent: Sequence[Event]) -> None:
+        if not durable:
+            return
+        source, world = self._source, self._source.world
+        fragments: Fragments = [(key_of(slot), to_numpy(slot.saved_view())) for slot in saved_slots(source.adapter)]
+        checkpoint = source.checkpoint(step)
+        written: Written | None = None
+        problem: Exception | None = None
+        try:
+            arguments = (source.run.storage, checkpoint, world.rank, world.world_size, fragments, source.alive)
+            rank_file = write_rank_file(*arguments)
+            digests = partial_digests(fragments)
+            written = Written(checkpoint, world.rank, world.world_size, rank_file, digests, source.draft(step))
+        except (StorageError, FileExistsError) as error:
+            problem = error
+        self._publish(step, written, problem)
+
+    def settle(self) -> float:
+        return 0.0
+
+
+def publish_to_agent(source: Source, step: int, written: Written | None, problem: Exception | None) -> None:
+    """An event for whoever commits; training goes on whether storage took the file or not."""
+    if written is not None:
+        source.event("written", step, time.time(), 0.0, **written.to_dict())
+    else:
+        checkpoint = asdict(source.checkpoint(step))
+        source.event("unwritten", step, time.time(), 0.0, checkpoint=checkpoint, message=str(problem))
+
+
+def publish_to_rank_zero(
+    source: Source,
+    before_commit: Callable[[], None],
+    step: int,
+    written: Written | None,
+    problem: Exception | None,
+) -> None:
+    """Rank 0 commits. Collective. Raises on every rank what any rank ran into."""
+    world, start, began = source.world, time.time(), time.perf_counter()
+    try:
+        agree(problem)
+    except StorageError:
+        # All ranks have written by now. What is there is of no use, and the disk may be full.
+        if world.rank == 0:
+            source.run.storage.remove(source.checkpoint(step).folder)
+        raise
+    parts: list[Written] = [None] * world.world_size  # type: ignore[list-item]
+    dist.all_gather_object(parts, written)
+    if world.rank == 0:
+        try:
+            manifest = assemble(parts)
+            commit(source.config.checkpoint, source.run, manifest, before_commit)
+            path = source.checkpoint(step).folder
+            source.event("checkpoint", step, start, time.perf_counter() - began, path=path, bytes=manifest.num_bytes)
+        except (StorageError, FileExistsError, CheckpointUnusable, Superseded) as error:
+            problem = error
+    agree(problem)
+
+
+def saved_slots(adapter: Adapter) -> list[Slot]:
+    """The slots of which this rank saves something."""
+    return [slot for slot in adapter.slots() if slot.save_end > slot.save_start]
+
+
+def key_of(slot: Slot) -> FragmentKey:
+    """What this rank saves of a slot."""
+    length = slot.save_end - slot.save_start
+    return FragmentKey(slot.name, slot.kind, slot.save_start, length, DTYPE_NAMES[slot.view.dtype])
 
 
 def to_numpy(tensor: torch.Tensor) -> npt.NDArray[np.generic]:
@@ -54,147 +277,3 @@ def to_numpy(tensor: torch.Tensor) -> npt.NDArray[np.generic]:
     elif tensor.dtype == torch.bool:
         tensor = tensor.view(torch.uint8)
     return tensor.numpy()
-
-
-def fragments_of(adapter: Adapter) -> list[tuple[FragmentKey, npt.NDArray[np.generic]]]:
-    """What this rank saves."""
-    return [
-        (
-            FragmentKey(s.name, s.kind, s.save_start, s.save_end - s.save_start, DTYPE_NAMES[s.view.dtype]),
-            to_numpy(s.saved_view()),
-        )
-        for s in adapter.slots()
-        if s.save_end > s.save_start
-    ]
-
-
-def digests_over_ranks(
-    adapter: Adapter, fragments: Fragments, device: torch.device, alive: Callable[[], None]
-) -> dict[str, str]:
-    """`kind/name` to the digest of the whole logical tensor, the same on all ranks. Collective."""
-    labels = sorted(f"{kind}/{name}" for name, tensor in adapter.tensors().items() for kind in tensor.kinds)
-    index = {label: i for i, label in enumerate(labels)}
-    sums = np.zeros(len(labels), np.uint64)
-    with np.errstate(over="ignore"):
-        for key, values in fragments:
-            alive()
-            sums[index[f"{key.kind}/{key.name}"]] += np.uint64(digest(values, key.start))
-    # int64 addition wraps around like uint64's.
-    total = torch.from_numpy(sums.view(np.int64).copy()).to(device)
-    dist.all_reduce(total)
-    return {
-        label: f"{value:016x}"
-        for label, value in zip(labels, total.cpu().numpy().view(np.uint64).tolist(), strict=True)
-    }
-
-
-def agree(problem: Exception | None) -> None:
-    """Raises on every rank what any rank ran into, so that none is left waiting. Collective."""
-    problems: list[Exception | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    for found in problems:
-        if found is not None:
-            raise found
-
-
-def save(
-    config: TrainConfig,
-    run: RunFolder,
-    world: World,
-    adapter: Adapter,
-    sink: SnapshotSink,
-    step: int,
-    fingerprints: dict[str, str],
-    device: torch.device,
-    before_commit: Callable[[], None],
-    alive: Callable[[], None],
-) -> Manifest:
-    """Saves the state after `step` steps and commits it. Collective; `before_commit()` runs on rank 0 before the manifest,
-    `alive()` on every rank now and then.
-
-    Raises StorageError on every rank when any could not write.
-    """
-    checkpoint = CheckpointId(step, world.attempt, world.silo)
-    fragments = fragments_of(adapter)
-    problem: Exception | None = None
-    rank_file: RankFile | None = None
-    try:
-        rank_file = sink.write(checkpoint, fragments)
-    except (StorageError, FileExistsError) as error:
-        problem = error
-    digests = digests_over_ranks(adapter, fragments, device, alive)
-    try:
-        agree(problem)
-    except StorageError:
-        # All ranks have written by now. What is there is of no use, and the disk may be full.
-        if world.rank == 0:
-            run.storage.remove(checkpoint.folder)
-        raise
-    files: list[RankFile] = [None] * world.world_size  # type: ignore[list-item]
-    dist.all_gather_object(files, rank_file)
-    manifest = Manifest(
-        step=step,
-        attempt=world.attempt,
-        silo=world.silo,
-        world_size=world.world_size,
-        zero_stage=config.train.zero_stage,
-        precision=config.train.precision,
-        position=step * config.train.global_batch_size,
-        quarantine=[],
-        scalars=adapter.scalars(),
-        tensors=adapter.tensors(),
-        digests=digests,
-        rank_files=files,
-        fingerprints=fingerprints,
-        versions={
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("zerofleet", "torch", "deepspeed", "transformers")},
-        },
-        created_at=time.time(),
-    )
-    if world.rank == 0:
-        problem = _commit(config, run, checkpoint, manifest, before_commit)
-    agree(problem if world.rank == 0 else None)
-    return manifest
-
-
-def _commit(
-    config: TrainConfig, run: RunFolder, checkpoint: CheckpointId, manifest: Manifest, before_commit: Callable[[], None]
-) -> Exception | None:
-    try:
-        _refuse_to_follow(run, checkpoint)
-        before_commit()
-        run.storage.create(checkpoint.manifest, manifest.to_bytes())
-        apply_retention(config, run, checkpoint)
-    except (StorageError, FileExistsError, CheckpointUnusable, Superseded) as error:
-        return error
-    return None
-
-
-def _refuse_to_follow(run: RunFolder, checkpoint: CheckpointId) -> None:
-    """A newer attempt owns the run: what this one still does cannot count. Raises Superseded."""
-    newest = max((record.attempt for record in run.attempts()), default=checkpoint.attempt)
-    if newest > checkpoint.attempt:
-        raise Superseded(checkpoint.attempt, newest)
-
-
-def apply_retention(config: TrainConfig, run: RunFolder, newest: CheckpointId) -> None:
-    """Deletes what the policy lets go, after the newest checkpoint has been read back. Raises CheckpointUnusable when it cannot.
-
-    What older attempts left incomplete goes too. A rank whose attempt has been succeeded deletes nothing: its successor may
-    have started from what it would delete.
-    """
-    verify_checkpoint(run, newest)
-    attempts = run.attempts()
-    if attempts and attempts[-1].attempt > newest.attempt:
-        return
-    folders = run.checkpoint_folders(newest.silo)
-    complete = [c for c in folders if not run.fenced(c, attempts) and run.storage.exists(c.manifest)]
-    leftovers = [c for c in folders if c not in complete and c.attempt < newest.attempt]
-    for old in [*to_delete(complete, config.checkpoint.keep_last, config.checkpoint.keep_every_steps), *leftovers]:
-        # The manifest goes first: a deletion that is cut short leaves no checkpoint that claims to be whole.
-        run.storage.remove(old.manifest)
-        run.storage.remove(old.folder)
-        for parent in (old.folder.rpartition("/")[0], f"checkpoints/step-{old.step:08d}"):
-            if not run.storage.list(parent):
-                run.storage.remove(parent)

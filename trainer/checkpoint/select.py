@@ -1,10 +1,12 @@
-"""Walk-back: the newest checkpoint that verifies, and why newer ones do not."""
+"""Walk-back: the newest state that can be used, in memory or in storage, and why newer ones cannot."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zerofleet.trainer.checkpoint.format import CheckpointReader, DamagedFile
+from zerofleet.trainer.checkpoint.snapshot import SnapshotMeta
 from zerofleet.trainer.config import DEFAULT_SILO
 from zerofleet.trainer.errors import CheckpointUnusable
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
@@ -18,6 +20,29 @@ class Selection:
     checkpoint: CheckpointId | None
     skipped: tuple[tuple[CheckpointId, str], ...]
     found: int
+    in_memory: bool = False
+    """Whether the agents' snapshots hold it, rather than storage."""
+
+
+def newest_snapshot(
+    run: RunFolder, metas: Sequence[SnapshotMeta], exclude: frozenset[CheckpointId] = frozenset()
+) -> CheckpointId | None:
+    """The newest step of which every rank's snapshot is there, that no later attempt has fenced off and that is not excluded.
+
+    Snapshots of another run that once had this run's name do not count: their token is none of its attempts'.
+    """
+    attempts = run.attempts()
+    tokens = {record.attempt: record.token for record in attempts}
+    ranks: dict[tuple[CheckpointId, int], set[int]] = {}
+    for meta in metas:
+        if meta.token and tokens.get(meta.attempt) == meta.token:
+            ranks.setdefault((meta.checkpoint, meta.world_size), set()).add(meta.rank)
+    whole = [
+        checkpoint
+        for (checkpoint, world_size), found in ranks.items()
+        if len(found) == world_size and checkpoint not in exclude and not run.fenced(checkpoint, attempts)
+    ]
+    return max(whole, key=lambda checkpoint: (checkpoint.step, checkpoint.attempt), default=None)
 
 
 def verify_checkpoint(run: RunFolder, checkpoint: CheckpointId, full: bool = False) -> None:

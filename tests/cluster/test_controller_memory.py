@@ -1,0 +1,181 @@
+"""The controller and the agents' memory: where attempts start, when a save counts, what is rescued before the end."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from tests.cluster.fakes import FakeSelection, Harness, ended, error_of, event, exit_of, harness, step
+from zerofleet.cluster.commits import Outcome
+from zerofleet.cluster.config import ClusterConfig
+from zerofleet.cluster.hooks import Origin
+from zerofleet.cluster.state import State
+from zerofleet.trainer.run_folder import CheckpointId
+
+
+def snapshot(attempt: int, number: int, durable: bool, world_size: int = 2):
+    """All ranks hold a step in memory."""
+    data = {"path": "x", "durable": durable, "checkpoint": asdict(CheckpointId(number, attempt))}
+    return [event("snapshot", attempt, rank, number, "snapshot", **data) for rank in range(world_size)]
+
+
+def durable(number: int, attempt: int = 1) -> Outcome:
+    return Outcome(CheckpointId(number, attempt), True, num_bytes=10, seconds=1.0)
+
+
+def lost(number: int, attempt: int = 1) -> Outcome:
+    return Outcome(CheckpointId(number, attempt), False, "the disk is full")
+
+
+def in_memory(number: int, attempt: int = 1) -> FakeSelection:
+    return FakeSelection(CheckpointId(number, attempt), found=1, in_memory=True)
+
+
+def stored(number: int, attempt: int = 1) -> FakeSelection:
+    return FakeSelection(CheckpointId(number, attempt), found=1)
+
+
+def until_waiting(h: Harness) -> None:
+    for _ in range(20):
+        h.controller.step(h.clock.now)
+
+
+def test_a_killed_rank_restarts_from_memory():
+    def train(attempt):
+        if attempt == 1:
+            return [step(1, 11), snapshot(1, 11, False), [exit_of(1, 1, None, 9)]]
+        return [step(2, 12), ended(2, "finished", 12)]
+
+    h = harness(train, selections=[FakeSelection(), in_memory(11)])
+    assert h.run().state is State.FINISHED
+    assert h.claims == [(1, None), (2, Origin(CheckpointId(11, 1), in_memory=True))]
+    assert "from the snapshot of step 11 (attempt 1)" in h.said("state")[-3].data["why"]
+
+
+def test_a_snapshot_that_cannot_be_used_is_left_out_and_the_checkpoint_of_that_step_is_not():
+    bad = {"step": 11, "attempt": 1, "reason": "digests"}
+
+    def train(attempt):
+        if attempt == 1:
+            return [step(1, 11), [exit_of(1, 1, None, 9)]]
+        if attempt == 2:
+            return [[error_of(2, 0, type="CheckpointUnusable", checkpoint=bad)]]
+        return [step(3, 12), ended(3, "finished", 12)]
+
+    h = harness(train, selections=[FakeSelection(), in_memory(11), stored(11)])
+    assert h.run().state is State.FINISHED
+    assert h.excluded[-1] == {Origin(CheckpointId(11, 1), in_memory=True)}
+    assert h.claims[-1] == (3, Origin(CheckpointId(11, 1)))
+
+
+def test_a_finished_run_waits_until_its_last_state_is_durable():
+    h = harness(lambda a: [step(1, 2), snapshot(1, 2, True), ended(1, "finished", 2)])
+    until_waiting(h)
+    assert h.controller.state is State.RUNNING
+    h.outcomes = [durable(2)]
+    assert h.run().state is State.FINISHED
+    (checkpoint,) = h.said("checkpoint")
+    assert (checkpoint.step, checkpoint.data["path"]) == (2, CheckpointId(2, 1).folder)
+    assert not h.controller.keep_snapshots
+
+
+def test_a_last_state_that_storage_never_takes_ends_the_run_in_time():
+    config = ClusterConfig(stop_timeout_s=30)
+    h = harness(lambda a: [step(1, 2), snapshot(1, 2, True), ended(1, "finished", 2)], config=config)
+    started = h.clock.now
+    h.selections = [FakeSelection(), in_memory(2)]
+    controller = h.run()
+    assert controller.state is State.FAILED and h.clock.now - started < 70
+    assert "it was not within cluster.stop_timeout_s=30" in controller.why and controller.keep_snapshots
+
+
+def test_a_stop_waits_too_and_names_the_step():
+    h = harness(lambda a: [step(1, 5)])
+    h.run_until("RUNNING")
+    h.group.on_control["stop"] = [snapshot(1, 6, True), ended(1, "stopped", 6)]
+    h.requests = ["stop"]
+    until_waiting(h)
+    assert h.controller.state is State.DRAINING
+    h.outcomes = [durable(6)]
+    assert h.run().state is State.STOPPED
+    assert h.controller.why == "stopped; the checkpoint of step 6 is durable" and h.controller.exit_code == 0
+
+
+def test_rank_0_hears_what_has_come_of_a_save():
+    h = harness(lambda a: [step(1, 4), snapshot(1, 4, True), step(1, 5)])
+    h.run_until("RUNNING")
+    h.outcomes = [lost(4)]
+    until_waiting(h)
+    assert [control.settled_step for control in h.group.heard_controls] == [4]
+    (incident,) = h.said("incident")
+    assert "step 4 did not become durable: the disk is full" in incident.data["message"]
+    assert h.controller.state is State.RUNNING, "training goes on"
+
+
+def test_a_last_state_that_cannot_be_made_durable_is_tried_once_more_from_memory_and_fails_the_run():
+    h = harness(lambda a: [step(1, 2), snapshot(1, 2, True), ended(1, "finished", 2)])
+    until_waiting(h)
+    h.selections = [in_memory(2)]
+    h.outcomes = [lost(2)]
+    until_waiting(h)
+    assert h.group.persisted == [CheckpointId(2, 1)]
+    h.outcomes = [lost(2)]
+    controller = h.run()
+    assert (controller.state, controller.exit_code) == (State.FAILED, 1)
+    assert "step 2 is in the nodes' memory only (the disk is full)" in controller.why
+    assert controller.keep_snapshots
+
+
+def failing(attempt):
+    return [step(attempt, 12), snapshot(attempt, 12, False), [error_of(attempt, 0)]]
+
+
+def test_before_a_run_fails_what_only_memory_holds_is_made_durable():
+    h = harness(failing, selections=[FakeSelection(), in_memory(12)], config=ClusterConfig(max_failures=0))
+    h.run_until("RECOVERING")
+    until_waiting(h)
+    assert h.group.persisted == [CheckpointId(12, 1)] and h.controller.state is State.RECOVERING
+    h.outcomes = [durable(12)]
+    controller = h.run()
+    assert (controller.state, controller.exit_code) == (State.FAILED, 1)
+    assert controller.why.endswith("step 12, which was in memory, is durable now")
+    assert not controller.keep_snapshots
+
+
+def test_a_rescue_has_an_end():
+    config = ClusterConfig(max_failures=0, stop_timeout_s=9)
+    h = harness(failing, selections=[FakeSelection(), in_memory(12)], config=config)
+    h.run_until("RECOVERING")
+    started = h.clock.now
+    h.controller.step(h.clock.now)
+    h.selections = [FakeSelection()]
+    controller = h.run()
+    assert controller.state is State.FAILED and h.clock.now - started < 12
+    assert "cluster.stop_timeout_s=9 is over" in controller.why and "resume while they keep it" in controller.why
+    assert controller.keep_snapshots
+
+
+def test_a_rank_that_dies_while_draining_costs_no_snapshot():
+    h = harness(lambda a: [step(1, 5), snapshot(1, 5, False)], selections=[FakeSelection(), in_memory(5)])
+    h.run_until("RUNNING")
+    h.group.on_control["stop"] = [[exit_of(1, 1, None, 9)]]
+    h.requests = ["stop"]
+    until_waiting(h)
+    assert h.group.persisted == [CheckpointId(5, 1)]
+    h.selections, h.outcomes = [stored(5)], [durable(5)]
+    assert h.run().state is State.STOPPED
+
+
+def test_a_save_of_the_attempt_before_may_still_become_durable():
+    def train(attempt):
+        if attempt == 1:
+            return [step(1, 11), snapshot(1, 11, True), [exit_of(1, 1, None, 9)]]
+        return [step(2, 12)]
+
+    h = harness(train, selections=[FakeSelection(), in_memory(11)])
+    h.run_until("RUNNING")
+    h.run_until("STARTING")
+    h.run_until("RUNNING")
+    h.outcomes = [durable(11)]
+    until_waiting(h)
+    (checkpoint,) = h.said("checkpoint")
+    assert (checkpoint.attempt, checkpoint.step) == (1, 11)

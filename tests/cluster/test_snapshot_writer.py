@@ -1,0 +1,162 @@
+"""Snapshots reach storage byte for byte, pinned meanwhile, as soon as storage takes them."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from tests.support.checkpoints import VALUES, snapshot
+from zerofleet.cluster import snapshot_writer
+from zerofleet.cluster.policy import backoff
+from zerofleet.cluster.snapshot_writer import SnapshotWriter, remove_snapshots, snapshot_folder
+from zerofleet.trainer.checkpoint.commit import Written, assemble, commit
+from zerofleet.trainer.checkpoint.format import CheckpointReader
+from zerofleet.trainer.checkpoint.snapshot import find_snapshots, open_snapshot
+from zerofleet.trainer.config import CheckpointConfig
+from zerofleet.trainer.errors import StorageError
+from zerofleet.trainer.run_folder import CheckpointId, RunFolder
+
+pytestmark = pytest.mark.timeout(30)
+FOUR = CheckpointId(4, 1)
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.events = []
+        self._arrived = threading.Condition()
+
+    def __call__(self, event) -> None:
+        with self._arrived:
+            self.events.append(event)
+            self._arrived.notify_all()
+
+    def of(self, *kinds, count=1):
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: len(self._found(kinds)) >= count, 10), self.events
+            return self._found(kinds)
+
+    def _found(self, kinds):
+        return [event for event in self.events if event.kind in kinds]
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunFolder(str(tmp_path / "runs"), "r")
+    run.create("{}")
+    run.claim_attempt(1, None, 2, 1)
+    return run
+
+
+@pytest.fixture
+def heard():
+    return Heard()
+
+
+@pytest.fixture
+def writer(run, heard):
+    writer = SnapshotWriter(run.storage, heard)
+    yield writer
+    writer.close()
+
+
+def test_two_snapshots_become_a_checkpoint(run, writer, heard, tmp_path):
+    for rank in (0, 1):
+        writer.order(snapshot(tmp_path / "shm", FOUR, rank), rank, FOUR)
+    events = heard.of("written", count=2)
+    assert [(e.attempt, e.rank, e.step) for e in events] == [(1, 0, 4), (1, 1, 4)]
+    commit(CheckpointConfig(), run, assemble([Written.from_dict(e.data) for e in events]), lambda: None)
+    reader = CheckpointReader(run.storage, FOUR)
+    reader.check_blocks()
+    assert reader.read("w", "master", 0, 100).tolist() == VALUES.tolist()
+
+
+def test_a_snapshot_is_pinned_until_it_is_written(run, heard, tmp_path, monkeypatch):
+    gate = threading.Event()
+    write = snapshot_writer.write_payload
+    monkeypatch.setattr(snapshot_writer, "write_payload", lambda *a: gate.wait(10) and write(*a))
+    folder = tmp_path / "shm"
+    writer = SnapshotWriter(run.storage, heard)
+    writer.order(snapshot(folder, FOUR, 0), 0, FOUR)
+    for step in (5, 6, 7, 8):
+        snapshot(folder, CheckpointId(step, 1), 0)
+    assert sorted(meta.step for _, meta in find_snapshots(folder)) == [4, 7, 8]
+    gate.set()
+    heard.of("written")
+    writer.close()
+    snapshot(folder, CheckpointId(9, 1), 0)
+    assert sorted(meta.step for _, meta in find_snapshots(folder)) == [7, 8, 9]
+
+
+def test_an_outage_is_told_and_outlasted(run, heard, tmp_path, monkeypatch):
+    monkeypatch.setattr(backoff, "FIRST_S", 0.01)
+    tries = []
+    write = snapshot_writer.write_payload
+
+    def flaky(*arguments):
+        tries.append(1)
+        if len(tries) < 4:
+            raise StorageError("connection refused")
+        return write(*arguments)
+
+    monkeypatch.setattr(snapshot_writer, "write_payload", flaky)
+    writer = SnapshotWriter(run.storage, heard)
+    writer.order(snapshot(tmp_path / "shm", FOUR, 0), 0, FOUR)
+    heard.of("written")
+    (incident,) = heard.of("incident")
+    assert "step 4 cannot be made durable and is tried again" in incident.data["message"]
+    assert "training goes on" in incident.data["message"] and "connection refused" in incident.data["message"]
+    writer.close()
+
+
+def test_a_half_file_of_an_earlier_agent_is_replaced(run, writer, heard, tmp_path):
+    run.storage.create(FOUR.rank_file(0, 2), b"half")
+    writer.order(snapshot(tmp_path / "shm", FOUR, 0), 0, FOUR)
+    (event,) = heard.of("written")
+    assert run.storage.size(FOUR.rank_file(0, 2)) == event.data["rank_file"]["num_bytes"]
+
+
+def test_an_order_without_its_snapshot_is_told(writer, heard, tmp_path):
+    path = snapshot(tmp_path / "shm", CheckpointId(5, 1), 0)
+    writer.order(path, 0, FOUR)
+    writer.order(None, 1, FOUR)
+    writer.order(tmp_path / "nothing", 1, FOUR)
+    assert all("overwritten" in event.data["message"] for event in heard.of("unwritten", count=3))
+    assert heard.of("unwritten")[0].data["checkpoint"] == {"step": 4, "attempt": 1, "silo": "main"}
+
+
+def test_closing_does_not_wait_for_storage_and_says_what_was_not_written(run, heard, tmp_path, monkeypatch):
+    def down(*arguments):
+        raise StorageError("connection refused")
+
+    monkeypatch.setattr(snapshot_writer, "write_payload", down)
+    writer = SnapshotWriter(run.storage, heard)
+    path = snapshot(tmp_path / "shm", FOUR, 0)
+    writer.order(path, 0, FOUR)
+    heard.of("incident")
+    started = time.monotonic()
+    writer.close()
+    assert time.monotonic() - started < 5
+    assert "connection refused" in heard.of("unwritten")[0].data["message"]
+    assert open_snapshot(path) is not None, "it stays in memory"
+
+
+def test_folders_differ_by_run_and_node():
+    places = {snapshot_folder(url, run, node) for url in ("/a", "/b") for run in ("x", "y") for node in (0, 1)}
+    assert len(places) == 8 and all(place.startswith("/dev/shm/zerofleet-") for place in places)
+
+
+def test_only_snapshots_are_removed_and_folders_that_are_empty_then(tmp_path):
+    for node in ("node-0", "node-1"):
+        snapshot(tmp_path / "run" / node, FOUR, 0)
+    stranger = tmp_path / "run" / "node-1" / "precious.txt"
+    stranger.write_text("mine")
+    remove_snapshots(tmp_path / "run" / "node-0")
+    remove_snapshots(tmp_path / "run" / "node-1")
+    assert not (tmp_path / "run" / "node-0").exists()
+    assert [path.name for path in (tmp_path / "run" / "node-1").iterdir()] == ["precious.txt"]
+    stranger.unlink()
+    remove_snapshots(tmp_path / "run" / "node-1")
+    assert not (tmp_path / "run").exists()
+    remove_snapshots(tmp_path / "never" / "made")

@@ -1,0 +1,95 @@
+"""When to save: intervals in steps and seconds, one save at a time, and Daly's interval."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from zerofleet.trainer.checkpoint.cadence import PRIOR_MTBF_S, Cadence, daly_interval_s
+from zerofleet.trainer.config import CheckpointConfig
+
+
+def cadence(**config) -> Cadence:
+    return Cadence(CheckpointConfig(**config))
+
+
+def run(
+    cadence: Cadence, steps: int, step_s: float = 1.0, write_s: float = 0.0, stall_s: float = 0.01
+) -> dict[int, str]:
+    """What is due after each step, where a save is settled `write_s` after it began."""
+    done, settles_at = {}, math.inf
+    for step in range(1, steps + 1):
+        now = step * step_s
+        if now > settles_at:
+            cadence.settled(cadence.in_flight, now)
+            settles_at = math.inf
+        done[step] = action = cadence.due(step, now)
+        if action != "none":
+            cadence.snapshot_taken(step, stall_s)
+        if action == "save":
+            cadence.save_started(step, now)
+            settles_at = now + write_s
+        cadence.stepped(step_s)
+    return {step: action for step, action in done.items() if action != "none"}
+
+
+def test_every_n_steps():
+    assert run(cadence(interval_steps=4, snapshot_interval_steps=0), 10) == {4: "save", 8: "save"}
+
+
+def test_zero_is_never():
+    assert run(cadence(interval_steps=0, snapshot_interval_steps=0), 100) == {}
+
+
+def test_snapshots_between_the_saves():
+    due = run(cadence(interval_steps=4, snapshot_interval_steps=1), 6)
+    assert due == {1: "snapshot", 2: "snapshot", 3: "snapshot", 4: "save", 5: "snapshot", 6: "snapshot"}
+
+
+def test_a_save_waits_for_the_one_before():
+    due = run(cadence(interval_steps=2, snapshot_interval_steps=0), 12, write_s=4.5)
+    assert due == {2: "save", 7: "save", 12: "save"}
+
+
+def test_by_the_clock():
+    due = run(cadence(interval_steps=0, interval_s=10, snapshot_interval_steps=0), 30, step_s=3)
+    assert due == {4: "save", 8: "save", 12: "save", 16: "save", 20: "save", 24: "save", 28: "save"}
+
+
+def test_after_a_restore_nothing_is_due_at_once():
+    resumed = cadence(interval_steps=10, snapshot_interval_steps=5)
+    resumed.durable_step = resumed.snapshot_step = 13
+    assert resumed.due(14, 0.0) == "none" and resumed.due(18, 0.0) == "snapshot" and resumed.due(20, 0.0) == "save"
+
+
+@pytest.mark.parametrize("cost_s", [0.01, 1.0, 60.0])
+@pytest.mark.parametrize("mtbf_s", [600.0, 86400.0])
+def test_dalys_interval_loses_less_than_its_neighbours(cost_s, mtbf_s):
+    """Against his exact model (2006, equation 20): time to do work in pieces of tau with exponential failures."""
+
+    def total(tau: float) -> float:
+        return mtbf_s * (math.exp((tau + cost_s) / mtbf_s) - 1) / tau
+
+    best = daly_interval_s(cost_s, mtbf_s)
+    assert total(best) <= total(best * 1.1) and total(best) <= total(best * 0.9)
+    assert best == pytest.approx(math.sqrt(2 * cost_s * mtbf_s), rel=0.25), "Young's, to first order"
+
+
+def test_a_save_that_costs_more_than_a_failure_is_made_once_per_failure():
+    assert daly_interval_s(100.0, 10.0) == 10.0
+
+
+def test_auto_follows_cost_and_failures():
+    cheap, dear = cadence(), cadence()
+    run(cheap, 500, stall_s=0.001)
+    run(dear, 500, stall_s=0.1)
+    assert 1 <= cheap.snapshot_interval_steps() < dear.snapshot_interval_steps()
+    expected = math.sqrt(2 * 0.1 * PRIOR_MTBF_S)
+    assert dear.snapshot_interval_steps() == pytest.approx(expected, rel=0.05)
+    dear.failures, dear.observed_s = 99, 3600.0
+    assert dear.snapshot_interval_steps() < expected / 8
+
+
+def test_auto_begins_with_a_snapshot_after_the_first_step():
+    assert cadence().due(1, 0.0) == "snapshot"

@@ -1,0 +1,144 @@
+"""Snapshot buffers: what is whole stays whole, whoever is killed and whoever reads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from zerofleet.trainer.checkpoint.fragments import FragmentKey
+from zerofleet.trainer.checkpoint.snapshot import BufferSet, SnapshotMeta, buffer_paths, find_snapshots, open_snapshot
+from zerofleet.trainer.errors import StorageError
+
+pytestmark = pytest.mark.timeout(60)
+
+KEYS = [FragmentKey("w", "master", 3, 1000, "F32"), FragmentKey("flags", "value", 0, 5, "BOOL")]
+
+
+def meta(step: int, attempt: int = 1, **fields) -> SnapshotMeta:
+    return SnapshotMeta(step, attempt, "main", 0, 2, "token", **fields)
+
+
+def fill(buffers: BufferSet, step: int, keep: bool = False, **fields):
+    """The path that was filled, None when none was free."""
+    with buffers.fill(meta(step, **fields), KEYS, keep) as filling:
+        if filling is None:
+            return None
+        filling.pieces[0].view(np.float32)[:] = step
+        filling.pieces[1][:] = 1
+        return filling.path
+
+
+def steps(folder) -> list[int]:
+    return sorted(found.step for _, found in find_snapshots(folder))
+
+
+def test_what_is_filled_is_read_back_with_its_description(tmp_path):
+    path = fill(BufferSet(tmp_path, 0, 3), 7, draft={"tensors": {}}, events=[{"kind": "step"}])
+    snapshot = open_snapshot(path)
+    assert (snapshot.meta.step, snapshot.meta.draft, snapshot.meta.events) == (7, {"tensors": {}}, [{"kind": "step"}])
+    found = dict(snapshot.fragments())
+    assert list(found) == KEYS
+    assert found[KEYS[0]].tolist() == [7.0] * 1000 and found[KEYS[1]].tolist() == [1] * 5
+    start, end = snapshot.header()[KEYS[0]]
+    assert bytes(snapshot.read(start, end)) == np.full(1000, 7, np.float32).tobytes()
+
+
+def test_the_newest_is_never_overwritten(tmp_path):
+    buffers = BufferSet(tmp_path, 0, 2)
+    for step in range(1, 8):
+        fill(buffers, step)
+        assert steps(tmp_path) == [s for s in (step - 1, step) if s]
+
+
+def test_a_buffer_that_is_read_is_left_alone(tmp_path):
+    buffers = BufferSet(tmp_path, 0, 3)
+    held = open_snapshot(fill(buffers, 1))
+    for step in range(2, 6):
+        assert fill(buffers, step)
+    assert steps(tmp_path) == [1, 4, 5] and dict(held.fragments())[KEYS[0]][0] == 1
+    held.close()
+    fill(buffers, 6)
+    assert steps(tmp_path) == [4, 5, 6]
+
+
+def test_when_all_are_read_none_is_filled(tmp_path):
+    buffers = BufferSet(tmp_path, 0, 2)
+    readers = [open_snapshot(fill(buffers, step)) for step in (1, 2)]
+    assert fill(buffers, 3) is None
+    assert steps(tmp_path) == [1, 2]
+    readers[0].close()
+    assert fill(buffers, 4) and steps(tmp_path) == [2, 4]
+
+
+def test_one_that_is_kept_stays_until_the_next_that_is(tmp_path):
+    buffers = BufferSet(tmp_path, 0, 3)
+    fill(buffers, 1, keep=True)
+    for step in range(2, 7):
+        fill(buffers, step)
+    assert steps(tmp_path) == [1, 5, 6]
+    fill(buffers, 7, keep=True)
+    fill(buffers, 8)
+    assert steps(tmp_path) == [6, 7, 8]
+
+
+def test_a_snapshot_that_fails_on_the_way_is_none(tmp_path):
+    buffers = BufferSet(tmp_path, 0, 3)
+    fill(buffers, 1)
+    with pytest.raises(RuntimeError), buffers.fill(meta(2), KEYS) as filling:
+        filling.pieces[0][:] = 9
+        raise RuntimeError("killed")
+    assert steps(tmp_path) == [1]
+    fill(buffers, 3)
+    assert steps(tmp_path) == [1, 3], "the broken one is taken first"
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from tests.trainer.checkpoint.test_snapshot import KEYS, fill, meta
+from zerofleet.trainer.checkpoint.snapshot import BufferSet
+buffers = BufferSet(Path(sys.argv[1]), 0, 3)
+for step in (1, 2, 3):
+    fill(buffers, step)
+with buffers.fill(meta(4), KEYS) as filling:
+    filling.pieces[0][:2000] = 1
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_rank_that_is_killed_while_it_fills_leaves_the_others_whole_and_no_lock(tmp_path):
+    done = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path)], timeout=50)
+    assert done.returncode == -signal.SIGKILL
+    assert steps(tmp_path) == [2, 3]
+    fill(BufferSet(tmp_path, 0, 3), 4)
+    assert steps(tmp_path) == [2, 3, 4]
+
+
+def test_rubbish_is_no_snapshot(tmp_path):
+    path = buffer_paths(tmp_path, 0)[0]
+    assert open_snapshot(path) is None
+    for content in (b"", b"short", os.urandom(8192)):
+        path.write_bytes(content)
+        assert open_snapshot(path) is None
+
+
+def test_larger_snapshots_fit_into_buffers_of_smaller_ones(tmp_path):
+    buffers = BufferSet(tmp_path, 0, 2)
+    buffers.reserve(100)
+    fill(buffers, 1, events=[{"text": "x" * 3_000_000}])
+    assert steps(tmp_path) == [1]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounting a small tmpfs needs root")
+def test_memory_that_is_not_there_is_said_before_anything_is_written(tmp_path):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)], check=True)
+    try:
+        with pytest.raises(StorageError, match=r"does not fit into memory .* enlarge /dev/shm"):
+            BufferSet(tmp_path, 0, 3).reserve(1 << 20)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

@@ -1,0 +1,105 @@
+"""Which step is kept how, and when its results are told."""
+
+from __future__ import annotations
+
+import pytest
+
+from zerofleet.trainer.checkpoint.cadence import Cadence
+from zerofleet.trainer.config import CheckpointConfig
+from zerofleet.trainer.events import Control
+from zerofleet.trainer.keeper import Keeper
+from zerofleet.trainer.reporter import Reporter, no_fault
+from zerofleet.trainer.world import World
+
+
+class Saver:
+    def __init__(self, is_background: bool) -> None:
+        self.is_background = is_background
+        self.saved: list[tuple[int, bool]] = []
+        self.recent: list[str] = []
+
+    def save(self, step, durable, recent) -> None:
+        self.saved.append((step, durable))
+        self.recent = [(event.kind, event.step) for event in recent]
+
+    def settle(self) -> float:
+        return 0.5
+
+
+class Rank:
+    """Rank 0 at the end of its steps."""
+
+    def __init__(self, is_background: bool = True, **checkpoint) -> None:
+        self.events = []
+        self.reporter = Reporter(World(0, 0, 0, 1, "n", 1), self.events.append, no_fault)
+        self.saver = Saver(is_background)
+        self.keeper = Keeper(self.reporter, self.saver, Cadence(CheckpointConfig(**checkpoint)))
+
+    def step(self, asked: Control = Control()) -> Control:
+        control = self.keeper.due(asked)
+        self.keeper.settle()
+        self.reporter.release()
+        self.reporter.step += 1
+        self.keeper.stepped(1.0)
+        self.reporter.hold("step", "step", 0.0, 1.0)
+        self.keeper.keep(control)
+        return control
+
+    def told(self) -> list[int]:
+        return [event.step for event in self.events if event.kind == "step"]
+
+
+def test_a_step_that_is_not_kept_is_told_at_once():
+    rank = Rank(interval_steps=0, snapshot_interval_steps=0)
+    rank.step()
+    assert rank.told() == [1] and rank.saver.saved == []
+
+
+def test_a_step_that_is_kept_is_told_when_every_rank_has_settled():
+    rank = Rank(interval_steps=0, snapshot_interval_steps=1)
+    rank.step()
+    assert rank.told() == []
+    rank.step()
+    assert rank.told() == [1] and rank.saver.recent == [("step", 1), ("step", 2)]
+
+
+def test_a_step_that_waited_for_the_disk_is_told_at_once():
+    rank = Rank(is_background=False, interval_steps=1, snapshot_interval_steps=0)
+    rank.step()
+    rank.step()
+    assert rank.told() == [1, 2] and rank.saver.saved == [(1, True), (2, True)]
+
+
+def test_a_save_waits_until_the_one_before_is_settled():
+    rank = Rank(interval_steps=2, snapshot_interval_steps=0)
+    for _ in range(5):
+        rank.step()
+    assert rank.saver.saved == [(2, True)]
+    rank.step(Control(settled_step=2))
+    assert rank.saver.saved == [(2, True), (6, True)]
+
+
+@pytest.mark.parametrize("action", ["save", "stop"])
+def test_a_request_is_stronger_than_what_is_due(action):
+    rank = Rank(interval_steps=0, snapshot_interval_steps=1)
+    assert rank.step(Control(action)).action == action
+    assert rank.saver.saved == [(1, True)]
+
+
+def test_a_state_that_came_from_memory_is_not_durable_yet():
+    rank = Rank(interval_steps=10, snapshot_interval_steps=0)
+    rank.reporter.step = 7
+    rank.keeper.restored(7, from_memory=True)
+    assert rank.keeper.saved_step is None
+    rank.keeper.keep(Control("save"))
+    assert rank.saver.saved == [(7, True)]
+    rank.keeper.keep(Control("save"))
+    assert rank.saver.saved == [(7, True)], "once"
+
+
+def test_a_state_that_came_from_storage_is():
+    rank = Rank(interval_steps=10, snapshot_interval_steps=0)
+    rank.reporter.step = 7
+    rank.keeper.restored(7, from_memory=False)
+    rank.keeper.keep(Control("save"))
+    assert rank.saver.saved == []

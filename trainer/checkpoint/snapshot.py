@@ -1,0 +1,258 @@
+"""Snapshots: the fragments of one rank in memory, in plain files of /dev/shm that outlive every process of the run.
+
+Not multiprocessing.shared_memory: its tracker unlinks a segment when a process that had it open is killed. A buffer
+file holds 64 bytes that say where things are and whether they are whole, the snapshot's description as JSON, and, from
+`payload_offset` on, byte for byte the rank file that storage would get. So whoever finds the file, after whatever
+ended, can load from it or write it out. Knows neither torch nor DeepSpeed.
+
+Who uses a buffer holds a lock on its file (flock), which the kernel gives back when the holder dies: exclusive while
+a rank fills it, shared while someone reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import mmap
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zerofleet.trainer.checkpoint.format import header_of, parse_header
+from zerofleet.trainer.checkpoint.fragments import DTYPES, FragmentKey
+from zerofleet.trainer.errors import StorageError
+from zerofleet.trainer.run_folder import CheckpointId
+
+_MAGIC = b"ZFSNAP01"
+_PREAMBLE = struct.Struct("<8sQQQQ")
+"""Magic, state, bytes of the description, offset and bytes of the payload."""
+_INCOMPLETE, _COMPLETE = 0, 1
+_DESCRIPTION_AT = 64
+_DESCRIPTION_ROOM = 1 << 20
+"""Room for the description and the header when a buffer is reserved; it grows when they need more."""
+_NOTHING = (-1, -1)
+_PAGE = 4096
+MAX_BUFFERS = 3
+"""One that a writer may hold, and two to take turns: a rank that is killed while it fills one has the other still whole."""
+
+
+@dataclass(frozen=True)
+class SnapshotMeta:
+    """What a snapshot says about itself."""
+
+    step: int
+    attempt: int
+    silo: str
+    rank: int
+    world_size: int
+    token: str
+    """The attempt's own mark (AttemptRecord.token): another run of the same name has others."""
+    header_bytes: int = 0
+    """Length field and header at the start of the payload, as in a rank file; set when it is written."""
+    draft: dict[str, Any] | None = None
+    """On rank 0: the manifest without digests and rank files (commit.Draft)."""
+    events: list[dict[str, Any]] = field(default_factory=list)
+    """On rank 0: the newest steps' events, ledger entries included, in case nobody heard them."""
+
+    def brief(self) -> SnapshotMeta:
+        """Without what is large."""
+        return replace(self, draft=None, events=[])
+
+    @property
+    def checkpoint(self) -> CheckpointId:
+        return CheckpointId(self.step, self.attempt, self.silo)
+
+
+class Snapshot:
+    """A complete snapshot, open for reading. While it is open no rank overwrites it."""
+
+    def __init__(self, path: Path, meta: SnapshotMeta, view: memoryview, file: int) -> None:
+        self.path, self.meta, self.payload, self._file = path, meta, view, file
+
+    def header(self) -> dict[FragmentKey, tuple[int, int]]:
+        """Fragments and their byte range in the payload."""
+        return parse_header(bytes(self.payload[: self.meta.header_bytes]))
+
+    def read(self, start: int, end: int) -> memoryview:
+        """Bytes [start, end) of the payload; valid while the snapshot is open."""
+        return self.payload[start:end]
+
+    def fragments(self) -> Iterator[tuple[FragmentKey, npt.NDArray[np.generic]]]:
+        """All fragments as arrays over the payload."""
+        for key, (start, end) in self.header().items():
+            yield key, np.frombuffer(self.payload[start:end], DTYPES[key.dtype])
+
+    def close(self) -> None:
+        """Lets the buffer go; arrays that were made of `payload` keep their memory, not its content."""
+        _unlock(self._file)
+
+
+def open_snapshot(path: Path) -> Snapshot | None:
+    """None when there is no complete snapshot in the file, or a rank is filling it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        stack.callback(os.close, file)
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        meta, offset, size = _describe(file)
+        if meta is None:
+            return None
+        stack.pop_all()
+    mapped = mmap.mmap(file, offset + size, prot=mmap.PROT_READ)
+    return Snapshot(path, meta, memoryview(mapped)[offset:], file)  # the view keeps the mapping alive
+
+
+def _describe(file: int) -> tuple[SnapshotMeta | None, int, int]:
+    """Description, payload's offset and bytes; None and zeros when the file holds nothing whole."""
+    preamble = os.pread(file, _PREAMBLE.size, 0)
+    if len(preamble) < _PREAMBLE.size:
+        return None, 0, 0
+    magic, state, num_bytes, offset, size = _PREAMBLE.unpack(preamble)
+    if magic != _MAGIC or state != _COMPLETE:
+        return None, 0, 0
+    return SnapshotMeta(**json.loads(os.pread(file, num_bytes, _DESCRIPTION_AT))), offset, size
+
+
+@dataclass(frozen=True)
+class Filling:
+    """A buffer that is being filled: one byte array per fragment."""
+
+    path: Path
+    pieces: list[npt.NDArray[np.uint8]]
+
+
+class BufferSet:
+    """The buffers of one rank. Only this rank fills them, one at a time."""
+
+    def __init__(self, folder: Path, rank: int, num_buffers: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._paths = buffer_paths(folder, rank)[:num_buffers]
+        self._kept: int | None = None
+        """The buffer that is kept, open and locked."""
+
+    def reserve(self, num_bytes: int) -> None:
+        """Takes the memory of all buffers, for snapshots of so many bytes. Raises StorageError when it is not there."""
+        for path in self._paths:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                _reserve(file, num_bytes + _DESCRIPTION_ROOM)
+            finally:
+                os.close(file)
+
+    @contextlib.contextmanager
+    def fill(self, meta: SnapshotMeta, keys: Sequence[FragmentKey], keep: bool = False) -> Iterator[Filling | None]:
+        """Gives a buffer to fill; after the block the snapshot is complete. None when every buffer that may be overwritten is
+        being read. With `keep` it is not overwritten before the next one that is kept, where two buffers remain to take
+        turns: its reader may come late.
+
+        Raises StorageError when the memory file system is full.
+        """
+        if keep:
+            self._let_go()
+        header = header_of(keys)
+        meta = replace(meta, header_bytes=len(header))
+        path, file = self._take()
+        if path is None:
+            yield None
+            return
+        try:
+            description = json.dumps(asdict(meta)).encode()
+            offset = -(-(_DESCRIPTION_AT + len(description)) // _PAGE) * _PAGE
+            size = len(header) + sum(key.num_bytes for key in keys)
+            _reserve(file, offset + size)
+            os.pwrite(file, _PREAMBLE.pack(_MAGIC, _INCOMPLETE, len(description), offset, size), 0)
+            os.pwrite(file, description, _DESCRIPTION_AT)
+            payload = np.frombuffer(
+                mmap.mmap(file, offset + size), np.uint8, size, offset
+            )  # unmapped with its last view
+            payload[: len(header)] = np.frombuffer(header, np.uint8)
+            yield Filling(path, _cut(payload[len(header) :], keys))
+            os.pwrite(file, _PREAMBLE.pack(_MAGIC, _COMPLETE, len(description), offset, size), 0)
+            if keep and len(self._paths) == MAX_BUFFERS:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                self._kept = file
+        finally:
+            if self._kept != file:
+                _unlock(file)
+
+    def _let_go(self) -> None:
+        if self._kept is not None:
+            _unlock(self._kept)
+            self._kept = None
+
+    def _take(self) -> tuple[Path | None, int]:
+        """The buffer to overwrite, locked: an empty or broken one, else the oldest, but never the newest whole one."""
+        states = []
+        for path in self._paths:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            meta, _, _ = _describe(file)
+            states.append(((meta.attempt, meta.step) if meta else _NOTHING, path, file))
+        states.sort()
+        may_go = states[:-1] if states[-1][0] > _NOTHING else states
+        taken = next((state for state in may_go if _lock(state[2])), None)
+        for state in states:
+            if state is not taken:
+                os.close(state[2])
+        return (taken[1], taken[2]) if taken else (None, -1)
+
+
+def buffer_paths(folder: Path, rank: int) -> list[Path]:
+    """Where a rank's buffers lie."""
+    return [folder / f"rank-{rank:05d}.{number}.snapshot" for number in range(MAX_BUFFERS)]
+
+
+def _unlock(file: int) -> None:
+    """Gives up the lock, then the file: a mapping has a descriptor of its own, which would hold the lock on."""
+    fcntl.flock(file, fcntl.LOCK_UN)
+    os.close(file)
+
+
+def _lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _reserve(file: int, num_bytes: int) -> None:
+    """Takes the memory now: a write to a mapping that finds the file system full would be a SIGBUS."""
+    if os.fstat(file).st_size >= num_bytes:
+        return
+    try:
+        os.posix_fallocate(file, 0, num_bytes)
+    except OSError as error:
+        raise StorageError(
+            f"a snapshot of {num_bytes / 2**20:.0f} MiB does not fit into memory ({error.strerror}): enlarge /dev/shm, or set "
+            "checkpoint.snapshot_interval_steps=0"
+        ) from error
+
+
+def _cut(payload: npt.NDArray[np.uint8], keys: Sequence[FragmentKey]) -> list[npt.NDArray[np.uint8]]:
+    pieces, offset = [], 0
+    for key in keys:
+        pieces.append(payload[offset : offset + key.num_bytes])
+        offset += key.num_bytes
+    return pieces
+
+
+def find_snapshots(folder: Path) -> list[tuple[Path, SnapshotMeta]]:
+    """Every complete snapshot in a folder, by path."""
+    found = []
+    for path in sorted(folder.glob("rank-*.snapshot")):
+        if snapshot := open_snapshot(path):
+            found.append((path, snapshot.meta))
+            snapshot.close()
+    return found

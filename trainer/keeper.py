@@ -1,0 +1,59 @@
+"""Keeps the state: asks when to save, saves, and knows what is on its way to storage."""
+
+from __future__ import annotations
+
+import time
+
+from zerofleet.trainer.checkpoint.cadence import Cadence
+from zerofleet.trainer.checkpoint.save import Saver
+from zerofleet.trainer.events import Control
+from zerofleet.trainer.reporter import Reporter
+
+
+class Keeper:
+    """One rank's. All ranks call `keep` at the same steps, since what is done was agreed upon in the step's collective."""
+
+    def __init__(self, reporter: Reporter, saver: Saver, cadence: Cadence) -> None:
+        self._reporter, self._saver, self._cadence = reporter, saver, cadence
+        self.saved_step: int | None = None
+        """The newest step that is durable, or on its way there."""
+        self._snapshot_step, self._stall_s = 0, 0.0
+        """The newest snapshot, and how long the rank has stood still for it."""
+
+    def restored(self, step: int, from_memory: bool) -> None:
+        """The state of `step` was loaded; from memory it is not durable yet, as far as is known."""
+        self.saved_step = None if from_memory else step
+        self._cadence.durable_step = self._cadence.snapshot_step = step
+
+    def due(self, asked: Control) -> Control:
+        """On rank 0: what to do after the step that runs, by request or because it is time."""
+        now = time.monotonic()
+        self._cadence.settled(asked.settled_step, now)
+        due = Control(self._cadence.due(self._reporter.step + 1, now))
+        return max(asked, due, key=lambda control: control.code)
+
+    def settle(self) -> None:
+        """To be called before the optimizer changes the state."""
+        self._stall_s += self._saver.settle()
+
+    def stepped(self, seconds: float) -> None:
+        """A step took so long."""
+        self._cadence.stepped(seconds)
+
+    def keep(self, control: Control) -> None:
+        """Does what the step's end asks for: nothing, a snapshot, or a save."""
+        step, durable = self._reporter.step, control.action in ("save", "stop")
+        if control.action == "none" or self.saved_step == step:
+            return self._reporter.release()
+        self._reporter.begin("save" if durable else "snapshot")
+        if self._snapshot_step:
+            self._cadence.snapshot_taken(self._snapshot_step, self._stall_s)
+        began = time.perf_counter()
+        self._saver.save(step, durable, list(self._reporter.recent))
+        self._snapshot_step, self._stall_s = step, time.perf_counter() - began
+        if durable:
+            self.saved_step = step
+            self._cadence.save_started(step, time.monotonic())
+        if not self._saver.is_background:
+            self._reporter.release()
+            self._cadence.settled(step, time.monotonic())

@@ -12,6 +12,7 @@ from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.group import Group
 from zerofleet.cluster.hooks import Hooks, Origin
 from zerofleet.cluster.policy.failure import Decision, Failure, decide
+from zerofleet.cluster.saves import Saves
 from zerofleet.cluster.spec import JobSpec
 from zerofleet.cluster.state import State
 from zerofleet.cluster.verdict import Verdict, judge
@@ -67,10 +68,7 @@ class Controller:
         self._heartbeat_at = float("-inf")
         self._late = ""
         self._last_step = 0
-        self._durable_step = 0
-        """Newest step that this driver saw become durable."""
-        self._unkept: dict[CheckpointId, str] = {}
-        """Saves that did not become durable, and why."""
+        self._saves = Saves()
         self._end: End | None = None
         self.keep_snapshots = True
         """Whether the agents' memory holds what storage does not, as far as is known."""
@@ -210,7 +208,7 @@ class Controller:
     def _next_stage(self, now: float) -> None:
         """The ranks have ended as they should."""
         attempt = self._attempt
-        if attempt.stage is Stage.TRAIN and (why := self._unkept_end()):
+        if attempt.stage is Stage.TRAIN and (why := self._lost_end(now)):
             return self._conclude(now, State.FAILED if attempt.is_finished else State.STOPPED, why, 1)
         if attempt.stage is Stage.TRAIN and not attempt.is_finished:
             self.keep_snapshots = False
@@ -225,23 +223,6 @@ class Controller:
             return self._enter(State.FINISHED, now, f"all {self._last_step} steps are done")
         self._launch(now, "the model takes the data")
 
-    def _is_late_to_keep(self, now: float) -> bool:
-        """Whether the last state has had its time to become durable."""
-        done_at, limit_s = self._attempt.done_at, self._config.stop_timeout_s
-        if done_at is None or now - done_at <= limit_s:
-            return False
-        last = CheckpointId(self._attempt.ordered_step, self._attempt.number)
-        self._unkept.setdefault(last, f"it was not within cluster.stop_timeout_s={limit_s:g}")
-        return True
-
-    def _unkept_end(self) -> str:
-        """Why the last state of an attempt that is done is not durable and will not be; empty while it is, or may become so."""
-        attempt = self._attempt
-        if attempt.ordered_step <= attempt.checkpoint_step:
-            return ""
-        reasons = [why for checkpoint, why in self._unkept.items() if checkpoint.step == attempt.ordered_step]
-        return f"the state of step {attempt.ordered_step} could not be made durable: {reasons[0]}" if reasons else ""
-
     def _listen(self, now: float) -> None:
         for event in self._group.poll(WAIT_S):
             self._hear(event, now)
@@ -251,15 +232,13 @@ class Controller:
         """Takes in what has come of saves, and lets rank 0 begin the next."""
         for outcome in self._hooks.outcomes():
             where = outcome.checkpoint
+            self._saves.settle(outcome)
             if outcome.is_durable:
-                self._unkept.pop(where, None)
-                self._durable_step = max(self._durable_step, where.step)
                 data = {"path": where.folder, "bytes": outcome.num_bytes}
                 start = time.time() - outcome.seconds
                 event = Event("checkpoint", where.attempt, DRIVER, where.step, "save", start, outcome.seconds, data)
                 self._hear(event, now)
             else:
-                self._unkept[where] = outcome.message
                 message = f"step {where.step} did not become durable: {outcome.message}"
                 self._say("incident", **{"class": "storage", "message": message})
             self._group.control(Control(settled_step=where.step))
@@ -286,7 +265,7 @@ class Controller:
         """Whether all ranks are done and gone, and what they left is durable or cannot be; who does not go is ended."""
         if self._attempt.has_ended():
             is_kept = self._attempt.ordered_step <= self._attempt.checkpoint_step
-            return is_kept or bool(self._unkept_end()) or self._is_late_to_keep(now)
+            return is_kept or bool(self._lost_end(now))
         done_at = self._attempt.done_at
         if done_at is None or now - done_at < _END_TIMEOUT_S:
             return False
@@ -315,16 +294,16 @@ class Controller:
             ending = f"; {self._newest()}" if state is State.STOPPED else ""
             return self._finish(now, state, f"{why}{ending}", exit_code)
         self._end = End(state, why, exit_code, newest.checkpoint, now)
-        self._unkept.pop(newest.checkpoint, None)
+        self._saves.ordered_again(newest.checkpoint)
         self._group.persist(newest.checkpoint)
 
     def _wait_for_end(self, now: float, end: End) -> None:
         self._listen(now)
-        if self._durable_step >= end.wait_for.step:
+        if self._saves.durable_step >= end.wait_for.step:
             self.keep_snapshots = False
             why = f"{end.why}; step {end.wait_for.step}, which was in memory, is durable now"
-        elif end.wait_for in self._unkept or now - end.since > self._config.stop_timeout_s:
-            reason = self._unkept.get(end.wait_for) or f"cluster.stop_timeout_s={self._config.stop_timeout_s:g} is over"
+        elif (lost := self._saves.why_not(end.wait_for)) or now - end.since > self._config.stop_timeout_s:
+            reason = lost or f"cluster.stop_timeout_s={self._config.stop_timeout_s:g} is over"
             why = (
                 f"{end.why}; step {end.wait_for.step} is in the nodes' memory only ({reason}): resume while they keep it; "
                 f"{self._newest()}"
@@ -333,6 +312,9 @@ class Controller:
             return
         self._end = None
         self._finish(now, end.state, why, end.exit_code)
+
+    def _lost_end(self, now: float) -> str:
+        return self._saves.lost_end(self._attempt, now, self._config.stop_timeout_s)
 
     def _finish(self, now: float, state: State, why: str, exit_code: int) -> None:
         self._stopped(now, why, exit_code) if state is State.STOPPED else self._fail(now, why, exit_code)
@@ -345,13 +327,20 @@ class Controller:
         if action == "save":
             if is_training:
                 self._group.control(Control("save"))
-        elif action == "end" or (not is_training and self.state is not State.DRAINING):
+        elif action == "end":
             self._kill(now)
-            when = "at once" if is_training or self.state is State.DRAINING else "before it trained"
-            self._stopped(now, f"stopped {when}; {self._newest()}")
-        elif is_training:
+            self._stopped(now, f"stopped at once; {self._newest()}")
+        elif not is_training and self.state is not State.DRAINING and self._end is None:
+            self._kill(now)
+            self._conclude(now, State.STOPPED, f"stopped {self._where_in_its_life()}", 0)
+        elif is_training and self._end is None:
             self._group.control(Control("stop"))
             self._enter(State.DRAINING, now, "a stop was asked for: the ranks save at the end of their step")
+
+    def _where_in_its_life(self) -> str:
+        if self._attempt.stage is Stage.EXPORT:
+            return "while the model was exported"
+        return "before it went on" if self._claimed else "before it trained"
 
     # -- transitions and events ------------------------------------------------------------------------------------
     def _enter(self, state: State, now: float, why: str) -> None:

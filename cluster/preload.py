@@ -8,11 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
+import numpy as np
+
+from zerofleet.trainer.checkpoint.fragments import digest
+
 
 def preload(model_type: str, note: Callable[[str], None]) -> None:
     """The training loop with torch, DeepSpeed and transformers, their lazy parts, and the model's own module."""
     import_module("zerofleet.trainer.loop")
     import_module("deepspeed.runtime.zero.muon.original_muon")  # loads torch._inductor; the optimizer check would
+    digest(np.zeros(1, np.float32), 0)  # compiles the kernel: 1 s
     _import_model(model_type)
     _load_communication_op(note)
 

@@ -74,33 +74,17 @@ def equal_part(num_elements: int, rank: int, world_size: int) -> tuple[int, int]
     return num_elements * rank // world_size, num_elements * (rank + 1) // world_size
 
 
-_MULTIPLIER_1, _MULTIPLIER_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_CHUNK = 1 << 15
-
-
 def digest(values: npt.NDArray[np.generic], start: int) -> int:
     """Additive digest, mod 2^64, of elements [start, start + n): the sum of mix(bits + (index + 1) x golden).
 
     `mix` is the finaliser of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
     Digests of disjoint runs add up to the digest of the whole, so it does not depend on how a tensor was partitioned.
+    Compiled: about 5 GB/s on a core, where numpy's passes reach 0.3.
     """
+    from zerofleet.trainer.checkpoint.kernel import sum_of_mixes  # numba takes a quarter of a second to import
+
     bits = values.reshape(-1).view(f"<u{values.dtype.itemsize}")
-    total = np.uint64(0)
-    with np.errstate(over="ignore"):
-        # Chunks that stay in the second-level cache: several times faster than whole arrays.
-        for offset in range(0, bits.size, _CHUNK):
-            mixed = bits[offset : offset + _CHUNK].astype(np.uint64)
-            index = np.arange(start + offset + 1, start + offset + 1 + mixed.size, dtype=np.uint64)
-            index *= _GOLDEN
-            mixed += index
-            mixed ^= mixed >> np.uint64(30)
-            mixed *= _MULTIPLIER_1
-            mixed ^= mixed >> np.uint64(27)
-            mixed *= _MULTIPLIER_2
-            mixed ^= mixed >> np.uint64(31)
-            total += mixed.sum(dtype=np.uint64)
-    return int(total)
+    return int(sum_of_mixes(bits, np.uint64(start)))
 
 
 def add_digests(*digests: int) -> int:

@@ -1,0 +1,45 @@
+"""What a driver knows of its run's saves: which are durable, and why others are not. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from zerofleet.cluster.attempt import Attempt
+from zerofleet.cluster.commits import Outcome
+from zerofleet.trainer.run_folder import CheckpointId
+
+
+@dataclass
+class Saves:
+    """A reading of `Outcome`s."""
+
+    durable_step: int = 0
+    """Newest step that this driver saw become durable."""
+    _unkept: dict[CheckpointId, str] = field(default_factory=dict)
+    """Saves that did not become durable, and why."""
+
+    def settle(self, outcome: Outcome) -> None:
+        """Takes in what has come of a save."""
+        if outcome.is_durable:
+            self._unkept.pop(outcome.checkpoint, None)
+            self.durable_step = max(self.durable_step, outcome.checkpoint.step)
+        else:
+            self._unkept[outcome.checkpoint] = outcome.message
+
+    def ordered_again(self, checkpoint: CheckpointId) -> None:
+        """It is tried once more: what went before does not count."""
+        self._unkept.pop(checkpoint, None)
+
+    def why_not(self, checkpoint: CheckpointId) -> str:
+        """Why a save did not become durable; empty when it did, or still may."""
+        return self._unkept.get(checkpoint, "")
+
+    def lost_end(self, attempt: Attempt, now: float, limit_s: float) -> str:
+        """Why the last state of an attempt that is done is not durable and will not be; empty while it is, or may become so
+        within `limit_s` of the end."""
+        if attempt.ordered_step <= attempt.checkpoint_step:
+            return ""
+        reasons = [why for checkpoint, why in self._unkept.items() if checkpoint.step == attempt.ordered_step]
+        if attempt.done_at is not None and now - attempt.done_at > limit_s:
+            reasons.append(f"it was not within cluster.stop_timeout_s={limit_s:g}")
+        return f"the state of step {attempt.ordered_step} could not be made durable: {reasons[0]}" if reasons else ""

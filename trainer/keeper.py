@@ -48,6 +48,8 @@ class Keeper:
         self._reporter.begin("save" if durable else "snapshot")
         if self._snapshot_step:
             self._cadence.snapshot_taken(self._snapshot_step, self._stall_s)
+        if not self._saver.is_background:
+            self._reporter.release()  # whether storage takes it or not, and however long that takes
         began = time.perf_counter()
         self._saver.save(step, durable, list(self._reporter.recent))
         self._snapshot_step, self._stall_s = step, time.perf_counter() - began
@@ -55,5 +57,4 @@ class Keeper:
             self.saved_step = step
             self._cadence.save_started(step, time.monotonic())
         if not self._saver.is_background:
-            self._reporter.release()
             self._cadence.settled(step, time.monotonic())

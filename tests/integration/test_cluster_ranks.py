@@ -34,35 +34,35 @@ CONFIG = TrainConfig(
 
 
 # -- what the ranks do ---------------------------------------------------------------------------------------------
-def quiet(config, world, cache_path, report, control, fault) -> None:
+def quiet(config, world, cache_path, report, control, fault, snapshots) -> None:
     print("said on stdout")
 
 
-def wait_for_stop(config, world, cache_path, report, control, fault) -> None:
+def wait_for_stop(config, world, cache_path, report, control, fault, snapshots) -> None:
     while control().action != "stop":
         time.sleep(0.01)
 
 
-def freeze(config, world, cache_path, report, control, fault) -> None:
+def freeze(config, world, cache_path, report, control, fault, snapshots) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def leave_a_child(config, world, cache_path, report, control, fault) -> None:
+def leave_a_child(config, world, cache_path, report, control, fault, snapshots) -> None:
     """Something that keeps the rank's end of the socket open after it."""
     if os.fork() == 0:
         time.sleep(60)
         os._exit(0)
 
 
-def crash(config, world, cache_path, report, control, fault) -> None:
+def crash(config, world, cache_path, report, control, fault, snapshots) -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def exit_3(config, world, cache_path, report, control, fault) -> None:
+def exit_3(config, world, cache_path, report, control, fault, snapshots) -> None:
     sys.exit(3)
 
 
-def tell_environment(config, world, cache_path, report, control, fault) -> None:
+def tell_environment(config, world, cache_path, report, control, fault, snapshots) -> None:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "RAY_AUTH_TOKEN")
     for name in names:
         print(name, os.environ.get(name))

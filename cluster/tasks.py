@@ -19,7 +19,13 @@ class WrongResult(ZerofleetError):
 
 
 def check(
-    config: TrainConfig, world: World, cache_path: Path, report: Report, control: ControlSource, fault: object, snapshots: object
+    config: TrainConfig,
+    world: World,
+    cache_path: Path,
+    report: Report,
+    control: ControlSource,
+    fault: object,
+    snapshots: object,
 ) -> None:
     """Raises WrongResult when the rank's device is unfit; on rank 0 UserError when DeepSpeed or the model cannot take the job."""
     from zerofleet.trainer.data.cache import DataCache
@@ -48,7 +54,13 @@ def _check_device(world: World) -> None:
 
 
 def export(
-    config: TrainConfig, world: World, cache_path: Path, report: Report, control: ControlSource, fault: object, snapshots: object
+    config: TrainConfig,
+    world: World,
+    cache_path: Path,
+    report: Report,
+    control: ControlSource,
+    fault: object,
+    snapshots: object,
 ) -> None:
     """The finished model as a Hugging Face folder."""
     from zerofleet.trainer.checkpoint.export import export as export_checkpoint
@@ -56,6 +68,11 @@ def export(
     assert config.run.name is not None
     started = time.time()
     run, dtype = RunFolder(config.run.storage, config.run.name), config.checkpoint.export_dtype
-    path = export_checkpoint(run, None, None, dtype)
+
+    def say(message: str) -> None:
+        data = {"class": "checkpoint", "message": message}
+        report(Event("incident", world.attempt, world.rank, config.train.steps, "end", time.time(), data=data))
+
+    path = export_checkpoint(run, None, None, dtype, say)
     data = {"path": path, "dtype": dtype}
     report(Event("export", world.attempt, world.rank, config.train.steps, "end", started, time.time() - started, data))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import RunFolder
 
@@ -67,7 +68,17 @@ class EventTail:
         data = self._storage.read(path, place.offset, size)
         whole = data[: data.rfind(b"\n") + 1]
         place.offset += len(whole)
-        return [Event(**json.loads(line)) for line in whole.splitlines() if not line.startswith(_PHASE)]
+        return [self._parse(line, path) for line in whole.splitlines() if not line.startswith(_PHASE)]
+
+    def _parse(self, line: bytes, path: str) -> Event:
+        """Raises StorageError for what is no event."""
+        try:
+            return Event(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise StorageError(
+                f"{self._storage.path(path)} is damaged: the line {line[:40]!r} is no event ({error}). Restore the file, or take "
+                "the line out of it"
+            ) from error
 
 
 def _segment(folder: str, number: int) -> str:

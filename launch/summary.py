@@ -59,7 +59,8 @@ def heldout_line(progress: Progress) -> str:
     (first_step, first), (last_step, last) = progress.evals[0], progress.evals[-1]
     if first_step == last_step:
         return f"{first:.4f} (step {first_step})"
-    return f"{first:.4f} (step {first_step}) -> {last:.4f} (step {last_step}): it fell by {first - last:.4f} nats"
+    change = f"it {'rose' if last > first else 'fell'} by {abs(last - first):.4f} nats"
+    return f"{first:.4f} (step {first_step}) -> {last:.4f} (step {last_step}): {change}"
 
 
 def _next(run: RunFolder, progress: Progress) -> str:

@@ -8,6 +8,9 @@ from typing import Literal
 
 from zerofleet.cluster.verdict import Verdict
 
+_PLACES_OF_A_STEP = 2
+"""Where one step's state can lie, and be found unusable: the nodes' memory, then storage."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -37,9 +40,7 @@ def decide(failures: Sequence[Failure], max_failures: int) -> Decision:
     if verdict.user_error:
         return Decision("stop", "trying again cannot help: this is for the user to mend")
     if verdict.checkpoint is not None:
-        return Decision(
-            "retry", f"the checkpoint of step {verdict.checkpoint[0]} is left out; this is no failure of the run"
-        )
+        return _without_checkpoint(failures, *verdict.checkpoint)
     counted = [failure for failure in failures if failure.verdict.checkpoint is None]
     before = counted[-2] if len(counted) > 1 else None
     if verdict.non_finite_step is not None and before and before.verdict.non_finite_step == verdict.non_finite_step:
@@ -60,6 +61,25 @@ def decide(failures: Sequence[Failure], max_failures: int) -> Decision:
             f"{in_a_row} failures in a row without progress at step {last.step}, more than cluster.max_failures={max_failures}",
         )
     return Decision("retry", f"failure {in_a_row} of at most {max_failures} without progress")
+
+
+def _without_checkpoint(failures: Sequence[Failure], step: int, attempt: int) -> Decision:
+    """After an unusable checkpoint: the run goes back to the one before, which is bounded by how many it has."""
+    if failures[-1].checkpoint_step != step:
+        return Decision(
+            "stop",
+            "the checkpoint is not this run's own, so there is none before it to go back to. When "
+            "run.init_from named it, restore its files and resume, or submit under another run.name with another "
+            "run.init_from=RUN@STEP",
+        )
+    found = sum(failure.verdict.checkpoint == (step, attempt) for failure in failures)
+    if found > _PLACES_OF_A_STEP:
+        return Decision(
+            "stop",
+            f"the checkpoint of step {step} (attempt {attempt}) was found unusable {found} times, although it was to be left "
+            "out. Restore its files, or move its folder out of the run folder, and resume",
+        )
+    return Decision("retry", f"the checkpoint of step {step} is left out; this is no failure of the run")
 
 
 def _failures_without_progress(failures: Sequence[Failure]) -> int:

@@ -36,12 +36,14 @@ def run(arguments: argparse.Namespace) -> int:
     folder = RunFolder.open(arguments.run)
     checkpoint = None if arguments.step is None else _at_step(folder, arguments.step)
     dtype = arguments.dtype or effective_job(folder).checkpoint.export_dtype
+    said: list[str] = []
     with _chatter_apart():
         try:
             from zerofleet.trainer.checkpoint.export import export
         except ImportError as error:
             raise UserError(f"export needs {error.name}: pip install 'zerofleet[train]'") from error
-        path = export(folder, checkpoint, arguments.output, dtype)
+        path = export(folder, checkpoint, arguments.output, dtype, said.append)
+    sys.stderr.write("".join(f"warning: {sentence}\n" for sentence in said))
     sys.stdout.write(f"{path}\n")
     return OK
 

@@ -44,8 +44,9 @@ def _view(folder: RunFolder) -> RunView | None:
     """None for what is no run; one that cannot be read is said and left out."""
     try:
         return RunView.of(folder) if folder.storage.exists("job.yaml") else None
-    except ZerofleetError as error:
-        sys.stderr.write(f"warning: {folder.name} cannot be read: {error}\n")
+    except Exception as error:  # noqa: BLE001 - whatever is damaged in one run, the others are listed
+        reason = str(error) if isinstance(error, ZerofleetError) else f"{type(error).__name__}: {error}"
+        sys.stderr.write(f"warning: {folder.name} cannot be read: {reason}\n")
         return None
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from zerofleet.launch.follow import EventTail
 from zerofleet.trainer import storage
+from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.events import DRIVER, Event
 from zerofleet.trainer.run_folder import RunFolder
 
@@ -82,3 +83,14 @@ def test_phases_are_left_out(tmp_path):
     for kind in ("phase", "info", "phase"):
         writer.append(event(kind, 3).to_json())
     assert [found.kind for found in EventTail(run).poll()] == ["info"]
+
+
+@pytest.mark.parametrize("line", ["garbage", "[]", '{"kind":"info"}', "\udcff"])
+def test_a_line_that_is_no_event_names_its_file(tmp_path, line):
+    folder = tmp_path / "a/events/attempt-0001"
+    folder.mkdir(parents=True)
+    (folder / "segment-00000.jsonl").write_bytes(line.encode(errors="surrogateescape") + b"\n")
+    with pytest.raises(
+        StorageError, match=r"attempt-0001/segment-00000.jsonl is damaged: the line .* Restore the file"
+    ):
+        EventTail(RunFolder(str(tmp_path), "a")).poll()

@@ -63,10 +63,30 @@ def test_going_back_is_no_progress():
     assert not made_progress(failure(step=9, checkpoint_step=5), failure(step=6, checkpoint_step=5))
 
 
+def unusable(step: int, **fields) -> Failure:
+    """The attempt could not read what it was to start from."""
+    return failure(step=step, checkpoint_step=step, checkpoint=(step, 1), frames=BUG, **fields)
+
+
 def test_an_unusable_checkpoint_is_never_charged():
-    unusable = [failure(checkpoint=(step, 1), frames=BUG) for step in (30, 20, 10)]
-    assert decide(unusable, 0).action == "retry"
-    assert decide([failure(), *unusable, failure()], 2).action == "retry"
+    walked_back = [unusable(step) for step in (30, 20, 10)]
+    assert decide(walked_back, 0).action == "retry"
+    assert decide([failure(), *walked_back, failure()], 2).action == "retry"
+
+
+def test_a_step_is_left_out_in_memory_and_in_storage_but_not_for_ever():
+    assert decide([unusable(30), unusable(30)], 0).action == "retry", "the snapshot, then the checkpoint"
+    decision = decide([unusable(30), unusable(30), unusable(20), unusable(30)], 100)
+    assert decision.action == "stop"
+    assert "step 30 (attempt 1) was found unusable 3 times" in decision.reason and "resume" in decision.reason
+
+
+def test_an_unusable_checkpoint_that_is_not_the_runs_own_stops_at_once():
+    """It is the source of init_from: the run has none before it, so another attempt would read the same."""
+    source = failure(step=0, checkpoint_step=0, checkpoint=(718, 1), frames=BUG, kind="storage")
+    decision = decide([source], 100)
+    assert decision.action == "stop"
+    assert "restore its files" in decision.reason and "run.init_from=RUN@STEP" in decision.reason
 
 
 def test_a_non_finite_step_is_replayed_once():

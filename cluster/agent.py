@@ -15,10 +15,12 @@ import threading
 import time
 from pathlib import Path
 
+from zerofleet.cluster.host import interface_of
 from zerofleet.cluster.preflight import NodeReport, inspect_node
 from zerofleet.cluster.ranks import Ranks
 from zerofleet.cluster.snapshot_writer import SnapshotWriter, remove_snapshots
 from zerofleet.cluster.spec import AttemptSpec, NodeSpec, RankSpec, SnapshotInfo
+from zerofleet.cluster.stacks import RankStack
 from zerofleet.trainer.checkpoint.snapshot import find_snapshots
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.events import DRIVER, Control, Event
@@ -64,7 +66,7 @@ class NodeAgent:
         self._polled_at = time.monotonic()
         logs = self._logs / f"attempt-{attempt.attempt:04d}"
         logs.mkdir(parents=True, exist_ok=True)
-        self._ranks.start([_rank_spec(attempt, world, logs, self._spec.snapshots) for world in attempt.worlds])
+        self._ranks.start([_rank_spec(attempt, world, logs, self._spec) for world in attempt.worlds])
 
     def poll(self, timeout_s: float) -> list[Event]:
         """What has happened since the last poll; waits up to `timeout_s` for something."""
@@ -76,6 +78,10 @@ class NodeAgent:
 
     def control(self, rank: int, control: Control) -> None:
         self._ranks.control(rank, control)
+
+    def stacks(self, timeout_s: float) -> dict[int, RankStack]:
+        """What each of this node's ranks is doing now, by rank; within `timeout_s`."""
+        return self._ranks.stacks(timeout_s)
 
     def kill(self) -> tuple[list[Event], list[int]]:
         """Ends every rank of the attempt. Returns what had not been polled, and the ranks that could not be ended."""
@@ -96,7 +102,7 @@ class NodeAgent:
             if info.meta.checkpoint == checkpoint:
                 self._writer.order(info.path, info.meta.rank, checkpoint)
 
-    def close(self, keep_snapshots: bool) -> None:
+    def close(self, keep_snapshots: bool = False) -> None:
         """Ends the ranks and the zygote, and sends logs to where the run folder is."""
         self._ranks.close()
         self._writer.close()
@@ -144,14 +150,17 @@ class NodeAgent:
             time.sleep(self._spec.lease_s / 20)
 
 
-def _rank_spec(attempt: AttemptSpec, world: World, logs: Path, snapshots: str) -> RankSpec:
+def _rank_spec(attempt: AttemptSpec, world: World, logs: Path, node: NodeSpec) -> RankSpec:
     environment = world.env(attempt.master_addr, attempt.master_port)
-    if world.world_size == len(attempt.worlds) and "GLOO_SOCKET_IFNAME" not in os.environ:
-        environment["GLOO_SOCKET_IFNAME"] = "lo"  # one node: works whatever the host's name resolves to
+    # gloo would take the device that the host's name resolves to, which may be none, or loopback.
+    is_alone = world.world_size == len(attempt.worlds)
+    device = "lo" if is_alone else interface_of(node.address)
+    if device and "GLOO_SOCKET_IFNAME" not in os.environ:
+        environment["GLOO_SOCKET_IFNAME"] = device
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         environment["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"]  # a zygote may be older than the agent
     log = str(logs / f"{attempt.log_name}-{world.rank:05d}.log")
-    return RankSpec(attempt.job, world, environment, log, snapshots)
+    return RankSpec(attempt.job, world, environment, log, node.snapshots)
 
 
 def _incident(message: str) -> Event:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from zerofleet.cluster.hooks import Origin
+from zerofleet.cluster.policy.heartbeat import Heartbeat, Limits, Silence, is_sign
 from zerofleet.cluster.spec import TRAIN
+from zerofleet.cluster.stacks import RankStack
 from zerofleet.cluster.verdict import Evidence, Place, is_echo, is_failure
 from zerofleet.trainer.events import Event
+
+_SHORTEST_WAIT_S = 0.01
+"""So that a driver that waits for the end of a rank's patience does not spin."""
 
 
 class Stage(enum.StrEnum):
@@ -42,6 +48,10 @@ class _RankState:
     node: str = ""
     has_exited: bool = False
 
+    @property
+    def place(self) -> Place:
+        return Place(self.node, self.phase, self.step)
+
 
 @dataclass
 class Attempt:
@@ -62,23 +72,32 @@ class Attempt:
     is_finished: bool = False
     done_at: float | None = None
     """When rank 0 said that it has finished or stopped."""
+    limits: Limits | None = None
+    """What the run has shown of its phases; without, and in the other stages, one limit holds for all."""
     _ranks: dict[int, _RankState] = field(default_factory=dict)
     _num_exited: int = 0
     _events: list[Event] = field(default_factory=list)
     """Errors, exits and lost nodes."""
     _failed_at: float | None = None
+    _heartbeat: Heartbeat | None = None
 
     def __post_init__(self) -> None:
         if self.start is not None:
             self.step = self.checkpoint_step = self.start.checkpoint.step
         self._ranks = {rank: _RankState(self.started_at, step=self.step) for rank in range(self.num_ranks)}
+        if self.limits is not None and self.stage is Stage.TRAIN:
+            self._heartbeat = Heartbeat(self.limits, self.num_ranks, self.started_at)
 
     def hear(self, event: Event, now: float) -> None:
         """Takes an event in; those of other attempts are none of this one's."""
         if event.attempt != self.number:
             return
-        if (rank := self._ranks.get(event.rank)) and event.kind != "exit":
-            rank.seen_at, rank.phase, rank.step = now, event.phase, max(rank.step, event.step)
+        if self._heartbeat is not None:
+            self._heartbeat.hear(event, now)
+        if (rank := self._ranks.get(event.rank)) and is_sign(event):
+            rank.seen_at = now
+            if Place("", event.phase, event.step).progress >= rank.place.progress:  # not a result that was held back
+                rank.phase, rank.step = event.phase, event.step
         if event.kind == "step" or (event.kind == "phase" and event.phase == "step"):
             self.has_stepped = True
             self.step = max(self.step, event.step)
@@ -116,15 +135,24 @@ class Attempt:
     def _ended_without_a_word(self) -> bool:
         return self.stage is Stage.TRAIN and self._num_exited == self.num_ranks > 0 and self.done_at is None
 
-    def silent(self, now: float, limit_s: float) -> tuple[tuple[int, str, float], ...]:
-        """(rank, phase, seconds) of the ranks that gave no sign of life for `limit_s`; none once rank 0 is done."""
+    def silent(self, now: float, limit_s: float) -> tuple[Silence, ...]:
+        """The ranks that gave no sign of life for as long as they may: by the learned limits, else `limit_s`. None once rank 0 is
+        done."""
         if self.done_at is not None:
             return ()
+        if self._heartbeat is not None:
+            return self._heartbeat.silent(now)
         return tuple(
             (number, rank.phase, now - rank.seen_at)
             for number, rank in self._ranks.items()
             if not rank.has_exited and now - rank.seen_at > limit_s
         )
+
+    def patience_s(self, now: float, longest_s: float) -> float:
+        """How long to wait for events before looking whether anybody is silent: at most `longest_s`."""
+        if self._heartbeat is None or self.done_at is not None:
+            return longest_s
+        return min(longest_s, max(_SHORTEST_WAIT_S, self._heartbeat.patience_s(now)))
 
     def where_ranks_are(self) -> str:
         """For messages: how many ranks are in which phase, those of the rarest named."""
@@ -136,8 +164,11 @@ class Attempt:
         named = [str(n) for n, rank in self._ranks.items() if rank.phase == rarest and not rank.has_exited][:8]
         return f"ranks: {counts} (rank {', '.join(named)} in {rarest})"
 
-    def evidence(self, silent: tuple[tuple[int, str, float], ...], late: str) -> Evidence:
+    def evidence(
+        self, silent: tuple[Silence, ...], late: str, stacks: Mapping[int, RankStack] | None = None
+    ) -> Evidence:
+        """`stacks`: what the ranks were doing before they were ended."""
         if self._ended_without_a_word():
             late = late or "every rank ended with exit code 0 without finishing or stopping"
-        places = {n: Place(rank.node, rank.phase, rank.step) for n, rank in self._ranks.items()}
-        return Evidence(tuple(self._events), silent, late, places)
+        places = {number: rank.place for number, rank in self._ranks.items()}
+        return Evidence(tuple(self._events), silent, late, places, stacks or {})

@@ -12,9 +12,11 @@ from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.group import Group
 from zerofleet.cluster.hooks import Hooks, Origin
 from zerofleet.cluster.policy.failure import Decision, Failure, decide
+from zerofleet.cluster.policy.heartbeat import Limits
 from zerofleet.cluster.saves import Saves
 from zerofleet.cluster.spec import JobSpec
 from zerofleet.cluster.state import State
+from zerofleet.cluster.suspicion import Suspicion
 from zerofleet.cluster.verdict import Verdict, judge
 from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.events import DRIVER, Control, Event
@@ -69,6 +71,8 @@ class Controller:
         self._late = ""
         self._last_step = 0
         self._saves = Saves()
+        self._limits = Limits(config.stall_timeout_s, group.world_size)
+        self._suspicion = Suspicion(group.stacks)
         self._end: End | None = None
         self.keep_snapshots = True
         """Whether the agents' memory holds what storage does not, as far as is known."""
@@ -179,7 +183,8 @@ class Controller:
             self._hooks.claim(number, start)
             self._claimed = number
         ranks = 1 if stage is Stage.EXPORT else self._group.world_size
-        self._attempt = Attempt(number, stage, start, ranks, now, step=self._last_step)
+        self._attempt = Attempt(number, stage, start, ranks, now, step=self._last_step, limits=self._limits)
+        self._suspicion.forget()
         self._late = ""
         job = self._job if stage is Stage.TRAIN else replace(self._job, target=stage.target)
         self._group.start(job, number, ranks, stage.log_name)
@@ -224,7 +229,7 @@ class Controller:
         self._launch(now, "the model takes the data")
 
     def _listen(self, now: float) -> None:
-        for event in self._group.poll(WAIT_S):
+        for event in self._group.poll(self._attempt.patience_s(now, WAIT_S)):
             self._hear(event, now)
         self._settle(now)
 
@@ -259,7 +264,7 @@ class Controller:
         return self._attempt.has_failed(now, _SETTLE_S)
 
     def _is_silent(self, now: float) -> bool:
-        return bool(self._attempt.silent(now, self._config.stall_timeout_s))
+        return self._suspicion.look(self._attempt, now, self._config.stall_timeout_s)
 
     def _has_ended(self, now: float) -> bool:
         """Whether all ranks are done and gone, and what they left is durable or cannot be; who does not go is ended."""
@@ -273,9 +278,12 @@ class Controller:
         return True
 
     def _judge(self, now: float) -> Verdict:
-        silent = self._attempt.silent(now, self._config.stall_timeout_s)
+        silent, stacks = self._suspicion.silent, self._suspicion.stacks
+        if silent:
+            texts = {str(rank): f"{stack.state} {stack.text}" for rank, stack in stacks.items()}
+            self._say("stacks", ranks=texts)
         self._kill(now)
-        return judge(self._attempt.evidence(silent, self._late))
+        return judge(self._attempt.evidence(silent, self._late, stacks if silent else None))
 
     def _newest(self) -> str:
         """The newest checkpoint of the run, in words."""

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from zerofleet.cluster.preflight import NodeFinding
 from zerofleet.cluster.spec import JobSpec, SnapshotInfo
+from zerofleet.cluster.stacks import RankStack
 from zerofleet.trainer.events import Control, Event
 from zerofleet.trainer.run_folder import CheckpointId
 
@@ -48,6 +49,9 @@ class Group(Protocol):
 
     def snapshots(self) -> list[SnapshotInfo]:
         """The complete snapshots in the agents' memory."""
+
+    def stacks(self) -> dict[int, RankStack]:
+        """What each rank is doing, of the nodes that answer within about a second."""
 
     def persist(self, checkpoint: CheckpointId) -> None:
         """Has the snapshots of a step written to storage; `poll` tells when each is `written` or `unwritten`."""

@@ -41,6 +41,14 @@ def process_state(pid: int) -> str:
     return ""
 
 
+def interface_of(address: str) -> str:
+    """The network device that holds an address; empty when none does."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in addresses):
+            return name
+    return ""
+
+
 def num_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0))

@@ -16,6 +16,7 @@ from typing import Any
 
 from zerofleet.cluster.faults import FaultInjector, parse_faults
 from zerofleet.cluster.spec import TRAIN, RankSpec
+from zerofleet.cluster.stacks import enable_dumps
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.errors import CheckpointUnusable, NonFiniteStep, UserError
 from zerofleet.trainer.events import ACTIONS, Control, Event
@@ -95,6 +96,7 @@ def run_rank(spec: RankSpec, connection: socket.socket, resolve: Callable[[str],
     try:
         _redirect(Path(spec.log))
         faulthandler.enable()  # a crash in C leaves its Python stack in the log
+        enable_dumps()
         os.environ.update(spec.environment)
         link.report(Event("phase", spec.world.attempt, spec.world.rank, 0, "import", time.time()))
         _set_threads(spec.job.threads_per_rank)

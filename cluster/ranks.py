@@ -17,6 +17,7 @@ from typing import Any
 
 from zerofleet.cluster.host import memory_bytes, oom_kills, process_state
 from zerofleet.cluster.spec import NodeSpec, RankSpec
+from zerofleet.cluster.stacks import RankStack, dump_stacks
 from zerofleet.cluster.zygote import MESSAGE_BYTES
 from zerofleet.cluster.zygote_process import ZygoteProcess, ZygoteSpec, adopt, spawn
 from zerofleet.trainer.events import DRIVER, Control, Event
@@ -79,8 +80,12 @@ class Ranks:
         line = json.dumps(asdict(control)).encode() + b"\n"
         with self._lock:
             if (found := self._ranks.get(rank)) and not found.exited:
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                with contextlib.suppress(OSError):  # closed by it, or by the listening thread since it has ended
                     found.connection.sendall(line)
+
+    def stacks(self, timeout_s: float) -> dict[int, RankStack]:
+        """What each living rank is doing, by rank; within `timeout_s`. Others may call meanwhile: nothing is held."""
+        return dump_stacks({rank.spec.world.rank: rank.pid for rank in self.living() if rank.pid}, timeout_s)
 
     def kill(self) -> None:
         """SIGKILL to every rank. Returns when all are reaped; kills the zygote when that takes too long."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -22,6 +23,7 @@ from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits, pla
 from zerofleet.cluster.preflight import NodeReport, compare_nodes
 from zerofleet.cluster.ranks import KILL_TIMEOUT_S
 from zerofleet.cluster.spec import AttemptSpec, JobSpec, NodeSpec, SnapshotInfo
+from zerofleet.cluster.stacks import RankStack
 from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.events import DRIVER, Control, Event
 from zerofleet.trainer.run_folder import CheckpointId
@@ -29,6 +31,8 @@ from zerofleet.trainer.world import World
 
 AGENT_TIMEOUT_S = 10.0
 """How long an agent may take over a call that does no work."""
+STACKS_TIMEOUT_S = 0.5
+"""How long a node may take to tell what its ranks are doing."""
 CONNECT_TIMEOUT_S = 120.0
 """How long joining the cluster may take: the bounds of LocalRay.start and ray.init together."""
 _LONG_POLL_S = 5.0
@@ -122,6 +126,7 @@ class RayGroup:
             lifetime="detached",
             bundle_label_selector=[{"ray.io/node-id": resources.node_id}],
         )
+        address = next(n["NodeManagerAddress"] for n in ray.nodes() if n["NodeID"] == resources.node_id)
         agent = (
             ray.remote(NodeAgent)
             .options(
@@ -132,9 +137,8 @@ class RayGroup:
                 num_gpus=self._ask.gpus,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, 0),
             )
-            .remote(replaced(self._spec, node_rank=rank))
+            .remote(replaced(self._spec, node_rank=rank, address=address))
         )
-        address = next(n["NodeManagerAddress"] for n in ray.nodes() if n["NodeID"] == resources.node_id)
         return _Node(rank, resources, address, group, agent, answer=None)
 
     def _inspect(self, job: JobSpec, wait_s: float) -> Placement:
@@ -227,6 +231,15 @@ class RayGroup:
                 self._lost.append(self._lose(node, f"ranks {left} do not end on SIGKILL"))
         lost, self._lost = self._lost, []
         return events + lost
+
+    def stacks(self) -> dict[int, RankStack]:
+        calls = [node.agent.stacks.remote(STACKS_TIMEOUT_S) for node in self._nodes.values()]
+        done, _ = ray.wait(calls, num_returns=len(calls), timeout=2 * STACKS_TIMEOUT_S) if calls else ([], [])
+        found: dict[int, RankStack] = {}
+        for call in done:
+            with contextlib.suppress(RayError):  # whether its node is lost is asked elsewhere
+                found |= ray.get(call)
+        return found
 
     # -- snapshots -------------------------------------------------------------------------------------------------
     def snapshots(self) -> list[SnapshotInfo]:

@@ -46,6 +46,8 @@ class NodeSpec:
     preload: str = PRELOAD
     snapshots: str = ""
     """Folder of the ranks' snapshots, in memory; empty: none are taken."""
+    address: str = ""
+    """The node's own, by which others reach it; empty: nobody else has to."""
     early_zygote: str = ""
     """Path at which a zygote waits that was started before the agent."""
     lease_s: float = 60.0
@@ -84,7 +86,7 @@ class RankSpec:
     environment: dict[str, str]
     log: str
     """Path that stdout and stderr go to."""
-    snapshots: str
+    snapshots: str = ""
     """Folder of the node's snapshots."""
 
     def to_json(self) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from zerofleet.trainer.events import Event
+from zerofleet.cluster.stacks import RankStack
+from zerofleet.trainer.events import PHASES, Event
 
 Class = Literal["user bug", "host OOM", "device OOM", "node", "network", "preemption", "storage", "data", "hang"]
 
@@ -48,6 +49,12 @@ class Place:
     phase: str = ""
     step: int = 0
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How far it had got, to be compared with other ranks. After a step come its evaluation and then its snapshot."""
+        phase = "save" if self.phase == "snapshot" else self.phase  # one or the other
+        return self.step, PHASES.index(phase) if phase in PHASES else -1
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -60,6 +67,8 @@ class Evidence:
     """What did not happen within its time limit, when that is the reason."""
     places: dict[int, Place] = field(default_factory=dict)
     """By rank."""
+    stacks: Mapping[int, RankStack] = field(default_factory=dict)
+    """What the ranks were doing when somebody had been silent for too long, by rank; of agents that answered."""
 
 
 @dataclass(frozen=True)
@@ -181,18 +190,47 @@ def _of_exit(event: Event, evidence: Evidence) -> Verdict:
 
 
 def _of_silence(evidence: Evidence) -> Verdict:
-    """All ranks fall silent when one does: they wait for it. The kernel's state tells which, else the longest silence."""
-    frozen = {
-        event.rank: _STATES[event.data["state_before"]]
-        for event in evidence.events
-        if event.kind == "exit" and event.data.get("state_before") in _STATES
-    }
-    silent = [entry for entry in evidence.silent if entry[0] in frozen] or list(evidence.silent)
-    rank, _, seconds = max(silent, key=lambda entry: entry[2])
+    """All ranks fall silent when one does: they wait for it in a collective. Who does not wait is the culprit, else who got least far.
+
+    In this order: a process that the kernel does not let run; one whose Python stack is outside any collective; one whose stack is
+    unknown; the least progress, then the longest silence.
+    """
+    frozen, stacks = _frozen(evidence), evidence.stacks
+    seconds = {rank: silence_s for rank, _, silence_s in evidence.silent}
+    busy = [rank for rank in seconds if rank in stacks and stacks[rank].is_in_collective is False]
+    unknown = [rank for rank in seconds if rank not in stacks or stacks[rank].is_in_collective is None]
+    suspects = list(frozen) or busy or unknown or list(seconds)
+    if not frozen and not busy and not unknown and len({_progress(rank, evidence) for rank in suspects}) == 1:
+        return Verdict("network", _all_wait(seconds))
+    rank = min(suspects, key=lambda rank: (_progress(rank, evidence), -seconds.get(rank, 0.0)))
+    silence = f"gave no sign of life for {seconds.get(rank, max(seconds.values())):.1f} s"
     state = f", {frozen[rank]}" if rank in frozen else ""
-    others = f"; {len(evidence.silent)} ranks are silent" if len(evidence.silent) > 1 else ""
-    sentence = f"{_where(rank, evidence)} gave no sign of life for {seconds:.0f} s{state}{others}"
+    at = f", in {stacks[rank].innermost}" if rank in stacks and stacks[rank].innermost and not state else ""
+    others = f"; {len(seconds)} ranks are silent" if len(seconds) > 1 else ""
+    waiting = sum(bool(stack.is_in_collective) for number, stack in stacks.items() if number != rank)
+    victims = f", {waiting} of them wait for others in a collective" if waiting else ""
+    sentence = f"{_where(rank, evidence)} {silence}{state}{at}{others}{victims}"
     return Verdict("hang", sentence, rank, _node(rank, evidence))
+
+
+def _frozen(evidence: Evidence) -> dict[int, str]:
+    """The ranks that the kernel did not let run, before they were killed, and why."""
+    letters = {rank: stack.state for rank, stack in evidence.stacks.items()}
+    for event in evidence.events:
+        if event.kind == "exit" and event.data.get("state_before") in _STATES:
+            letters.setdefault(event.rank, event.data["state_before"])
+    return {rank: _STATES[letter] for rank, letter in letters.items() if letter in _STATES}
+
+
+def _progress(rank: int, evidence: Evidence) -> tuple[int, int]:
+    return evidence.places.get(rank, Place()).progress
+
+
+def _all_wait(seconds: Mapping[int, float]) -> str:
+    return (
+        f"all {len(seconds)} ranks wait for each other in a collective, for {max(seconds.values()):.1f} s: what one of them sent did not "
+        "arrive. Look at the network between the nodes"
+    )
 
 
 def _ending(code: int | None) -> str:

@@ -12,6 +12,7 @@ from zerofleet.cluster.controller import Controller
 from zerofleet.cluster.group import Placement
 from zerofleet.cluster.hooks import Hooks, Origin
 from zerofleet.cluster.spec import JobSpec, SnapshotInfo
+from zerofleet.cluster.stacks import RankStack
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.events import Control, Event
 from zerofleet.trainer.run_folder import CheckpointId
@@ -77,6 +78,8 @@ class FakeGroup:
         self.infos: list[SnapshotInfo] = []
         """What the agents hold."""
         self.persisted: list[CheckpointId] = []
+        self.on_stacks: dict[int, RankStack] = {}
+        """What the ranks are doing, when somebody looks."""
         self.num_kills = 0
         self.check: Script = lambda attempt: [[exit_of(attempt, rank) for rank in range(world_size)]]
         self.export: Script = lambda attempt: [[event("export", attempt, 0, path="x"), exit_of(attempt, 0)]]
@@ -114,6 +117,9 @@ class FakeGroup:
 
     def snapshots(self) -> list[SnapshotInfo]:
         return self.infos
+
+    def stacks(self) -> dict[int, RankStack]:
+        return self.on_stacks
 
     def persist(self, checkpoint: CheckpointId) -> None:
         self.persisted.append(checkpoint)

@@ -1,0 +1,1 @@
+"""What zerofleet is measured against: the same model under other launchers, each as its documentation shows."""

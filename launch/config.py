@@ -6,6 +6,7 @@ Imports neither torch nor ray nor transformers, so that a laptop validates in a 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,10 @@ from pydantic import ValidationError
 from zerofleet.cluster.config import ClusterConfig
 from zerofleet.launch.config_fields import ConfigField, config_fields, explain, unknown_key
 from zerofleet.launch.recipe_text import Override, parse_mapping, parse_overrides, set_path
+from zerofleet.trainer import frozen
 from zerofleet.trainer.config import PYTHON_STDLIB, TrainConfig
 from zerofleet.trainer.errors import NotFoundError, UserError
 from zerofleet.trainer.run_folder import default_storage
-
-FROZEN = ("run.name", "run.storage", "run.seed", "data", "model", "train.global_batch_size")
-"""What a resume may not change: the sample order, the ledger and the state of the run depend on it."""
 
 
 class JobConfig(TrainConfig):
@@ -64,12 +63,7 @@ def override_job(job: JobConfig, overrides: Iterable[str]) -> JobConfig:
 
 def frozen_changes(before: JobConfig, after: JobConfig) -> list[str]:
     """One line for each frozen field that differs between two jobs: what a resume must refuse."""
-    old, new = _flatten(before.model_dump(mode="json")), _flatten(after.model_dump(mode="json"))
-    return [
-        f"{path} is frozen for the life of a run: it is {old.get(path)!r}, not {new.get(path)!r}"
-        for path in sorted(old.keys() | new.keys())
-        if old.get(path) != new.get(path) and any(path == key or path.startswith(f"{key}.") for key in FROZEN)
-    ]
+    return frozen.frozen_changes(before.model_dump(mode="json"), after.model_dump(mode="json"))
 
 
 def resolve_paths(job: JobConfig) -> JobConfig:
@@ -84,6 +78,20 @@ def resolve_paths(job: JobConfig) -> JobConfig:
     model = job.model.model_copy(update={"pretrained": _absolute_if_there(job.model.pretrained)})
     run = job.run.model_copy(update={"storage": _absolute(job.run.storage)})
     return job.model_copy(update={"run": run, "model": model, "data": data})
+
+
+def resolve_overrides(overrides: Iterable[str]) -> list[str]:
+    """Overrides of a resume with local paths made absolute: they are kept, and read again from any folder."""
+    return [_resolved(override) for override in parse_overrides(overrides)]
+
+
+def _resolved(override: Override) -> str:
+    if override.path != "data.cache" or override.value is None:
+        return f"{override.path}={override.text}"
+    path = (
+        override.value if isinstance(override.value, str) else override.text
+    )  # what looks like something else is text
+    return f"{override.path}={json.dumps(_absolute(path))}"  # in quotes, for the same reason
 
 
 def _read_recipe(path: Path) -> str:
@@ -137,20 +145,9 @@ def _bools_for_numbers(mapping: dict[str, Any], fields: dict[str, ConfigField]) 
     """pydantic takes `true` for 1; here it is a mistake."""
     return [
         f"{path}={value!r}: expected a number ({path}: {fields[path].doc})"
-        for path, value in _flatten(mapping).items()
+        for path, value in frozen.flatten(mapping).items()
         if isinstance(value, bool) and path in fields and bool not in fields[path].types
     ]
-
-
-def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted path; lists are leaves."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            flat |= _flatten(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
 
 
 def _absolute(path: str) -> str:

@@ -7,9 +7,16 @@ import statistics
 from collections import deque
 from dataclasses import dataclass, field
 
-from zerofleet.trainer.events import Event
+from zerofleet.trainer.events import DRIVER, Event
 
 FINAL_STATES = frozenset({"FINISHED", "FAILED", "STOPPED"})
+_TORCHRUN_STATES = {
+    **dict.fromkeys(("info", "loaded", "step"), "TORCHRUN"),
+    "finished": "FINISHED",
+    "stopped": "STOPPED",
+}
+"""What a rank's event says about a run that has no driver to say it."""
+
 _RECENT_STEPS = 20
 """Steps that throughput and the remaining time are averaged over."""
 
@@ -28,7 +35,10 @@ class Progress:
     """What a user asks of a run; `apply` takes its events in order."""
 
     total_steps: int
+    torchrun_attempts: frozenset[int] = frozenset()
+    """Attempts that no driver claimed: there is nobody to say their states, so they are read from what the ranks say."""
     state: str = "PENDING"
+    """The controller's, or TORCHRUN."""
     exit_code: int | None = None
     """The driver's, once the run has ended."""
     why: str = ""
@@ -83,12 +93,18 @@ class Progress:
     def new_driver(self, total_steps: int) -> None:
         """A driver starts: the run goes on, whatever state the one before it left."""
         self.total_steps, self.state, self.why = total_steps, "PENDING", ""
-        self.verdict = self.error = self.user_error = ""
+        self._forget_errors()
         self._recent.clear()
+
+    def _forget_errors(self) -> None:
+        self.verdict = self.error = self.user_error = ""
 
     def apply(self, event: Event) -> None:
         self.attempt = max(self.attempt, event.attempt)
         self.last_event_at = max(self.last_event_at, event.start + event.duration_s)
+        is_torchruns = event.rank != DRIVER and event.attempt in self.torchrun_attempts
+        if is_torchruns and event.kind in _TORCHRUN_STATES:
+            self.state, self.why = _TORCHRUN_STATES[event.kind], ""
         handler = getattr(self, f"_on_{event.kind}", None)
         if handler is not None:
             handler(event)
@@ -96,6 +112,8 @@ class Progress:
     def _on_state(self, event: Event) -> None:
         self.state, self.why = event.data["to"], event.data.get("why", "")
         self.exit_code = event.data.get("exit_code")
+        if self.state == "PREPARING":
+            self._forget_errors()  # a driver begins: they were another's
         if self.state != "PREPARING":
             self.prepare = None
         if self.state != "RUNNING":
@@ -121,17 +139,6 @@ class Progress:
     def _on_loaded(self, event: Event) -> None:
         self.step = event.step
         self._recent.clear()
-
-    def _on_finished(self, event: Event) -> None:
-        self._end_without_driver("FINISHED")
-
-    def _on_stopped(self, event: Event) -> None:
-        self._end_without_driver("STOPPED")
-
-    def _end_without_driver(self, state: str) -> None:
-        """Under torchrun nobody reports states; a driver's own state comes after this event and holds."""
-        if self.state == "PENDING":
-            self.state = state
 
     def _on_incident(self, event: Event) -> None:
         self.incidents.append(event.data["message"])

@@ -1,14 +1,18 @@
-"""A run as it stands now: its events, its job with all overrides, and whether its driver lives."""
+"""A run as it stands now: its events, its job with all overrides, and whether whoever trains it lives."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from zerofleet.launch.config import JobConfig
 from zerofleet.launch.drivers import DriverRecord, driver_records, effective_job
 from zerofleet.launch.follow import EventTail
 from zerofleet.launch.progress import Progress
-from zerofleet.trainer.run_folder import RunFolder
+from zerofleet.trainer.run_folder import AttemptRecord, RunFolder
+
+_TORCHRUN_SILENCE_S = 600.0
+"""torchrun on another host counts as dead when its last event is older; it has no heartbeat, so this is above any step."""
 
 
 @dataclass
@@ -18,16 +22,19 @@ class RunView:
     run: RunFolder
     job: JobConfig
     driver: DriverRecord | None
+    """The newest."""
+    attempts: list[AttemptRecord]
     progress: Progress
     tail: EventTail
 
     @staticmethod
     def of(run: RunFolder) -> RunView:
-        records, job, tail = driver_records(run), effective_job(run), EventTail(run)
-        progress = Progress(job.train.steps)
+        drivers, attempts, job, tail = driver_records(run), run.attempts(), effective_job(run), EventTail(run)
+        by_torchrun = frozenset(a.attempt for a in attempts if not any(driver.claimed(a) for driver in drivers))
+        progress = Progress(job.train.steps, by_torchrun)
         for event in tail.poll():
             progress.apply(event)
-        return RunView(run, job, records[-1] if records else None, progress, tail)
+        return RunView(run, job, drivers[-1] if drivers else None, attempts, progress, tail)
 
     @property
     def is_driven(self) -> bool:
@@ -35,30 +42,54 @@ class RunView:
         return self.driver is not None and self.driver.is_alive(self.progress.last_event_at)
 
     @property
+    def attempt(self) -> int:
+        """The newest that was claimed; 0 when there is none."""
+        return self.attempts[-1].attempt if self.attempts else 0
+
+    @property
+    def torchrun(self) -> AttemptRecord | None:
+        """The newest attempt, when torchrun made it."""
+        return self.attempts[-1] if self.attempt in self.progress.torchrun_attempts else None
+
+    @property
     def is_torchrun(self) -> bool:
-        """Whether torchrun, not a driver, has started the run's attempts."""
-        return self.driver is None and self.progress.attempt > 0
+        """Whether torchrun trains the run now."""
+        record = self.torchrun
+        if record is None or record.lives_here:
+            return record is not None
+        said_at = max(self.progress.last_event_at, record.claimed_at)
+        return not record.is_here and not self.progress.is_final and time.time() - said_at < _TORCHRUN_SILENCE_S
 
     @property
     def state(self) -> str:
         """The controller's state, or what it cannot say itself.
 
-        `DEAD`: no driver lives and no final state was reached. `TORCHRUN`: not ended, and no driver that could be asked.
+        `DEAD`: nobody trains the run and no final state was reached. `TORCHRUN`: torchrun trains it, which cannot be asked.
         """
-        if self.is_torchrun and not self.progress.is_final:
+        if self.is_torchrun:
             return "TORCHRUN"
         if self.is_driven:
-            is_of_earlier_driver = self.progress.is_final and self.driver_started_after_last_event
-            return "PENDING" if is_of_earlier_driver else self.progress.state
+            return "PENDING" if self.driver_started_after_last_event else self.progress.state
         return self.progress.state if self.progress.is_final else "DEAD"
 
     @property
     def driver_started_after_last_event(self) -> bool:
         return self.driver is not None and self.driver.started_at > self.progress.last_event_at
 
+    @property
+    def failed_by_mistake(self) -> bool:
+        """Whether it ended by the user's mistake with nothing that could be resumed: resumed, it would fail the same."""
+        return self.state == "FAILED" and bool(self.progress.user_error) and not self.run.checkpoints()
+
     def describe_driver(self) -> str:
         """One sentence about who drives the run."""
-        if self.driver is None:
-            return "started with torchrun, without a driver" if self.is_torchrun else "no driver has taken it"
-        alive = "alive" if self.is_driven else "gone"
-        return f"driver {self.driver.number} on {self.driver.host}, pid {self.driver.pid}, {alive}"
+        by_torchrun, driver = self.torchrun, self.driver
+        if by_torchrun is not None and (
+            self.is_torchrun or driver is None or driver.started_at < by_torchrun.claimed_at
+        ):
+            alive = "alive" if self.is_torchrun else "gone"
+            number, pid, host = by_torchrun.attempt, by_torchrun.pid, by_torchrun.host
+            return f"started with torchrun: rank 0 of attempt {number} is process {pid} on {host}, {alive}"
+        if driver is None:
+            return "no driver has taken it"
+        return f"driver {driver.number} on {driver.host}, pid {driver.pid}, {'alive' if self.is_driven else 'gone'}"

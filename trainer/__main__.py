@@ -15,8 +15,6 @@ from pathlib import Path
 from types import FrameType
 
 import torch.distributed as dist
-import yaml
-from pydantic import ValidationError
 
 from zerofleet.trainer.checkpoint.select import select_checkpoint
 from zerofleet.trainer.config import TrainConfig
@@ -29,6 +27,7 @@ from zerofleet.trainer.init_from import pin_init_from
 from zerofleet.trainer.loop import nothing_to_do, train
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
+from zerofleet.trainer.takeover import check_takeover, parse_config
 from zerofleet.trainer.world import World
 
 PR_SET_PDEATHSIG = 1
@@ -49,10 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
 def read_config(path: Path) -> TrainConfig:
     """The trainer's sections of a job.yaml. Raises UserError."""
     try:
-        sections = yaml.safe_load(path.read_text())
-        config = TrainConfig(**{key: value for key, value in sections.items() if key in TrainConfig.model_fields})
-    except (OSError, yaml.YAMLError, ValidationError, AttributeError) as error:
+        text = path.read_text()
+    except OSError as error:
         raise UserError(f"{path} is not a job: {error}") from error
+    config = parse_config(text, str(path))
     if config.run.name is None:
         raise UserError(f"{path} has no run.name: give it one, the run's folder is named after it")
     return config
@@ -89,7 +88,8 @@ def _folder(config: TrainConfig) -> RunFolder:
 
 
 def _claim(config: TrainConfig, world: World, path: Path) -> int:
-    """Rank 0 makes the run where it is new, walks back to a checkpoint that verifies in full, and claims the attempt."""
+    """Rank 0 makes the run where it is new, or asks whether it may go on with it; walks back to a checkpoint that verifies
+    in full, and claims the attempt."""
     answer: list[int | ZerofleetError | None] = [None]
     if world.rank == 0:
         try:
@@ -105,7 +105,9 @@ def _claim(config: TrainConfig, world: World, path: Path) -> int:
 
 def _claim_here(config: TrainConfig, world: World, path: Path) -> int:
     run = _folder(config)
-    if not run.storage.exists("job.yaml"):
+    if run.storage.exists("job.yaml"):
+        check_takeover(run, config, str(path))
+    else:
         run.create(path.read_text())
     selection = select_checkpoint(run, full=True)
     for checkpoint, reason in selection.skipped:

@@ -74,6 +74,21 @@ class AttemptRecord:
     init_from: str | None = None
     """`URL@STEP` of another run whose weights this run began with: resolved once, by the first attempt."""
 
+    @property
+    def is_here(self) -> bool:
+        return self.host == socket.gethostname()
+
+    @property
+    def lives_here(self) -> bool:
+        """Whether the process that claimed it is alive on this host."""
+        if not self.is_here:
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            return process.create_time() <= self.claimed_at and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
 
 class RunFolder:
     """Paths and records of one run. Reads are cheap and unlocked; claims are exclusive creates."""
@@ -123,13 +138,13 @@ class RunFolder:
     ) -> AttemptRecord:
         """Claims `attempt` exclusively: the fencing of everything that an older attempt may still write.
 
-        Raises UserError when another driver claimed it first, or when the process that claimed the one before still lives on
+        Raises UserError when another process claimed it first, or when the process that claimed the one before still lives on
         this host: that one owns the run.
         """
         if owner := self._living_owner():
             raise UserError(
-                f"run {self.name!r} is being trained by process {owner} on this host: `zerofleet stop {self.name}` (or end that "
-                "process), then try again"
+                f"run {self.name!r} is being trained by process {owner} on this host: `kill {owner}` makes it save and end, "
+                "whether a driver or torchrun started it; then try again"
             )
         record = AttemptRecord(
             attempt=attempt,
@@ -148,7 +163,7 @@ class RunFolder:
             self.storage.create(f"attempts/{attempt:04d}.json", json.dumps(asdict(record), indent=1).encode())
         except FileExistsError as error:
             raise UserError(
-                f"attempt {attempt} of run {self.name!r} was claimed by another driver: it owns the run. "
+                f"attempt {attempt} of run {self.name!r} was claimed by another driver or torchrun: that one owns the run. "
                 f"See `zerofleet status {self.name}`; stop it before starting another"
             ) from error
         return record
@@ -156,14 +171,9 @@ class RunFolder:
     def _living_owner(self) -> int | None:
         """The process that claimed the newest attempt, where it is another one, on this host, and alive."""
         newest = max(self.attempts(), key=lambda record: record.attempt, default=None)
-        if newest is None or newest.pid == os.getpid() or newest.host != socket.gethostname():
+        if newest is None or newest.pid == os.getpid() or not newest.lives_here:
             return None
-        try:
-            process = psutil.Process(newest.pid)
-            is_same = process.create_time() <= newest.claimed_at and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return None
-        return newest.pid if is_same else None
+        return newest.pid
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
     def checkpoints(self, silo: str = DEFAULT_SILO) -> list[CheckpointId]:

@@ -39,10 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
         offset += _show(folder, path, offset) if path else 0
         try:
             newer = newest_log(folder, arguments.rank, arguments.attempt)
-        except NotFoundError:
+        except NotFoundError as error:
             # A new attempt has no logs until its ranks are up: until then the old one's is the newest.
             if not path and (is_over or not _may_come(view, arguments.rank, arguments.attempt)):
-                raise
+                raise _explained(error, view, arguments.attempt) from error
             newer = path
         if newer != path:
             if path:
@@ -63,6 +63,16 @@ def _show(folder: RunFolder, path: str, offset: int) -> int:
     sys.stdout.write(data.decode(errors="replace"))
     sys.stdout.flush()
     return len(data)
+
+
+def _explained(error: NotFoundError, view: RunView, attempt: int | None) -> NotFoundError:
+    """Says why an attempt of torchrun has no logs."""
+    wanted = attempt if attempt is not None else view.attempt
+    if wanted not in view.progress.torchrun_attempts:
+        return error
+    return NotFoundError(
+        f"{error}: attempt {wanted} was started with torchrun, whose ranks write to its terminal (or to torchrun's --log-dir)"
+    )
 
 
 def _may_come(view: RunView, rank: int | None, attempt: int | None) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from zerofleet.launch.backends.local import start_driver
 from zerofleet.launch.checks import check_job, check_machine
 from zerofleet.launch.commands.submit import probe_storage
-from zerofleet.launch.config import JobConfig, frozen_changes, override_job
+from zerofleet.launch.config import JobConfig, frozen_changes, override_job, resolve_overrides
 from zerofleet.launch.exit_codes import OK
 from zerofleet.launch.run_view import RunView
 from zerofleet.launch.watch import Watch
@@ -32,14 +32,16 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     view = RunView.of(RunFolder.open(arguments.run))
-    job = resumed_job(view, arguments.overrides)
-    if view.is_driven:
-        name = run_argument(view.run)
+    overrides = resolve_overrides(arguments.overrides)
+    job = resumed_job(view, overrides)
+    _check_free(view)
+    if job.train.steps < view.progress.step:
         raise UserError(
-            f"run {view.run.name} is running ({view.describe_driver()}): see {command('status', name)}, "
-            f"or {command('stop', name)} before resuming"
+            f"run {view.run.name} has done {view.progress.step} steps, more than train.steps={job.train.steps}: it cannot go "
+            f"back. Set train.steps to {view.progress.step} or more; for the weights of an earlier step, submit a new run "
+            "with run.init_from"
         )
-    if view.state == "FINISHED" and job.train.steps <= view.progress.step:
+    if view.state == "FINISHED" and job.train.steps == view.progress.step:
         sys.stdout.write(
             f"run {view.run.name} is finished: step {view.progress.step} of {job.train.steps}. To train on: "
             f"{command('resume', run_argument(view.run), f'train.steps={2 * job.train.steps}')}\n"
@@ -49,9 +51,24 @@ def run(arguments: argparse.Namespace) -> int:
     check_machine(job)
     probe_storage(job.run.storage)
     view.progress.new_driver(job.train.steps)
-    driver = start_driver(view.run, job.run.storage, arguments.overrides)
+    driver = start_driver(view.run, job.run.storage, overrides)
     watch = Watch(view.run, driver, view.tail, view.progress, arguments.json)
     return watch.leave() if arguments.detach else watch.follow()
+
+
+def _check_free(view: RunView) -> None:
+    """Raises UserError when somebody trains the run."""
+    name = run_argument(view.run)
+    if view.torchrun is not None and view.is_torchrun:
+        raise UserError(
+            f"run {view.run.name} is trained by torchrun: `kill {view.torchrun.pid}` on {view.torchrun.host} makes it save "
+            "and end; then resume"
+        )
+    if view.is_driven:
+        raise UserError(
+            f"run {view.run.name} is running ({view.describe_driver()}): see {command('status', name)}, "
+            f"or {command('stop', name)} before resuming"
+        )
 
 
 def resumed_job(view: RunView, overrides: list[str]) -> JobConfig:

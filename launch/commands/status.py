@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         ("run", view.run.name),
         ("state", f"{view.state}{why}"),
         ("driver", view.describe_driver()),
-        ("attempt", str(progress.attempt) if progress.attempt else ""),
+        ("attempt", str(view.attempt) if view.attempt else ""),
         ("preparing", prepare_line(progress).removeprefix("preparing: ")),
         ("progress", step_line(progress) if progress.step else ""),
         ("held-out loss", heldout_line(progress)),
@@ -55,8 +55,8 @@ def _next(view: RunView) -> str:
     """What to do about a run that goes on no more by itself; empty for the others."""
     if view.state not in ("DEAD", "FAILED", "STOPPED"):
         return ""
-    if view.state == "FAILED" and view.progress.user_error and not view.run.attempts():
-        return f"mend the recipe and submit it again: {command('submit', 'RECIPE')}"  # resumed, it would fail the same
+    if view.failed_by_mistake:
+        return f"mend the recipe and submit it again: {command('submit', 'RECIPE')}"
     return command("resume", run_argument(view.run))
 
 
@@ -64,7 +64,7 @@ def _facts(view: RunView) -> dict[str, object]:
     return {
         **summarise(view.run, view.progress),
         "state": view.state,
-        "attempt": view.progress.attempt,
+        "attempt": view.attempt,
         "driver_alive": view.is_driven,
         "tokens_per_second": view.progress.tokens_per_second,
         "eta_s": view.progress.eta_s,

@@ -29,8 +29,11 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     view = RunView.of(RunFolder.open(arguments.run))
-    if view.state == "TORCHRUN":
-        raise UserError(f"run {view.run.name} was started with torchrun: send SIGTERM to it, its ranks save and end")
+    if view.torchrun is not None and view.is_torchrun:
+        raise UserError(
+            f"run {view.run.name} is trained by torchrun, which cannot be asked: `kill {view.torchrun.pid}` on "
+            f"{view.torchrun.host} makes it save and end"
+        )
     if not view.is_driven:
         return _not_running(view)
     timeout_s = view.job.cluster.stop_timeout_s if arguments.timeout is None else arguments.timeout

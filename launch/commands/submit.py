@@ -92,14 +92,12 @@ def create_run(job: JobConfig, recipe: Path) -> tuple[RunFolder, JobConfig]:
 def _create(job: JobConfig, name: str) -> tuple[RunFolder, JobConfig]:
     named = job.model_copy(update={"run": job.run.model_copy(update={"name": name})})
     folder = RunFolder(job.run.storage, name)
-    if folder.storage.exists("job.yaml") and _never_began(folder):
-        # The recipe had a mistake that only the driver could see: mended, it may have its name.
+    if folder.storage.exists("job.yaml") and (view := RunView.of(folder)).failed_by_mistake:
+        # A mistake that only the driver or the ranks could see: mended, the recipe may have its name.
+        sys.stderr.write(
+            f"run {name} failed before its first checkpoint ({view.progress.user_error}): this run takes its place, its "
+            "folder is removed\n"
+        )
         folder.storage.remove("")
     folder.create(named.to_yaml())
     return folder, named
-
-
-def _never_began(folder: RunFolder) -> bool:
-    """Whether a driver took the run and ended before the first attempt: there is nothing that could be resumed."""
-    view = RunView.of(folder)
-    return view.driver is not None and not view.is_driven and not folder.attempts()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -117,12 +119,49 @@ def test_torchrun_trains_the_same_losses_resumes_and_says_a_users_mistake(tmp_pa
     assert again.returncode == 0, again.stderr
     assert "skipped the checkpoint of step 6 (attempt 1): manifest.json is not whole" in again.stdout
     assert run.attempts()[-1].start_step == 4
-    path.write_text(yaml.safe_dump({**other, "model": {"config": {**TINY_LLAMA, "vocab_size": 10}}}))
+    path.write_text(yaml.safe_dump({**other, "run": {**other["run"], "seed": 5}}))
+    contradicting = torchrun(path)
+    assert (
+        contradicting.returncode != 0
+        and "run.seed is frozen for the life of a run: it is 0, not 5" in contradicting.stderr
+    )
+    assert len(run.attempts()) == 2
+    named = {**other["run"], "name": "small"}
+    path.write_text(yaml.safe_dump({**other, "run": named, "model": {"config": {**TINY_LLAMA, "vocab_size": 10}}}))
     wrong = torchrun(path)
     assert wrong.returncode != 0 and "the model's vocabulary only 10" in wrong.stderr
 
 
-def test_ranks_whose_torchrun_was_killed_save_and_end(tmp_path, tiny_corpus, tiny_cache):
+def test_torchrun_leaves_a_run_to_its_living_driver_and_does_not_forget_what_it_was_resumed_with(tmp_path, tiny_corpus):
+    """The driver here is this process."""
+    config = job(tmp_path, tiny_corpus).model_dump(mode="json")
+    run = RunFolder(config["run"]["storage"], "tiny")
+    run.create(yaml.safe_dump(config))
+    driver = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "pid_created": psutil.Process().create_time(),
+        "started_at": time.time(),
+        "overrides": ["train.zero_stage=2"],
+    }
+    for number, claim, said in (
+        (
+            1,
+            driver,
+            f"run 'tiny' is driven by process {os.getpid()} on this host: `zerofleet stop tiny` saves and ends it",
+        ),
+        (2, {**driver, "pid_created": 0.0}, "run 'tiny' was resumed with train.zero_stage=2, which "),
+    ):
+        run.storage.create(f"drivers/{number:04d}.json", json.dumps(claim).encode())
+        refused = torchrun(run.storage.local_path("job.yaml"))
+        assert refused.returncode != 0 and said in refused.stderr
+        assert not run.attempts() and not list(run.read("events"))
+
+
+@pytest.mark.parametrize("whom", ["torchrun", "rank 0"])
+def test_ranks_whose_torchrun_was_killed_or_of_which_rank_0_is_asked_save_and_end(
+    tmp_path, tiny_corpus, tiny_cache, whom
+):
     config = job(tmp_path, tiny_corpus, train__steps=10_000, checkpoint__interval_steps=0)
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
@@ -132,9 +171,16 @@ def test_ranks_whose_torchrun_was_killed_save_and_end(tmp_path, tiny_corpus, tin
     wait_until(lambda: any(r["kind"] == "step" for r in run.read("metrics")))
     ranks = [child for child in psutil.Process(launcher.pid).children(recursive=True) if child.is_running()]
     assert len(ranks) == 2
-    launcher.kill()
-    launcher.wait()
+    (attempt,) = run.attempts()
+    assert attempt.lives_here
+    if whom == "rank 0":  # what `zerofleet stop` tells the user to do
+        os.kill(attempt.pid, signal.SIGTERM)
+        assert launcher.wait(timeout=60) == 0
+    else:
+        launcher.kill()
+        launcher.wait()
     assert not psutil.wait_procs(ranks, timeout=60)[1], "ranks live on"
+    assert not attempt.lives_here
     (stopped,) = [event for event in run.events() if event.kind == "stopped"]
     assert [c.step for c in run.checkpoints()] == [stopped.step]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from zerofleet.launch import cli
 from zerofleet.launch.backends import local
 
 RECIPE = """
@@ -30,3 +31,15 @@ def drive(monkeypatch):
     monkeypatch.setattr(local, "DRIVER_MODULE", "tests.launch.fake_driver")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     return lambda script: monkeypatch.setenv("FAKE_DRIVER", script)
+
+
+@pytest.fixture
+def zerofleet(recipe, capsys):
+    """Calls the command line; returns exit code, stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

@@ -21,7 +21,7 @@ from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 
 class Fake:
     def __init__(self, run: RunFolder, overrides: list[str]) -> None:
-        self.run, self.number = run, len(driver_records(run)) + 1
+        self.run, self.number = run, max(len(driver_records(run)), len(run.attempts())) + 1
         record = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -79,13 +79,21 @@ def die(fake: Fake) -> int:
 
 
 def fail(fake: Fake) -> int:
+    fake.state("PREPARING")
     fake.state("RUNNING")
     fake.say("verdict", **{"class": "node", "action": "stop", "sentence": "rank 1 was killed"})
     fake.state("FAILED", "rank 1 was killed. Stopping: three times in a row")
     return 1
 
 
+def rank_user_error(fake: Fake) -> int:
+    """A mistake that only ranks see: the attempt was claimed."""
+    fake.run.claim_attempt(fake.number, None, world_size=2, zero_stage=1)
+    return user_error(fake)
+
+
 def user_error(fake: Fake) -> int:
+    fake.state("PREPARING")
     fake.say("error", type="UserError", message="data.files matches nothing", traceback="", user=True)
     fake.state("FAILED", "data.files matches nothing")
     return 2

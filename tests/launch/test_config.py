@@ -142,9 +142,22 @@ def test_a_folder_and_bytes_are_no_recipes(recipe, tmp_path):
 
 def test_frozen_fields_are_what_the_sample_order_depends_on(recipe):
     job = load_job(recipe, ["run.name=a"])
-    frozen = ["run.seed=1", "run.name=b", "run.storage=/x", "data.sequence_length=32", "model.config.hidden_size=32"]
-    for override in [*frozen, "train.global_batch_size=4", "data.cache=/y"]:
+    frozen = [
+        "run.seed=1",
+        "run.init_from=b@5",
+        "run.name=b",
+        "run.storage=/x",
+        "data.sequence_length=32",
+        "model.config.hidden_size=32",
+    ]
+    for override in [*frozen, "train.global_batch_size=4"]:
         (change,) = frozen_changes(job, override_job(job, [override]))
         assert change.startswith(f"{override.partition('=')[0]} is frozen")
-    free = ["train.steps=99", "train.zero_stage=3", "cluster.ranks_per_node=1", "train.micro_batch_size=1"]
+    free = [
+        "train.steps=99",
+        "train.zero_stage=3",
+        "cluster.ranks_per_node=1",
+        "train.micro_batch_size=1",
+        "data.cache=/y",
+    ]
     assert frozen_changes(job, override_job(job, [*free, "deepspeed.log_level=info", "run.seed=0"])) == []

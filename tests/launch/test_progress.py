@@ -70,10 +70,30 @@ def test_preparation_is_shown_while_it_goes_on():
     assert prepare_line(progress) == ""
 
 
-def test_under_torchrun_the_ranks_say_that_it_ended():
-    assert after(event("finished", 9)).state == "FINISHED"
-    assert after(event("stopped", 9)).state == "STOPPED"
-    assert after(state("RUNNING"), event("finished", 9)).state == "RUNNING"
+def test_a_driver_that_begins_forgets_what_stopped_the_one_before():
+    mistake = event("error", 3, rank=1, type="UserError", message="no", user=True)
+    assert after(mistake, state("FAILED")).user_error == "no"
+    assert after(mistake, state("FAILED"), state("PREPARING")).user_error == ""
+
+
+def test_under_torchrun_the_ranks_say_how_the_run_stands():
+    def under_torchrun(*events: Event) -> str:
+        progress = Progress(100, torchrun_attempts=frozenset({2}))
+        for each in events:
+            progress.apply(each)
+        return progress.state
+
+    def rank(kind: str, attempt: int = 2) -> Event:
+        return event(kind, 9, attempt=attempt, rank=0)
+
+    failed = event("state", attempt=2, **{"from": "", "to": "FAILED"})
+    assert under_torchrun(rank("step")) == "TORCHRUN"
+    assert under_torchrun(rank("step"), rank("finished")) == "FINISHED"
+    assert under_torchrun(rank("step"), rank("stopped")) == "STOPPED"
+    assert under_torchrun(state("FINISHED"), rank("step")) == "TORCHRUN", "it trains on what a driver had finished"
+    assert under_torchrun(rank("step"), failed, rank("step")) == "TORCHRUN", "a driver was refused beside it"
+    assert under_torchrun(rank("step"), failed, rank("stopped")) == "STOPPED"
+    assert under_torchrun(state("RUNNING"), rank("finished", attempt=1)) == "RUNNING", "a driver says its own states"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59, "59s"), (65, "1m05s"), (7500, "2h05m"), (-3, "0s")])

@@ -20,18 +20,6 @@ from zerofleet.trainer.run_folder import RunFolder
 pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.fixture
-def zerofleet(recipe, capsys):
-    """Calls the command line; returns exit code, stdout and stderr."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = cli.main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
 def folder(name: str = "a") -> RunFolder:
     return RunFolder(os.environ["ZEROFLEET_STORAGE"], name)
 
@@ -91,12 +79,15 @@ def test_a_name_that_is_taken(zerofleet, drive):
     assert len(driver_records(folder())) == 1
 
 
-def test_a_run_that_never_began_gives_its_name_back(zerofleet, drive):
+@pytest.mark.parametrize("script", ["user_error", "rank_user_error"])
+def test_a_run_that_failed_by_a_mistake_before_its_first_checkpoint_gives_its_name_back(zerofleet, drive, script):
     """Otherwise a mended recipe would trip over the folder of its first try."""
-    drive("user_error")
+    drive(script)
     assert zerofleet("submit", "recipe.yaml", "run.name=a", "data.sequence_length=32")[0] == 2
+    assert "mend the recipe and submit it again" in zerofleet("status", "a")[1]
     drive("finish")
-    assert zerofleet("submit", "recipe.yaml", "run.name=a")[0] == 0
+    code, _, err = zerofleet("submit", "recipe.yaml", "run.name=a")
+    assert code == 0 and "run a failed before its first checkpoint (" in err and "its folder is removed" in err
     assert "sequence_length: 64" in folder().job_yaml() and len(driver_records(folder())) == 1
 
 
@@ -120,6 +111,26 @@ def test_a_run_that_began_or_may_begin_keeps_its_name(zerofleet, drive):
     drive("no_claim")
     zerofleet("submit", "recipe.yaml", "run.name=c")
     assert zerofleet("submit", "recipe.yaml", "run.name=c")[0] == 2, "its driver may be about to claim it"
+
+
+def test_a_run_that_was_stopped_before_its_first_attempt_keeps_its_folder_and_its_name(zerofleet, drive):
+    drive("stoppable")
+    zerofleet("submit", "recipe.yaml", "run.name=a", "--detach")
+    assert zerofleet("stop", "a")[0] == 0
+    folder().storage.remove("checkpoints")
+    assert not folder().attempts() and not folder().checkpoints()
+    code, _, err = zerofleet("submit", "recipe.yaml", "run.name=a")
+    assert code == 2 and "run 'a' exists already" in err
+    assert len(driver_records(folder())) == 1 and folder().requests()
+
+
+def test_a_mistake_of_an_earlier_driver_is_not_the_reason_of_a_later_failure(zerofleet, drive):
+    drive("user_error")
+    zerofleet("submit", "recipe.yaml", "run.name=a")
+    drive("fail")
+    zerofleet("resume", "a")
+    assert zerofleet("submit", "recipe.yaml", "run.name=a")[0] == 2
+    assert "resume a" in zerofleet("status", "a")[1]
 
 
 def test_a_failed_run_says_why_once_and_last(zerofleet, drive):
@@ -354,6 +365,7 @@ def test_resume_refuses_what_is_frozen_and_what_is_wrong(zerofleet, drive):
     zerofleet("submit", "recipe.yaml", "run.name=a")
     for override in (
         "run.seed=1",
+        "run.init_from=b@500",
         "data.sequence_length=32",
         "train.global_batch_size=4",
         "model.config.hidden_size=8",
@@ -383,6 +395,35 @@ def test_resume_of_a_finished_run_says_so_unless_there_are_more_steps(zerofleet,
     assert len(driver_records(folder())) == 2
 
 
+def test_resume_does_not_go_back_below_the_steps_that_are_done(zerofleet, drive):
+    for name, script in (("done", "finish"), ("stopped", "stoppable")):
+        drive(script)
+        zerofleet("submit", "recipe.yaml", f"run.name={name}", *(["--detach"] if script == "stoppable" else []))
+    until(lambda: len(list(folder("stopped").read("metrics"))) >= 3)
+    zerofleet("stop", "stopped")
+    for name in ("done", "stopped"):
+        code, out, err = zerofleet("resume", name, "train.steps=2")
+        assert (code, out) == (2, "") and "steps, more than train.steps=2: it cannot go back" in err
+        assert len(driver_records(folder(name))) == 1
+
+
+def test_a_resume_may_keep_its_prepared_data_elsewhere(zerofleet, drive, tmp_path):
+    from zerofleet.launch.drivers import effective_job
+
+    drive("die")
+    zerofleet("submit", "recipe.yaml", "run.name=a")
+    assert zerofleet("resume", "a", "data.cache=here: too")[0] == 1
+    assert effective_job(folder()).data.cache == str(tmp_path / "here: too"), "wherever it is resumed from next"
+
+
+def test_status_counts_the_attempts_that_were_claimed(zerofleet, drive):
+    drive("die")
+    zerofleet("submit", "recipe.yaml", "run.name=a")
+    drive("user_error")  # says its state under the number of an attempt that it never claims
+    zerofleet("resume", "a")
+    assert json.loads(zerofleet("status", "a", "--json")[1])["attempt"] == 1
+
+
 def test_overrides_of_all_resumes_add_up(zerofleet, drive):
     drive("die")
     zerofleet("submit", "recipe.yaml", "run.name=a")
@@ -406,15 +447,3 @@ def test_a_run_that_was_moved_is_found_where_it_lies_now(zerofleet, drive, tmp_p
     assert effective_job(moved).run.storage == str(tmp_path / "elsewhere")
     drive("finish")
     assert zerofleet("resume", str(tmp_path / "elsewhere/a"))[0] == 0
-
-
-# -- torchrun ------------------------------------------------------------------------------------------------------
-def test_a_run_under_torchrun_has_no_driver_that_could_be_asked(zerofleet, drive):
-    drive("die")
-    zerofleet("submit", "recipe.yaml", "run.name=a")
-    folder().storage.remove("drivers")
-    events = folder().storage.local_path("events/attempt-0001/segment-00000.jsonl")
-    events.write_text("".join(line for line in events.open() if '"state"' not in line))
-    assert "started with torchrun" in zerofleet("status", "a")[1]
-    code, _, err = zerofleet("stop", "a")
-    assert code == 2 and "SIGTERM" in err

@@ -65,7 +65,7 @@ class Attempt:
     step: int = 0
     """Newest step that was finished, the start's included."""
     checkpoint_step: int = 0
-    """Newest step that has a manifest, or that the attempt started from."""
+    """Newest step that has a manifest, as far as this attempt knows."""
     ordered_step: int = 0
     """Newest step that was to become durable."""
     has_stepped: bool = False
@@ -83,10 +83,16 @@ class Attempt:
 
     def __post_init__(self) -> None:
         if self.start is not None:
-            self.step = self.checkpoint_step = self.start.checkpoint.step
+            self.step = self.start.checkpoint.step
+            self.checkpoint_step = 0 if self.start.in_memory else self.step
         self._ranks = {rank: _RankState(self.started_at, step=self.step) for rank in range(self.num_ranks)}
         if self.limits is not None and self.stage is Stage.TRAIN:
             self._heartbeat = Heartbeat(self.limits, self.num_ranks, self.started_at)
+
+    @property
+    def base_step(self) -> int:
+        """Newest step that is durable or that the attempt started from."""
+        return max(self.checkpoint_step, self.start.checkpoint.step if self.start else 0)
 
     def hear(self, event: Event, now: float) -> None:
         """Takes an event in; those of other attempts are none of this one's."""

@@ -21,13 +21,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a save. `seconds` from the first rank file's beginning."""
+    """What became of a save, or that it is still tried. `seconds` from the first rank file's beginning."""
 
     checkpoint: CheckpointId
     is_durable: bool
     message: str = ""
     num_bytes: int = 0
     seconds: float = 0.0
+    is_settled: bool = True
+    """False: storage refused it with `message`, and it is tried again."""
 
 
 @dataclass
@@ -101,17 +103,18 @@ class Committer:
         while (found := self._whole.get()) is not None and not self._closing.is_set():
             manifest, since = found
             checkpoint = CheckpointId(manifest.step, manifest.attempt, manifest.silo)
-            problem = self._try(manifest)
+            problem = self._try(manifest, checkpoint)
             seconds = time.time() - since
             self._outcomes.put(Outcome(checkpoint, problem is None, str(problem or ""), manifest.num_bytes, seconds))
 
-    def _try(self, manifest: Manifest) -> Exception | None:
+    def _try(self, manifest: Manifest, checkpoint: CheckpointId) -> Exception | None:
         backoff = Backoff()
         while True:
             try:
                 self._commit(manifest)
             except StorageError as error:
-                _log.warning("the manifest of step %d is tried again: %s", manifest.step, error)
+                if backoff.failures == 0:
+                    self._outcomes.put(Outcome(checkpoint, False, str(error), is_settled=False))
                 if self._closing.wait(backoff.next()):
                     return error
             except (ZerofleetError, FileExistsError) as error:

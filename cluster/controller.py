@@ -160,7 +160,7 @@ class Controller:
         if verdict.checkpoint is not None:
             in_memory = self._attempt.start is not None and self._attempt.start.in_memory
             self._excluded |= {Origin(CheckpointId(*verdict.checkpoint), in_memory)}
-        self._failures.append(Failure(verdict, self._attempt.step, self._attempt.checkpoint_step))
+        self._failures.append(Failure(verdict, self._attempt.step, self._attempt.base_step))
         decision = decide(self._failures, self._config.max_failures)
         if self._attempt.stage is not Stage.TRAIN and len(self._failures) > 1:
             decision = Decision("stop", f"the {self._attempt.stage} failed twice")
@@ -238,6 +238,12 @@ class Controller:
         for outcome in self._hooks.outcomes():
             where = outcome.checkpoint
             self._saves.settle(outcome)
+            if not outcome.is_settled:
+                message = (
+                    f"step {where.step} cannot be made durable and is tried again; training goes on: {outcome.message}"
+                )
+                self._say("incident", **{"class": "storage", "message": message})
+                continue
             if outcome.is_durable:
                 data = {"path": where.folder, "bytes": outcome.num_bytes}
                 start = time.time() - outcome.seconds
@@ -255,6 +261,7 @@ class Controller:
     def _hear(self, event: Event, now: float) -> None:
         event = event if event.attempt else replace(event, attempt=self._attempt.number)
         self._attempt.hear(event, now)
+        self._saves.hear(event)
         if event.kind in ("written", "unwritten"):
             self._hooks.written(event)
         self._hooks.emit(event)
@@ -287,8 +294,7 @@ class Controller:
 
     def _newest(self) -> str:
         """The newest checkpoint of the run, in words."""
-        start = self._attempt.start
-        known = 0 if start is not None and start.in_memory else self._attempt.checkpoint_step
+        known = self._attempt.checkpoint_step
         if not known and (selected := self._hooks.select(self._excluded, []).checkpoint) is not None:
             known = selected.step
         return f"the newest checkpoint is that of step {known}" if known else "there is no checkpoint yet"
@@ -311,7 +317,7 @@ class Controller:
             self.keep_snapshots = False
             why = f"{end.why}; step {end.wait_for.step}, which was in memory, is durable now"
         elif (lost := self._saves.why_not(end.wait_for)) or now - end.since > self._config.stop_timeout_s:
-            reason = lost or f"cluster.stop_timeout_s={self._config.stop_timeout_s:g} is over"
+            reason = lost or self._saves.too_late(self._config.stop_timeout_s)
             why = (
                 f"{end.why}; step {end.wait_for.step} is in the nodes' memory only ({reason}): resume while they keep it; "
                 f"{self._newest()}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from zerofleet.cluster.attempt import Attempt
 from zerofleet.cluster.commits import Outcome
+from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import CheckpointId
 
 
@@ -18,9 +19,25 @@ class Saves:
     _unkept: dict[CheckpointId, str] = field(default_factory=dict)
     """Saves that did not become durable, and why."""
 
+    _trouble: tuple[int, str] = (0, "")
+    """The step of a save that is still tried, and what storage last said against it."""
+
+    def hear(self, event: Event) -> None:
+        """Takes in what an agent says while it tries."""
+        if event.kind == "incident" and event.phase == "save" and event.data.get("class") == "storage":
+            self._trouble = event.step, event.data["message"]
+
+    def too_late(self, limit_s: float) -> str:
+        """The reason of a save that had its time."""
+        step, message = self._trouble
+        why = f" ({message})" if step > self.durable_step else ""
+        return f"it was not within cluster.stop_timeout_s={limit_s:g}{why}"
+
     def settle(self, outcome: Outcome) -> None:
         """Takes in what has come of a save."""
-        if outcome.is_durable:
+        if not outcome.is_settled:
+            self._trouble = outcome.checkpoint.step, outcome.message
+        elif outcome.is_durable:
             self._unkept.pop(outcome.checkpoint, None)
             self.durable_step = max(self.durable_step, outcome.checkpoint.step)
         else:
@@ -41,5 +58,5 @@ class Saves:
             return ""
         reasons = [why for checkpoint, why in self._unkept.items() if checkpoint.step == attempt.ordered_step]
         if attempt.done_at is not None and now - attempt.done_at > limit_s:
-            reasons.append(f"it was not within cluster.stop_timeout_s={limit_s:g}")
+            reasons.append(self.too_late(limit_s))
         return f"the state of step {attempt.ordered_step} could not be made durable: {reasons[0]}" if reasons else ""

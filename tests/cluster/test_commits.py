@@ -82,7 +82,9 @@ def test_storage_that_is_down_is_tried_again(run, monkeypatch):
     committer = Committer(commit)
     for rank in (0, 1):
         committer.hear(told(run, 4, rank))
-    assert outcomes(committer)[0].is_durable and tries == [4] * 4
+    trouble, end = outcomes(committer, 2)
+    assert (trouble.is_settled, trouble.message) == (False, "down")
+    assert end.is_settled and end.is_durable and tries == [4] * 4
     committer.close()
 
 

@@ -150,7 +150,7 @@ def test_a_rescue_has_an_end():
     h.selections = [FakeSelection()]
     controller = h.run()
     assert controller.state is State.FAILED and h.clock.now - started < 12
-    assert "cluster.stop_timeout_s=9 is over" in controller.why and "resume while they keep it" in controller.why
+    assert "not within cluster.stop_timeout_s=9" in controller.why and "resume while they keep it" in controller.why
     assert controller.keep_snapshots
 
 
@@ -179,3 +179,23 @@ def test_a_save_of_the_attempt_before_may_still_become_durable():
     until_waiting(h)
     (checkpoint,) = h.said("checkpoint")
     assert (checkpoint.attempt, checkpoint.step) == (1, 11)
+
+
+def test_a_state_that_came_from_memory_is_not_durable_before_it_is_saved_again():
+    def train(attempt):
+        return [snapshot(2, 20, True), ended(2, "finished", 20)]
+
+    h = harness(train, selections=[in_memory(20)], last_attempt=1)
+    until_waiting(h)
+    assert h.controller.state is not State.FINISHED
+    h.outcomes = [durable(20, attempt=2)]
+    assert h.run().state is State.FINISHED
+
+
+def test_what_storage_said_is_in_the_reason_of_the_end():
+    config = ClusterConfig(stop_timeout_s=9)
+    full = event("incident", 1, 0, 2, "save", **{"class": "storage", "message": "the disk is full"})
+    h = harness(lambda a: [step(1, 2), snapshot(1, 2, True), [full], ended(1, "finished", 2)], config=config)
+    h.outcomes = [durable(1)]
+    h.selections = [FakeSelection(), in_memory(2)]
+    assert "the disk is full" in h.run().why

@@ -20,7 +20,9 @@ RANKS = "tests.integration.fake_ranks"
 def select(run: RunFolder, excluded):
     """The newest checkpoint that was reported: there are no files."""
     found = [CheckpointId(e.step, e.attempt) for e in run.events() if e.kind == "checkpoint"]
-    return SimpleNamespace(checkpoint=max(found, key=lambda c: c.step, default=None), skipped=(), in_memory=False, found=len(found))
+    return SimpleNamespace(
+        checkpoint=max(found, key=lambda c: c.step, default=None), skipped=(), in_memory=False, found=len(found)
+    )
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ def test_a_disk_that_fills_while_saving_is_named_and_resume_goes_on_when_there_i
 ):
     cli = Cli(tmp_path / "cli", tiny_corpus)
     cli.storage.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(cli.storage)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(cli.storage)], check=True)
     try:
         full = cli.submit("full", *LONG, "cluster.stop_timeout_s=5")
         assert full.returncode == 1

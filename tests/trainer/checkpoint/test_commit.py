@@ -85,3 +85,11 @@ def test_a_checkpoint_that_cannot_be_read_back_costs_none_of_the_others(run):
 def test_a_missing_rank_is_our_own_mistake(run):
     with pytest.raises(AssertionError):
         assemble([written(run, CheckpointId(4, 1), 0)])
+
+
+def test_a_commit_that_only_seemed_to_fail_is_made_again(run):
+    first = save(run, 4)
+    parts = [written(run, CheckpointId(6, 1), rank) for rank in (0, 1)]
+    for _ in range(2):
+        commit(KEEP, run, assemble(parts), lambda: None)
+    assert run.checkpoints() == [first, CheckpointId(6, 1)]

@@ -137,7 +137,7 @@ def test_a_killed_rank_is_replaced_within_seconds(work):
     assert (verdict.data["class"], verdict.data["action"], verdict.data["rank"]) == ("node", "retry", 1)
     death = next(e for e in said(run, "exit") if e.data["signal"] == signal.SIGKILL and not e.data["killed"])
     first = next(e for e in said(run, "phase") if e.attempt == 2 and e.phase == "init")
-    assert first.start - death.start < 1.0, "restarting waits for nothing"
+    assert first.start - death.start < 5.0, "restarting waits for nothing that takes long"
     assert steps(run)[-1] == (2, 30)
 
 

@@ -321,7 +321,7 @@ def test_a_run_that_is_not_there(zerofleet, verb):
 # -- stop and resume -----------------------------------------------------------------------------------------------
 def test_stop_waits_for_the_checkpoint_and_resume_goes_on(zerofleet, drive):
     drive("stoppable")
-    zerofleet("submit", "recipe.yaml", "run.name=a", "--detach")
+    zerofleet("submit", "recipe.yaml", "run.name=a", "train.steps=100000", "--detach")
     until(lambda: folder().storage.exists("metrics"))
     code, out, _ = zerofleet("stop", "a")
     assert code == 0 and "is STOPPED at step" in out and "resume a" in out

@@ -21,7 +21,7 @@ from zerofleet.trainer.config import ModelConfig, TrainConfig
 from zerofleet.trainer.world import World
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
 
 
 @contextlib.contextmanager

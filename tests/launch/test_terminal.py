@@ -15,7 +15,7 @@ from zerofleet.launch.drivers import driver_records
 from zerofleet.launch.run_view import RunView
 from zerofleet.trainer.run_folder import RunFolder
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(90)]
 
 SUBMIT = """
 import sys

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zerofleet.trainer.checkpoint.format import Manifest, RankFile, Scalars
+from zerofleet.trainer.checkpoint.format import Manifest, RankFile, Scalars, tensors_of
 from zerofleet.trainer.checkpoint.fragments import FragmentKey, Tensor, add_digests, digest
 from zerofleet.trainer.checkpoint.retention import to_delete
 from zerofleet.trainer.checkpoint.select import verify_checkpoint
@@ -43,11 +43,8 @@ class Draft:
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> Draft:
-        tensors = {
-            name: Tensor(tuple(entry["shape"]), entry["kinds"], tuple(entry["aliases"]))
-            for name, entry in fields["tensors"].items()
-        }
-        return Draft(**{**fields, "tensors": tensors, "scalars": Scalars(**fields["scalars"])})
+        parts = {"tensors": tensors_of(fields["tensors"]), "scalars": Scalars(**fields["scalars"])}
+        return Draft(**{**fields, **parts})
 
 
 @dataclass(frozen=True)

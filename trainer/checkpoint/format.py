@@ -104,12 +104,16 @@ class Manifest:
             raise DamagedFile("manifest.json does not match its own hash")
         if body["format_version"] != FORMAT_VERSION:
             raise DamagedFile(f"manifest.json has format {body['format_version']}, this version reads {FORMAT_VERSION}")
-        tensors = {
-            name: Tensor(tuple(entry["shape"]), entry["kinds"], tuple(entry["aliases"]))
-            for name, entry in body.pop("tensors").items()
-        }
+        tensors = tensors_of(body.pop("tensors"))
         rank_files = [RankFile(**entry) for entry in body.pop("rank_files")]
         return Manifest(**{**body, "tensors": tensors, "rank_files": rank_files, "scalars": Scalars(**body["scalars"])})
+
+
+def tensors_of(fields: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
+    """Tensors by name, as JSON holds them."""
+    return {
+        name: Tensor(tuple(entry["shape"]), entry["kinds"], tuple(entry["aliases"])) for name, entry in fields.items()
+    }
 
 
 def _sealed(body: dict[str, Any]) -> bytes:

@@ -31,8 +31,8 @@ from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.run_folder import CheckpointId
 
 _MAGIC = b"ZFSNAP01"
-_PREAMBLE = struct.Struct("<8sQQQQ")
-"""Magic, state, bytes of the description, offset and bytes of the payload."""
+_PREAMBLE = struct.Struct("<8sQQQQQQ")
+"""Magic, state, attempt and step, bytes of the description, offset and bytes of the payload."""
 _INCOMPLETE, _COMPLETE = 0, 1
 _DESCRIPTION_AT = 64
 _DESCRIPTION_ROOM = 1 << 20
@@ -119,10 +119,19 @@ def _describe(file: int) -> tuple[SnapshotMeta | None, int, int]:
     preamble = os.pread(file, _PREAMBLE.size, 0)
     if len(preamble) < _PREAMBLE.size:
         return None, 0, 0
-    magic, state, num_bytes, offset, size = _PREAMBLE.unpack(preamble)
+    magic, state, _, _, num_bytes, offset, size = _PREAMBLE.unpack(preamble)
     if magic != _MAGIC or state != _COMPLETE:
         return None, 0, 0
     return SnapshotMeta(**json.loads(os.pread(file, num_bytes, _DESCRIPTION_AT))), offset, size
+
+
+def _age(file: int) -> tuple[int, int]:
+    """Attempt and step of a whole snapshot, without reading its description; else what is older than any."""
+    preamble = os.pread(file, _PREAMBLE.size, 0)
+    if len(preamble) < _PREAMBLE.size:
+        return _NOTHING
+    magic, state, attempt, step, *_ = _PREAMBLE.unpack(preamble)
+    return (attempt, step) if magic == _MAGIC and state == _COMPLETE else _NOTHING
 
 
 @dataclass(frozen=True)
@@ -172,14 +181,15 @@ class BufferSet:
             offset = -(-(_DESCRIPTION_AT + len(description)) // _PAGE) * _PAGE
             size = len(header) + sum(key.num_bytes for key in keys)
             _reserve(file, offset + size)
-            os.pwrite(file, _PREAMBLE.pack(_MAGIC, _INCOMPLETE, len(description), offset, size), 0)
+            where = (meta.attempt, meta.step, len(description), offset, size)
+            os.pwrite(file, _PREAMBLE.pack(_MAGIC, _INCOMPLETE, *where), 0)
             os.pwrite(file, description, _DESCRIPTION_AT)
             payload = np.frombuffer(
                 mmap.mmap(file, offset + size), np.uint8, size, offset
             )  # unmapped with its last view
             payload[: len(header)] = np.frombuffer(header, np.uint8)
             yield Filling(path, _cut(payload[len(header) :], keys))
-            os.pwrite(file, _PREAMBLE.pack(_MAGIC, _COMPLETE, len(description), offset, size), 0)
+            os.pwrite(file, _PREAMBLE.pack(_MAGIC, _COMPLETE, *where), 0)
             if keep and len(self._paths) == MAX_BUFFERS:
                 fcntl.flock(file, fcntl.LOCK_SH)
                 self._kept = file
@@ -197,8 +207,7 @@ class BufferSet:
         states = []
         for path in self._paths:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            meta, _, _ = _describe(file)
-            states.append(((meta.attempt, meta.step) if meta else _NOTHING, path, file))
+            states.append((_age(file), path, file))
         states.sort()
         may_go = states[:-1] if states[-1][0] > _NOTHING else states
         taken = next((state for state in may_go if _lock(state[2])), None)

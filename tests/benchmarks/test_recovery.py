@@ -20,7 +20,7 @@ from zerofleet.launch.config import parse_job
 from zerofleet.trainer.events import DRIVER, Event
 from zerofleet.trainer.run_folder import RunFolder
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
 
 
 def life(first_pid, start, steps, seconds=1.0):

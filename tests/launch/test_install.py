@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
+
 ROOT = Path(__file__).parents[2]
 
 FAKE_PIP = """#!/usr/bin/env bash

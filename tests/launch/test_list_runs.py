@@ -9,7 +9,7 @@ import pytest
 
 from zerofleet.launch import cli
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
 
 
 def test_one_damaged_run_is_said_and_the_others_are_listed(recipe, drive, capsys):

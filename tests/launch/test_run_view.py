@@ -14,7 +14,7 @@ from zerofleet.launch.run_view import RunView
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import RunFolder
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
 
 
 class Torchrun:

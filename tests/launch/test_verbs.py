@@ -17,7 +17,7 @@ from zerofleet.launch.drivers import driver_records
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.run_folder import RunFolder
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
 
 
 def folder(name: str = "a") -> RunFolder:

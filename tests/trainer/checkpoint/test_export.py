@@ -204,6 +204,7 @@ exporting.export(RunFolder(sys.argv[1], "r"), None, None, "fp32")
 """
 
 
+@pytest.mark.integration
 def test_what_a_killed_export_leaves_goes_with_the_next(run):
     storage = run.storage.url.rpartition("/")[0]
     killed = subprocess.run([sys.executable, "-c", KILLED, storage], capture_output=True, timeout=50)

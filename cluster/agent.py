@@ -13,14 +13,18 @@ import socket
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from zerofleet.cluster.host import interface_of
 from zerofleet.cluster.preflight import NodeReport, inspect_node
 from zerofleet.cluster.ranks import Ranks
+from zerofleet.cluster.replicator import Replicator
+from zerofleet.cluster.snapshot_server import SnapshotServer
 from zerofleet.cluster.snapshot_writer import SnapshotWriter, remove_snapshots
 from zerofleet.cluster.spec import AttemptSpec, NodeSpec, RankSpec, SnapshotInfo
 from zerofleet.cluster.stacks import RankStack
+from zerofleet.trainer.checkpoint.remote import Peer, write_holders
 from zerofleet.trainer.checkpoint.snapshot import find_snapshots
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.events import DRIVER, Control, Event
@@ -46,12 +50,16 @@ class NodeAgent:
         self._logs.mkdir(parents=True, exist_ok=True)
         self._snapshots = Path(spec.snapshots) if spec.snapshots else None
         self._writer = SnapshotWriter(Storage(spec.storage_url), self._emit)
+        self._replicator = Replicator(self._emit)
+        self._server = (
+            SnapshotServer(self._snapshots, spec.address, spec.secret) if self._snapshots and spec.secret else None
+        )
         self._ranks = Ranks(spec, self._logs / f"agent-{spec.node_rank:05d}.log", self._hear)
         threading.Thread(target=self._watch_lease, name="lease", daemon=True).start()
 
     def inspect(self, cache_path: str) -> NodeReport:
         """Pre-flight: what this node is and what is wrong with it."""
-        return inspect_node(self._spec, cache_path)
+        return replace(inspect_node(self._spec, cache_path), peer=self.peer())
 
     def free_port(self) -> int:
         """A port that nobody listens on, for MASTER_PORT."""
@@ -66,6 +74,9 @@ class NodeAgent:
         self._polled_at = time.monotonic()
         logs = self._logs / f"attempt-{attempt.attempt:04d}"
         logs.mkdir(parents=True, exist_ok=True)
+        self._replicator.aim(attempt.buddy)
+        if self._snapshots:
+            write_holders(self._snapshots, attempt.holders)
         self._ranks.start([_rank_spec(attempt, world, logs, self._spec) for world in attempt.worlds])
 
     def poll(self, timeout_s: float) -> list[Event]:
@@ -91,21 +102,31 @@ class NodeAgent:
             self._arrived.notify_all()  # a poll that waits returns, so that no event is still on its way afterwards
             return self._take(), [rank.spec.world.rank for rank in self._ranks.living()]
 
-    def snapshots(self) -> list[SnapshotInfo]:
-        """The complete snapshots of this node, those that an earlier agent left here included."""
-        found = find_snapshots(self._snapshots) if self._snapshots else []
-        return [SnapshotInfo(self._spec.node_rank, str(path), meta.brief()) for path, meta in found]
+    def peer(self) -> Peer | None:
+        """Where other nodes reach this one's snapshots."""
+        return self._server.peer if self._server else None
 
-    def persist(self, checkpoint: CheckpointId) -> None:
-        """Makes this node's snapshots of a step durable: each becomes a `written` or `unwritten` event."""
-        for info in self.snapshots():
-            if info.meta.checkpoint == checkpoint:
-                self._writer.order(info.path, info.meta.rank, checkpoint)
+    def snapshots(self) -> list[SnapshotInfo]:
+        """The complete snapshots on this node: those that an earlier agent left here, and a buddy's, included."""
+        found = find_snapshots(self._snapshots) if self._snapshots else []
+        return [SnapshotInfo(self._spec.node_rank, str(path), meta.brief(), self.peer()) for path, meta in found]
+
+    def persist(self, infos: list[SnapshotInfo]) -> None:
+        """Makes snapshots of this node durable: each becomes a `written` or `unwritten` event."""
+        for info in infos:
+            self._writer.order(info.path, info.meta.rank, info.meta.checkpoint)
+
+    def replicated(self, checkpoint: CheckpointId) -> None:
+        """Every node's buddy has this step: what is older need not be kept for them."""
+        self._replicator.release(checkpoint)
 
     def close(self, keep_snapshots: bool = False) -> None:
         """Ends the ranks and the zygote, and sends logs to where the run folder is."""
         self._ranks.close()
         self._writer.close()
+        self._replicator.close()
+        if self._server:
+            self._server.close()
         if self._snapshots and not keep_snapshots:
             remove_snapshots(self._snapshots)
         if self._spec.log_folder is None and self._upload_logs():
@@ -130,10 +151,15 @@ class NodeAgent:
         return events
 
     def _hear(self, event: Event) -> None:
-        """What a rank says. A snapshot that is to become durable is pinned at once."""
+        """What a rank says. A snapshot that is to go somewhere is pinned at once."""
         self._emit(event)
-        if event.kind == "snapshot" and event.data["durable"]:
-            self._writer.order(event.data["path"], event.rank, CheckpointId(**event.data["checkpoint"]))
+        if event.kind != "snapshot":
+            return
+        path, checkpoint = event.data["path"], CheckpointId(**event.data["checkpoint"])
+        if event.data["durable"]:
+            self._writer.order(path, event.rank, checkpoint)
+        if event.data["replicate"]:
+            self._replicator.order(path, event.rank, checkpoint, event.data["world_size"])
 
     def _emit(self, event: Event) -> None:
         with self._arrived:

@@ -13,7 +13,7 @@ from zerofleet.cluster.policy.backoff import Backoff
 from zerofleet.trainer.checkpoint.commit import Written, assemble
 from zerofleet.trainer.checkpoint.format import Manifest
 from zerofleet.trainer.errors import StorageError, ZerofleetError
-from zerofleet.trainer.events import Event
+from zerofleet.trainer.events import DRIVER, Event
 from zerofleet.trainer.run_folder import CheckpointId
 
 _log = logging.getLogger(__name__)
@@ -30,6 +30,20 @@ class Outcome:
     seconds: float = 0.0
     is_settled: bool = True
     """False: storage refused it with `message`, and it is tried again."""
+
+    def event(self) -> Event:
+        """That it is durable."""
+        where, data = self.checkpoint, {"path": self.checkpoint.folder, "bytes": self.num_bytes}
+        start = time.time() - self.seconds
+        return Event("checkpoint", where.attempt, DRIVER, where.step, "save", start, self.seconds, data)
+
+    def trouble(self) -> str:
+        """What a user should know while it is not."""
+        if self.is_settled:
+            return f"step {self.checkpoint.step} did not become durable: {self.message}"
+        return (
+            f"step {self.checkpoint.step} cannot be made durable and is tried again; training goes on: {self.message}"
+        )
 
 
 @dataclass

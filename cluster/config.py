@@ -10,6 +10,8 @@ from zerofleet.trainer.config import NonNegativeInt, PositiveFloat, PositiveInt,
 
 
 class ClusterConfig(Section):
+    address: str = ""
+    """`host:port` of the head of a Ray cluster to run on. Empty: the run brings up a Ray of its own on this machine."""
     nodes: PositiveInt = 1
     """Nodes of the run; one node agent each."""
     ranks_per_node: PositiveInt = 2

@@ -10,9 +10,10 @@ from typing import Any
 from zerofleet.cluster.attempt import Attempt, Stage
 from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.group import Group
-from zerofleet.cluster.hooks import Hooks, Origin
+from zerofleet.cluster.hooks import Hooks, Origin, nothing_usable
 from zerofleet.cluster.policy.failure import Decision, Failure, decide
 from zerofleet.cluster.policy.heartbeat import Limits
+from zerofleet.cluster.replicas import Replicas
 from zerofleet.cluster.saves import Saves
 from zerofleet.cluster.spec import JobSpec
 from zerofleet.cluster.state import State
@@ -70,7 +71,7 @@ class Controller:
         self._heartbeat_at = float("-inf")
         self._late = ""
         self._last_step = 0
-        self._saves = Saves()
+        self._saves, self._replicas = Saves(), Replicas()
         self._limits = Limits(config.stall_timeout_s, group.world_size)
         self._suspicion = Suspicion(group.stacks)
         self._end: End | None = None
@@ -187,7 +188,8 @@ class Controller:
         self._suspicion.forget()
         self._late = ""
         job = self._job if stage is Stage.TRAIN else replace(self._job, target=stage.target)
-        self._group.start(job, number, ranks, stage.log_name)
+        memory = start.checkpoint if start and start.in_memory else None
+        self._group.start(job, number, ranks, stage.log_name, memory)
         if stage is Stage.EXPORT:
             if self.state is not State.DRAINING:
                 self._enter(State.RUNNING, now, "training is done and durable; exporting the model")
@@ -203,11 +205,7 @@ class Controller:
                 named = f"the checkpoint of step {checkpoint.step} (attempt {checkpoint.attempt})"
                 self._say("incident", **{"class": "checkpoint", "message": f"{named} was skipped: {reason}"})
         if selection.checkpoint is None and selection.found:
-            reasons = "; ".join(f"step {c.step} (attempt {c.attempt}): {reason}" for c, reason in selection.skipped)
-            raise ZerofleetError(
-                f"none of the run's {selection.found} checkpoints can be used ({reasons}). Restore their files and resume, "
-                "or submit the recipe under another run.name to start from scratch"
-            )
+            raise nothing_usable(selection)
         return Origin(selection.checkpoint, selection.in_memory) if selection.checkpoint else None
 
     def _next_stage(self, now: float) -> None:
@@ -236,23 +234,13 @@ class Controller:
     def _settle(self, now: float) -> None:
         """Takes in what has come of saves, and lets rank 0 begin the next."""
         for outcome in self._hooks.outcomes():
-            where = outcome.checkpoint
             self._saves.settle(outcome)
-            if not outcome.is_settled:
-                message = (
-                    f"step {where.step} cannot be made durable and is tried again; training goes on: {outcome.message}"
-                )
-                self._say("incident", **{"class": "storage", "message": message})
-                continue
             if outcome.is_durable:
-                data = {"path": where.folder, "bytes": outcome.num_bytes}
-                start = time.time() - outcome.seconds
-                event = Event("checkpoint", where.attempt, DRIVER, where.step, "save", start, outcome.seconds, data)
-                self._hear(event, now)
+                self._hear(outcome.event(), now)
             else:
-                message = f"step {where.step} did not become durable: {outcome.message}"
-                self._say("incident", **{"class": "storage", "message": message})
-            self._group.control(Control(settled_step=where.step))
+                self._say("incident", **{"class": "storage", "message": outcome.trouble()})
+            if outcome.is_settled:
+                self._group.control(Control(settled_step=outcome.checkpoint.step))
 
     def _kill(self, now: float) -> None:
         for event in self._group.kill():
@@ -264,6 +252,10 @@ class Controller:
         self._saves.hear(event)
         if event.kind in ("written", "unwritten"):
             self._hooks.written(event)
+        elif event.kind == "replicated" and (settled := self._replicas.hear(event)):
+            if settled.is_news:
+                self._say("incident" if settled.problem else "info", **settled.told())
+            self._group.replicated(settled.checkpoint, is_whole=not settled.problem)
         self._hooks.emit(event)
 
     def _has_failed(self, now: float) -> bool:

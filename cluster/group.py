@@ -35,8 +35,11 @@ class Group(Protocol):
         Raises UserError when the cluster can never hold them.
         """
 
-    def start(self, job: JobSpec, attempt: int, num_ranks: int, log_name: str) -> None:
-        """Forks the first `num_ranks` ranks of an attempt. A node that fails here is lost, and told by `poll`."""
+    def start(
+        self, job: JobSpec, attempt: int, num_ranks: int, log_name: str, memory: CheckpointId | None = None
+    ) -> None:
+        """Forks the first `num_ranks` ranks of an attempt, which starts from the snapshots of `memory` when it is given. A node
+        that fails here is lost, and told by `poll`."""
 
     def poll(self, timeout_s: float) -> list[Event]:
         """What the ranks reported, exits (`exit`) and lost nodes (`node_lost`) included. Waits for the first event."""
@@ -52,6 +55,10 @@ class Group(Protocol):
 
     def stacks(self) -> dict[int, RankStack]:
         """What each rank is doing, of the nodes that answer within about a second."""
+
+    def replicated(self, checkpoint: CheckpointId, is_whole: bool) -> None:
+        """Tells rank 0 that the next step may be sent to the buddies, and when this one is whole, all nodes that older ones need
+        not be kept."""
 
     def persist(self, checkpoint: CheckpointId) -> None:
         """Has the snapshots of a step written to storage; `poll` tells when each is `written` or `unwritten`."""

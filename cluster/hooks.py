@@ -8,6 +8,7 @@ from typing import Protocol
 
 from zerofleet.cluster.commits import Outcome
 from zerofleet.cluster.spec import JobSpec, SnapshotInfo
+from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import CheckpointId
 
@@ -24,6 +25,15 @@ class Selection(Protocol):
     def found(self) -> int: ...
     @property
     def in_memory(self) -> bool: ...
+
+
+def nothing_usable(selection: Selection) -> ZerofleetError:
+    """For a run that has checkpoints, none of which can be used: it must not start from scratch silently."""
+    reasons = "; ".join(f"step {c.step} (attempt {c.attempt}): {reason}" for c, reason in selection.skipped)
+    return ZerofleetError(
+        f"none of the run's {selection.found} checkpoints can be used ({reasons}). Restore their files and resume, or submit "
+        "the recipe under another run.name to start from scratch"
+    )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Literal
 
 from zerofleet.cluster.host import memory_bytes, visible_gpus
 from zerofleet.cluster.spec import NodeSpec
+from zerofleet.trainer.checkpoint.remote import Peer
 
 PACKAGES = ("torch", "deepspeed", "transformers", "ray")
 """What must have the same version on all nodes."""
@@ -42,6 +43,8 @@ class NodeReport:
     num_gpus: int
     memory_bytes: int
     findings: tuple[NodeFinding, ...]
+    peer: Peer | None = None
+    """Where other nodes reach its snapshots."""
 
 
 def inspect_node(spec: NodeSpec, cache_path: str) -> NodeReport:
@@ -51,6 +54,9 @@ def inspect_node(spec: NodeSpec, cache_path: str) -> NodeReport:
     if not Path(cache_path).is_dir():
         remedy = "set data.cache to a folder that every node sees"
         problems.append(("error", f"the prepared data {cache_path} is not there: {remedy}"))
+    if spec.secret and spec.log_folder and not (Path(spec.log_folder).parent / "job.yaml").is_file():
+        remedy = "set run.storage to a folder that every node sees, or to an object store"
+        problems.append(("error", f"the run folder {Path(spec.log_folder).parent} is not there: {remedy}"))
     shm = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
     if shm < _LEAST_SHM_BYTES:
         problems.append(

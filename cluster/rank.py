@@ -34,7 +34,7 @@ class AgentLink:
         self._socket, self._world = connection, world
         self._lock = threading.Lock()
         self._buffer = b""
-        self._asked, self._settled_step = Control(), 0
+        self._asked, self._settled_step, self._replicated_step = Control(), 0, 0
         self.step = 0
         """The newest step that was reported."""
         self.phase = "import"
@@ -52,7 +52,7 @@ class AgentLink:
         asked = self._asked
         if asked.action == "save":
             self._asked = Control()
-        return Control(asked.action, self._settled_step)
+        return Control(asked.action, self._settled_step, self._replicated_step)
 
     def _receive(self) -> bool:
         try:
@@ -64,6 +64,7 @@ class AgentLink:
             control = Control(**json.loads(line))
             assert control.action in ACTIONS
             self._settled_step = max(self._settled_step, control.settled_step)
+            self._replicated_step = max(self._replicated_step, control.replicated_step)
             self._asked = max(self._asked, control, key=lambda c: c.code)
         return bool(data)
 

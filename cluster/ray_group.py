@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from typing import Any
 
 import ray
+from ray import PlacementGroupID
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from zerofleet.cluster.agent import NodeAgent
 from zerofleet.cluster.group import Placement
 from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits, plan
+from zerofleet.cluster.policy.buddies import plan_buddies
 from zerofleet.cluster.preflight import NodeReport, compare_nodes
 from zerofleet.cluster.ranks import KILL_TIMEOUT_S
-from zerofleet.cluster.spec import AttemptSpec, JobSpec, NodeSpec, SnapshotInfo
+from zerofleet.cluster.spec import AttemptSpec, JobSpec, NodeSpec, SnapshotInfo, one_per_rank
 from zerofleet.cluster.stacks import RankStack
+from zerofleet.trainer.checkpoint.remote import Holder, Peer
 from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.events import DRIVER, Control, Event
 from zerofleet.trainer.run_folder import CheckpointId
@@ -70,10 +74,15 @@ class RayGroup:
     ) -> None:
         """`connect` joins the cluster and may take seconds: it runs at once, in a thread. `is_ours`: the cluster serves
         this run alone and has a fixed size, so nodes are taken early, and what does not fit never will."""
-        self._ask, self._spec, self._is_ours = ask, node_spec, is_ours
+        self._ask, self._is_ours = ask, is_ours
+        self._spec = replaced(node_spec, secret=secrets.token_hex(16) if ask.nodes > 1 else "")
         self.world_size = ask.nodes * ask.ranks_per_node
         self._was_placed = False
         self._nodes: dict[int, _Node] = {}
+        self._keepers: dict[str, str] = {}
+        """The plan of buddies that is in force, by node id."""
+        self._held: list[SnapshotInfo] = []
+        """The snapshots that the agents were last found to hold."""
         self._lost: list[Event] = []
         self._connected: Future[None] = Future()
         threading.Thread(target=self._connect, args=(connect,), name="ray", daemon=True).start()
@@ -162,18 +171,28 @@ class RayGroup:
         return Placement(findings=tuple(compare_nodes([report for report in reports if report])))
 
     # -- the ranks of an attempt -----------------------------------------------------------------------------------
-    def start(self, job: JobSpec, attempt: int, num_ranks: int, log_name: str) -> None:
+    def start(
+        self, job: JobSpec, attempt: int, num_ranks: int, log_name: str, memory: CheckpointId | None = None
+    ) -> None:
         address = self._nodes[0].address if self._ask.nodes > 1 else "127.0.0.1"
         try:
             port = ray.get(self._nodes[0].agent.free_port.remote(), timeout=AGENT_TIMEOUT_S)
         except (RayError, GetTimeoutError) as error:
             self._lost.append(self._lose(self._nodes[0], str(error)))
             return
-        calls = {}
+        holders, buddies, calls = _holders(self._held, memory), self._buddies(), {}
         for node in self._nodes.values():
             worlds = self._worlds(node, attempt, num_ranks)
-            calls[node.rank] = node.agent.start.remote(AttemptSpec(job, attempt, worlds, log_name, address, port))
+            spec = AttemptSpec(job, attempt, worlds, log_name, address, port, holders, buddies.get(node.rank))
+            calls[node.rank] = node.agent.start.remote(spec)
         self._settle(calls, AGENT_TIMEOUT_S)
+
+    def _buddies(self) -> dict[int, Peer]:
+        """By node rank, who keeps a copy of its snapshots."""
+        by_id = {node.resources.node_id: node for _, node in sorted(self._nodes.items())}
+        self._keepers = plan_buddies(dict.fromkeys(by_id), self._keepers).keepers
+        pairs = ((by_id[owner].rank, by_id[keeper].report) for owner, keeper in self._keepers.items())
+        return {rank: report.peer for rank, report in pairs if report and report.peer}
 
     def _settle(self, calls: dict[int, Any], timeout_s: float) -> dict[int, Any]:
         """The answers by node rank. A node that fails or does not answer in time is given up."""
@@ -244,11 +263,19 @@ class RayGroup:
     # -- snapshots -------------------------------------------------------------------------------------------------
     def snapshots(self) -> list[SnapshotInfo]:
         calls = {node.rank: node.agent.snapshots.remote() for node in self._nodes.values()}
-        return [info for infos in self._settle(calls, AGENT_TIMEOUT_S).values() for info in infos]
+        self._held = [info for infos in self._settle(calls, AGENT_TIMEOUT_S).values() for info in infos]
+        return self._held
+
+    def replicated(self, checkpoint: CheckpointId, is_whole: bool) -> None:
+        self.control(Control(replicated_step=checkpoint.step))
+        for node in self._nodes.values() if is_whole else ():
+            node.agent.replicated.remote(checkpoint)
 
     def persist(self, checkpoint: CheckpointId) -> None:
+        chosen = one_per_rank(self.snapshots(), checkpoint)
         for node in self._nodes.values():
-            node.agent.persist.remote(checkpoint)
+            if mine := [info for info in chosen if info.node_rank == node.rank]:
+                node.agent.persist.remote(mine)
 
     # -- loss and end ----------------------------------------------------------------------------------------------
     def _lose(self, node: _Node, reason: str) -> Event:
@@ -270,6 +297,22 @@ class RayGroup:
         for node in list(self._nodes.values()):
             self._forget(node)
         ray.shutdown()
+
+
+def _holders(held: Sequence[SnapshotInfo], memory: CheckpointId | None) -> tuple[Holder, ...]:
+    chosen = one_per_rank(held, memory) if memory else []
+    return tuple(Holder(info.meta.rank, info.peer, info.path) for info in chosen if info.peer)
+
+
+def end_agents_of(run: str) -> None:
+    """Ends the agents of a run that an earlier driver left in the cluster, and frees what they held. This process is the run's
+    driver now, and has joined the cluster in the run's namespace."""
+    for name in ray.util.list_named_actors():
+        with contextlib.suppress(ValueError):  # it ended meanwhile
+            ray.kill(ray.get_actor(name))
+    for number, entry in placement_group_table().items():
+        if entry["name"].startswith(f"{run}/node-") and entry["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(number)))
 
 
 def _cluster_nodes() -> list[NodeResources]:

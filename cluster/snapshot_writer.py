@@ -18,7 +18,8 @@ import xxhash
 from zerofleet.cluster.policy.backoff import Backoff
 from zerofleet.trainer.checkpoint.commit import Draft, Written, partial_digests
 from zerofleet.trainer.checkpoint.format import RankFile, write_payload
-from zerofleet.trainer.checkpoint.snapshot import Snapshot, open_snapshot
+from zerofleet.trainer.checkpoint.remote import forget_holders
+from zerofleet.trainer.checkpoint.snapshot import REPLICAS, Snapshot, open_snapshot, snapshot_files
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import CheckpointId
@@ -36,18 +37,20 @@ _log = logging.getLogger(__name__)
 Emit = Callable[[Event], None]
 
 
-def snapshot_folder(storage_url: str, run: str, node_rank: int) -> str:
-    """Where a node keeps a run's snapshots: the same place whichever driver asks, and another for every run and node rank."""
+def snapshot_folder(storage_url: str, run: str) -> str:
+    """Where a node keeps a run's snapshots: the same place whichever driver asks and whatever the node's rank is, and another for
+    every run."""
     name = xxhash.xxh3_64_hexdigest(f"{storage_url}/{run}".encode())
-    return str(MEMORY / f"zerofleet-{os.getuid()}" / f"{run}-{name}" / f"node-{node_rank:05d}")
+    return str(MEMORY / f"zerofleet-{os.getuid()}" / f"{run}-{name}")
 
 
 def remove_snapshots(folder: Path) -> None:
-    """Gives a node's memory back: the snapshots in `folder` and nothing else, then the folder and its parent when they are
+    """Gives a node's memory back: the snapshots in `folder`, replicas included, and nothing else; then the folders that are
     empty."""
-    for path in folder.glob("rank-*.snapshot"):
+    forget_holders(folder)
+    for path in snapshot_files(folder):
         path.unlink(missing_ok=True)
-    for empty in (folder, folder.parent):
+    for empty in (folder / REPLICAS, folder, folder.parent):
         with contextlib.suppress(OSError):  # not empty, or never made
             empty.rmdir()
 

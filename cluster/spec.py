@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from zerofleet.trainer.checkpoint.snapshot import SnapshotMeta
+from zerofleet.trainer.checkpoint.remote import Holder, Peer
+from zerofleet.trainer.checkpoint.snapshot import REPLICAS, SnapshotMeta
+from zerofleet.trainer.run_folder import CheckpointId
 from zerofleet.trainer.world import World
 
 TRAIN = "zerofleet.trainer.loop:train"
@@ -48,6 +52,8 @@ class NodeSpec:
     """Folder of the ranks' snapshots, in memory; empty: none are taken."""
     address: str = ""
     """The node's own, by which others reach it; empty: nobody else has to."""
+    secret: str = ""
+    """Of the group, for what its nodes tell each other; empty: the node is alone, and serves its snapshots to nobody."""
     early_zygote: str = ""
     """Path at which a zygote waits that was started before the agent."""
     lease_s: float = 60.0
@@ -62,6 +68,17 @@ class SnapshotInfo:
     path: str
     meta: SnapshotMeta
     """Without the draft and the events."""
+    peer: Peer | None = None
+    """Who serves it to other nodes."""
+
+
+def one_per_rank(held: Sequence[SnapshotInfo], checkpoint: CheckpointId) -> list[SnapshotInfo]:
+    """Of the snapshots of a step one for each rank, its own node's rather than a buddy's."""
+    chosen: dict[int, SnapshotInfo] = {}
+    for info in sorted(held, key=lambda info: (Path(info.path).parent.name == REPLICAS, info.node_rank)):
+        if info.meta.checkpoint == checkpoint:
+            chosen.setdefault(info.meta.rank, info)
+    return list(chosen.values())
 
 
 @dataclass(frozen=True)
@@ -75,6 +92,10 @@ class AttemptSpec:
     """Logs are called <this>-00000.log."""
     master_addr: str
     master_port: int
+    holders: tuple[Holder, ...] = ()
+    """Where the snapshots are that the attempt starts from."""
+    buddy: Peer | None = None
+    """The node that keeps a copy of this one's snapshots."""
 
 
 @dataclass(frozen=True)

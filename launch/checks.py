@@ -41,7 +41,9 @@ def cluster_findings(job: JobConfig) -> Iterator[Finding]:
 
 
 def check_machine(job: JobConfig) -> None:
-    """For the local backend: raises UserError when this machine can never hold the ranks; warns when they share cores."""
+    """For a Ray of the run's own: raises UserError when this machine can never hold the ranks; warns when they share cores."""
+    if job.cluster.address:
+        return
     cluster, cores = job.cluster, len(os.sched_getaffinity(0))
     needed = math.ceil(cluster.world_size * cluster.cpus_per_rank)
     ranks = f"{cluster.world_size} ranks ({cluster.nodes} nodes x {cluster.ranks_per_node})"

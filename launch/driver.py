@@ -30,6 +30,7 @@ from zerofleet.cluster.faults import VARIABLE as FAULTS_VARIABLE
 from zerofleet.cluster.faults import parse_faults
 from zerofleet.cluster.hooks import Hooks, Origin
 from zerofleet.cluster.host import num_cores, visible_gpus
+from zerofleet.cluster.joined_ray import JoinedRay
 from zerofleet.cluster.local import reap_leftovers
 from zerofleet.cluster.own_ray import OwnRay
 from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits
@@ -173,21 +174,29 @@ class Driver:
             self._say("info", message=f"ended the Ray that a killed driver of run {leftover.run} had left behind")
         if self._faults:
             self._say("info", message=f"faults will be injected: {self._faults}")
-        machine, node_spec = _this_machine(), self._node_spec()
-        own_ray = OwnRay(node_spec, int(machine.cpus), int(machine.gpus))
+        node_spec = self._node_spec()
+        cluster = self._cluster(node_spec)
         exit_code = RUN_FAILED
         try:
-            exit_code = self._control(own_ray, replace(node_spec, early_zygote=own_ray.zygote_path))
+            exit_code = self._control(cluster, replace(node_spec, early_zygote=cluster.zygote_path))
         finally:
-            own_ray.stop(self._run.storage, f"logs/ray-{self._number:04d}" if exit_code == RUN_FAILED else None)
+            cluster.stop(self._run.storage, f"logs/ray-{self._number:04d}" if exit_code == RUN_FAILED else None)
         return exit_code
 
-    def _control(self, own_ray: OwnRay, node_spec: NodeSpec) -> int:
+    def _cluster(self, node_spec: NodeSpec) -> OwnRay | JoinedRay:
+        """To be made before Ray is imported."""
+        if address := self._job.cluster.address:
+            return JoinedRay(node_spec, address)
+        machine = _this_machine()
+        return OwnRay(node_spec, int(machine.cpus), int(machine.gpus))
+
+    def _control(self, cluster: OwnRay | JoinedRay, node_spec: NodeSpec) -> int:
         """Prepares the data, and steps the controller to its end."""
         from zerofleet.cluster.ray_group import RayGroup  # takes 0.6 s, while Ray starts
 
         preparation = Preparation(self._prepare, self._say)
-        group = RayGroup(own_ray.join, Ask.of(self._job.cluster), node_spec, is_ours=True)
+        is_ours = isinstance(cluster, OwnRay)
+        group = RayGroup(cluster.join, Ask.of(self._job.cluster), node_spec, is_ours=is_ours)
         committer = Committer(self._commit)
         controller = self._controller(group, preparation, committer)
         try:
@@ -206,7 +215,8 @@ class Driver:
         """What can be known before anything is started. Raises UserError."""
         check_job(self._job)
         parse_faults(self._faults)
-        check_ever_fits(Ask.of(self._job.cluster), [_this_machine()])
+        if not self._job.cluster.address:
+            check_ever_fits(Ask.of(self._job.cluster), [_this_machine()])
 
     def _controller(self, group: Any, preparation: Preparation, committer: Committer) -> Controller:
         stages = [Stage.TRAIN]
@@ -230,8 +240,6 @@ class Driver:
         """The newest state: in memory when that is as new as what storage holds, since it is there already."""
         stored = select_checkpoint(self._run, frozenset(o.checkpoint for o in excluded if not o.in_memory))
         unusable = frozenset(o.checkpoint for o in excluded if o.in_memory)
-        if len({info.node_rank for info in snapshots}) > 1:
-            return stored  # a rank reads the memory of its own node only
         newest = newest_snapshot(self._run, [info.meta for info in snapshots], unusable)
         if newest is None or (stored.checkpoint is not None and stored.checkpoint.step > newest.step):
             return stored
@@ -278,7 +286,7 @@ class Driver:
             storage_url=storage.url,
             model_type=str(self._config.model.config.get("model_type", "")),
             preload=self._program.preload,
-            snapshots=snapshot_folder(storage.url, self._run.name, 0),
+            snapshots=snapshot_folder(storage.url, self._run.name),
         )
 
     # -- requests and events ---------------------------------------------------------------------------------------

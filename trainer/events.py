@@ -7,7 +7,8 @@ Heartbeats, progress, goodput and the ledger are readings of the one event strea
 | `phase`      | every rank    | a phase begins: a sign of life; `phase` is one of `PHASES`. For `step`, sent at the end of each step with its duration |
 | `step`       | rank 0        | loss, grad_norm, learning_rate, tokens, tokens_per_second, mfu, mfu_causal, `ledger` (a LedgerEntry) |
 | `eval`       | rank 0        | loss, tokens |
-| `snapshot`   | every rank    | its state is in memory: `path` of the buffer (None: none was free), `durable` |
+| `snapshot`   | every rank    | its state is in memory: `path` of the buffer (None: none was free), `durable`, `replicate`: where it is to go |
+| `replicated` | agent         | the node's buddy has its snapshots of a step: `checkpoint`, `world_size`, `message` (why not; else empty) |
 | `written`    | agent or rank | a rank file is in storage: a commit.Written |
 | `unwritten`  | agent or rank | it will not be: `checkpoint`, `message` |
 | `checkpoint` | who commits   | a manifest was written: `bytes`, `path` |
@@ -63,17 +64,20 @@ class Event:
         return Event(**json.loads(line))
 
 
-Action = Literal["none", "snapshot", "save", "stop"]
-ACTIONS: tuple[Action, ...] = ("none", "snapshot", "save", "stop")
+Action = Literal["none", "snapshot", "replicate", "save", "stop"]
+ACTIONS: tuple[Action, ...] = ("none", "snapshot", "replicate", "save", "stop")
 
 
 @dataclass(frozen=True)
 class Control:
-    """What rank 0 is asked to do. A snapshot, `save` and `stop` are done by all ranks at the end of the same step."""
+    """What rank 0 is asked to do. All ranks do it at the end of the same step. `replicate` is a snapshot of which the nodes' buddies
+    get a copy, `save` one that goes to storage."""
 
     action: Action = "none"
     settled_step: int = 0
     """The newest step whose save is durable, or was given up: the next may begin."""
+    replicated_step: int = 0
+    """The newest step that all buddies have, or that was given up: the next may be sent."""
 
     @property
     def code(self) -> int:

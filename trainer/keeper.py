@@ -15,6 +15,7 @@ class Keeper:
 
     def __init__(self, reporter: Reporter, saver: Saver, cadence: Cadence) -> None:
         self._reporter, self._saver, self._cadence = reporter, saver, cadence
+        cadence.has_buddy = saver.has_buddy
         self.saved_step: int | None = None
         """The newest step that is durable, or on its way there."""
         self._snapshot_step, self._stall_s = 0, 0.0
@@ -29,6 +30,7 @@ class Keeper:
         """On rank 0: what to do after the step that runs, by request or because it is time."""
         now = time.monotonic()
         self._cadence.settled(asked.settled_step, now)
+        self._cadence.replicated(asked.replicated_step)
         due = Control(self._cadence.due(self._reporter.step + 1, now))
         return max(asked, due, key=lambda control: control.code)
 
@@ -41,8 +43,9 @@ class Keeper:
         self._cadence.stepped(seconds)
 
     def keep(self, control: Control) -> None:
-        """Does what the step's end asks for: nothing, a snapshot, or a save."""
+        """Does what the step's end asks for: nothing, a snapshot, for this node or its buddy too, or a save."""
         step, durable = self._reporter.step, control.action in ("save", "stop")
+        replicate = control.action in ("replicate", "save")
         if control.action == "none" or self.saved_step == step:
             return self._reporter.release()
         self._reporter.begin("save" if durable else "snapshot")
@@ -51,8 +54,10 @@ class Keeper:
         if not self._saver.is_background:
             self._reporter.release()  # whether storage takes it or not, and however long that takes
         began = time.perf_counter()
-        self._saver.save(step, durable, list(self._reporter.recent))
+        self._saver.save(step, durable, list(self._reporter.recent), replicate)
         self._snapshot_step, self._stall_s = step, time.perf_counter() - began
+        if replicate:
+            self._cadence.replica_started(step)
         if durable:
             self.saved_step = step
             self._cadence.save_started(step, time.monotonic())

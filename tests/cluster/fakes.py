@@ -69,6 +69,10 @@ class FakeGroup:
         """What `place` answers, in order; the last one again and again."""
         self.started: list[tuple[str, int, int]] = []
         """(log name, attempt, ranks) of everything that was forked."""
+        self.memories: list[CheckpointId | None] = []
+        """The snapshots that each of those started from."""
+        self.replicas: list[tuple[CheckpointId, bool]] = []
+        """The steps that the buddies have, or will not get."""
         self.controls: list[str] = []
         self.heard_controls: list[Control] = []
         """What rank 0 was told of its saves."""
@@ -91,7 +95,10 @@ class FakeGroup:
         self._clock.now += wait_s
         return self.placements.pop(0) if len(self.placements) > 1 else self.placements[0]
 
-    def start(self, job: JobSpec, attempt: int, num_ranks: int, log_name: str) -> None:
+    def start(
+        self, job: JobSpec, attempt: int, num_ranks: int, log_name: str, memory: CheckpointId | None = None
+    ) -> None:
+        self.memories.append(memory)
         self.started.append((log_name, attempt, num_ranks))
         script = {"check": self.check, "rank": self._train, "export": self.export}[log_name]
         self._batches = list(script(attempt))
@@ -120,6 +127,9 @@ class FakeGroup:
 
     def stacks(self) -> dict[int, RankStack]:
         return self.on_stacks
+
+    def replicated(self, checkpoint: CheckpointId, is_whole: bool) -> None:
+        self.replicas.append((checkpoint, is_whole))
 
     def persist(self, checkpoint: CheckpointId) -> None:
         self.persisted.append(checkpoint)

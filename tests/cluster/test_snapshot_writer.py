@@ -13,6 +13,7 @@ from zerofleet.cluster.policy import backoff
 from zerofleet.cluster.snapshot_writer import SnapshotWriter, remove_snapshots, snapshot_folder
 from zerofleet.trainer.checkpoint.commit import Written, assemble, commit
 from zerofleet.trainer.checkpoint.format import CheckpointReader
+from zerofleet.trainer.checkpoint.remote import write_holders
 from zerofleet.trainer.checkpoint.snapshot import find_snapshots, open_snapshot
 from zerofleet.trainer.config import CheckpointConfig
 from zerofleet.trainer.errors import StorageError
@@ -142,14 +143,15 @@ def test_closing_does_not_wait_for_storage_and_says_what_was_not_written(run, he
     assert open_snapshot(path) is not None, "it stays in memory"
 
 
-def test_folders_differ_by_run_and_node():
-    places = {snapshot_folder(url, run, node) for url in ("/a", "/b") for run in ("x", "y") for node in (0, 1)}
-    assert len(places) == 8 and all(place.startswith("/dev/shm/zerofleet-") for place in places)
+def test_folders_differ_by_run():
+    places = {snapshot_folder(url, run) for url in ("/a", "/b") for run in ("x", "y")}
+    assert len(places) == 4 and all(place.startswith("/dev/shm/zerofleet-") for place in places)
 
 
 def test_only_snapshots_are_removed_and_folders_that_are_empty_then(tmp_path):
-    for node in ("node-0", "node-1"):
+    for node in ("node-0", "node-1", "node-0/replicas"):
         snapshot(tmp_path / "run" / node, FOUR, 0)
+    write_holders(tmp_path / "run" / "node-0", [])
     stranger = tmp_path / "run" / "node-1" / "precious.txt"
     stranger.write_text("mine")
     remove_snapshots(tmp_path / "run" / "node-0")

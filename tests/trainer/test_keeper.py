@@ -13,12 +13,14 @@ from zerofleet.trainer.world import World
 
 
 class Saver:
-    def __init__(self, is_background: bool) -> None:
-        self.is_background = is_background
+    def __init__(self, is_background: bool, has_buddy: bool = False) -> None:
+        self.is_background, self.has_buddy = is_background, has_buddy
+        self.replicated: list[int] = []
         self.saved: list[tuple[int, bool]] = []
         self.recent: list[str] = []
 
-    def save(self, step, durable, recent) -> None:
+    def save(self, step, durable, recent, replicate) -> None:
+        self.replicated += [step] if replicate else []
         self.saved.append((step, durable))
         self.recent = [(event.kind, event.step) for event in recent]
 
@@ -29,10 +31,10 @@ class Saver:
 class Rank:
     """Rank 0 at the end of its steps."""
 
-    def __init__(self, is_background: bool = True, **checkpoint) -> None:
+    def __init__(self, is_background: bool = True, has_buddy: bool = False, **checkpoint) -> None:
         self.events = []
         self.reporter = Reporter(World(0, 0, 0, 1, "n", 1), self.events.append, no_fault)
-        self.saver = Saver(is_background)
+        self.saver = Saver(is_background, has_buddy)
         self.keeper = Keeper(self.reporter, self.saver, Cadence(CheckpointConfig(**checkpoint)))
 
     def step(self, asked: Control = Control()) -> Control:
@@ -103,3 +105,28 @@ def test_a_state_that_came_from_storage_is():
     rank.keeper.restored(7, from_memory=False)
     rank.keeper.keep(Control("save"))
     assert rank.saver.saved == []
+
+
+def test_the_buddy_gets_the_next_step_when_it_has_the_one_before():
+    rank = Rank(has_buddy=True, interval_steps=0, snapshot_interval_steps=1)
+    assert [rank.step().action for _ in range(3)] == ["replicate", "snapshot", "snapshot"]
+    assert [rank.step(Control(replicated_step=1)).action, rank.step().action] == ["replicate", "snapshot"]
+    assert rank.saver.replicated == [1, 4] and len(rank.saver.saved) == 5
+
+
+def test_what_goes_to_storage_goes_to_the_buddy_too():
+    rank = Rank(has_buddy=True, interval_steps=2, snapshot_interval_steps=1)
+    assert [rank.step(Control(replicated_step=1)).action for _ in range(2)] == ["replicate", "save"]
+    assert rank.saver.replicated == [1, 2]
+
+
+def test_without_a_buddy_nothing_is_sent():
+    rank = Rank(interval_steps=0, snapshot_interval_steps=1)
+    assert [rank.step().action for _ in range(3)] == ["snapshot"] * 3
+
+
+def test_while_a_save_is_on_its_way_nothing_else_is_sent():
+    rank = Rank(has_buddy=True, interval_steps=3, snapshot_interval_steps=1)
+    asked = [Control(), Control(replicated_step=1), Control(replicated_step=2), Control(replicated_step=3)]
+    assert [rank.step(control).action for control in asked] == ["replicate", "replicate", "save", "snapshot"]
+    assert rank.step(Control(settled_step=3, replicated_step=3)).action == "replicate"

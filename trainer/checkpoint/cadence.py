@@ -44,6 +44,10 @@ class Cadence:
     snapshot_step: int = 0
     in_flight: int | None = None
     """The step whose save is on its way to storage."""
+    has_buddy: bool = False
+    """Whether snapshots can be sent to other nodes."""
+    replica_in_flight: int | None = None
+    """The step that is on its way to the buddies."""
     _step_s: float | None = None
     _stall_s: float | None = None
     _write_s: float | None = None
@@ -52,7 +56,11 @@ class Cadence:
         """What to do after `step`, which ends about `now`. A save waits for the one before to be settled."""
         if self.in_flight is None and self._save_is_due(step, now):
             return "save"
-        return "snapshot" if self._snapshot_is_due(step) else "none"
+        if not self._snapshot_is_due(step):
+            return "none"
+        # One reader at a time, so that two buffers remain to take turns.
+        is_quiet = self.in_flight is None and self.replica_in_flight is None
+        return "replicate" if self.has_buddy and is_quiet else "snapshot"
 
     def _save_is_due(self, step: int, now: float) -> bool:
         every = self._save_interval_steps()
@@ -89,6 +97,15 @@ class Cadence:
 
     def save_started(self, step: int, now: float) -> None:
         self.in_flight, self.durable_step, self.durable_at = step, step, now
+
+    def replica_started(self, step: int) -> None:
+        if self.has_buddy:
+            self.replica_in_flight = step
+
+    def replicated(self, step: int) -> None:
+        """The buddies have the state of `step`, or will not get it."""
+        if self.replica_in_flight is not None and step >= self.replica_in_flight:
+            self.replica_in_flight = None
 
     def settled(self, step: int, now: float) -> None:
         """The save of `step` is durable, or was given up."""

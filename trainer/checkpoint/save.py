@@ -26,17 +26,14 @@ from zerofleet.trainer.checkpoint.adapters import DTYPE_NAMES, Adapter, Slot
 from zerofleet.trainer.checkpoint.commit import Draft, Fragments, Written, assemble, commit, partial_digests
 from zerofleet.trainer.checkpoint.format import write_rank_file
 from zerofleet.trainer.checkpoint.fragments import FragmentKey
-from zerofleet.trainer.checkpoint.memory import NodeMemory, num_buffers
-from zerofleet.trainer.checkpoint.snapshot import MAX_BUFFERS, BufferSet, SnapshotMeta
+from zerofleet.trainer.checkpoint.memory import NO_BUFFERS, Buffers, NodeMemory, plan_buffers
+from zerofleet.trainer.checkpoint.snapshot import BufferSet, SnapshotMeta
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.errors import CheckpointUnusable, StorageError, Superseded
 from zerofleet.trainer.events import Event, Report
 from zerofleet.trainer.exchange import agree
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 from zerofleet.trainer.world import World
-
-LEAST_BUFFERS = 2
-"""With one, a rank that is killed while it fills it has nothing left."""
 
 
 class Saver(Protocol):
@@ -45,9 +42,12 @@ class Saver(Protocol):
     is_background: bool
     """Whether `save` returns before the state is taken: then it is safe when every rank has passed `settle`."""
 
-    def save(self, step: int, durable: bool, recent: Sequence[Event]) -> None:
-        """Takes the state after `step` steps; with `durable` it is to reach storage. `recent` is kept beside it: what the newest
-        steps had to say, in case nobody hears it."""
+    has_buddy: bool
+    """Whether another node can keep a copy of this one's snapshots."""
+
+    def save(self, step: int, durable: bool, recent: Sequence[Event], replicate: bool = False) -> None:
+        """Takes the state after `step` steps; with `durable` it is to reach storage, with `replicate` the node's buddy, where
+        there is one. `recent` is kept beside it: what the newest steps had to say, in case nobody hears it."""
 
     def settle(self) -> float:
         """To be called before the optimizer changes the state: returns when it has been taken, with the seconds of waiting."""
@@ -97,12 +97,12 @@ def make_saver(source: Source, folder: Path | None, token: str, before_commit: C
     direct = DirectSaver(source, functools.partial(publish_to_agent, source))
     if source.config.checkpoint.snapshot_interval_steps == 0:
         return direct
-    buffers = _reserve_buffers(source, folder)
-    return direct if buffers is None else MemorySaver(source, buffers, token)
+    plan = _reserve_buffers(source, folder)
+    return direct if plan == NO_BUFFERS else MemorySaver(source, folder, plan, token)
 
 
-def _reserve_buffers(source: Source, folder: Path) -> BufferSet | None:
-    """As many buffers as every node has room for, their memory taken; None where that is fewer than two. Collective."""
+def _reserve_buffers(source: Source, folder: Path) -> Buffers:
+    """As many buffers as every node has room for, the memory of its own ranks' taken. Collective."""
     world = source.world
     mine = sum(key_of(slot).num_bytes for slot in saved_slots(source.adapter))
     every: list[tuple[int, int, NodeMemory]] = [None] * world.world_size  # type: ignore[list-item]
@@ -110,29 +110,30 @@ def _reserve_buffers(source: Source, folder: Path) -> BufferSet | None:
     sizes: dict[int, int] = {}
     for node, size, _ in every:
         sizes[node] = sizes.get(node, 0) + size
-    count = min(num_buffers(memory, sizes[node], MAX_BUFFERS) for node, _, memory in every)
-    buffers, problem = BufferSet(folder, world.rank, count), ""
-    if count >= LEAST_BUFFERS:
+    largest, has_buddy = max(sizes.values()), len(sizes) > 1
+    plan = min(plan_buffers(memory, largest, has_buddy) for _, _, memory in every)
+    problem = ""
+    if plan != NO_BUFFERS:
         try:
-            buffers.reserve(mine)
+            BufferSet(folder, world.rank, plan.own).reserve(mine)
         except StorageError as error:
             problem = str(error)
     problems: list[str] = [""] * world.world_size
     dist.all_gather_object(problems, problem)
-    is_room = count >= LEAST_BUFFERS and not any(problems)
+    plan = NO_BUFFERS if any(problems) else plan
     if world.rank == 0:
-        _say_where(source, is_room, count, max(sizes.values()), [memory for _, _, memory in every])
-    return buffers if is_room else None
+        _say_where(source, plan, largest, [memory for _, _, memory in every])
+    return plan
 
 
-def _say_where(source: Source, is_room: bool, count: int, largest: int, memories: list[NodeMemory]) -> None:
+def _say_where(source: Source, plan: Buffers, largest: int, memories: list[NodeMemory]) -> None:
     size = f"{largest / 2**20:,.0f} MiB per node each"
     free_shm, free = min(m.free_shm_bytes for m in memories), min(m.free_bytes for m in memories)
     room = f"{free_shm / 2**20:,.0f} MiB of /dev/shm and {free / 2**20:,.0f} MiB of memory are free"
-    if is_room:
-        return source.event(
-            "info", 0, time.time(), 0.0, message=f"snapshots in memory: {count} buffers, {size} ({room})"
-        )
+    if plan != NO_BUFFERS:
+        replicas = f" and {plan.replicas} for a buddy's replicas" if plan.replicas else ""
+        message = f"snapshots in memory: {plan.own} buffers{replicas}, {size} ({room})"
+        return source.event("info", 0, time.time(), 0.0, message=message)
     message = f"no room for snapshots in memory ({size}; {room}): every checkpoint is written while the ranks wait"
     source.event("incident", 0, time.time(), 0.0, message=message, **{"class": "memory"})
 
@@ -142,12 +143,14 @@ class MemorySaver:
 
     is_background = True
 
-    def __init__(self, source: Source, buffers: BufferSet, token: str) -> None:
-        self._source, self._buffers, self._token = source, buffers, token
+    def __init__(self, source: Source, folder: Path, plan: Buffers, token: str) -> None:
+        self._source, self._token = source, token
+        self._buffers = BufferSet(folder, source.world.rank, plan.own)
+        self.has_buddy, self._can_keep = plan.replicas > 0, plan.can_keep
         self._thread: threading.Thread | None = None
         self._problem: BaseException | None = None
 
-    def save(self, step: int, durable: bool, recent: Sequence[Event]) -> None:
+    def save(self, step: int, durable: bool, recent: Sequence[Event], replicate: bool = False) -> None:
         self.settle()
         source, world, start = self._source, self._source.world, time.time()
         draft = source.draft(step)
@@ -161,7 +164,7 @@ class MemorySaver:
             draft=draft.to_dict() if draft else None,
             events=[asdict(event) for event in recent],
         )
-        arguments = (meta, saved_slots(source.adapter), durable, start)
+        arguments = (meta, saved_slots(source.adapter), durable, replicate and self.has_buddy, start)
         self._thread = threading.Thread(target=self._copy_or_say_why, args=arguments, name="snapshot", daemon=True)
         self._thread.start()
 
@@ -181,25 +184,27 @@ class MemorySaver:
         except BaseException as error:  # noqa: BLE001 - raised by settle, in the rank's own thread
             self._problem = error
 
-    def _copy(self, meta: SnapshotMeta, slots: list[Slot], durable: bool, start: float) -> None:
-        with self._buffers.fill(meta, [key_of(slot) for slot in slots], keep=durable) as buffer:
+    def _copy(self, meta: SnapshotMeta, slots: list[Slot], durable: bool, replicate: bool, start: float) -> None:
+        with self._buffers.fill(meta, [key_of(slot) for slot in slots], durable and self._can_keep) as buffer:
             if buffer is not None:
                 for target, slot in zip(buffer.pieces, slots, strict=True):
                     np.copyto(target, to_numpy(slot.saved_view()).view(np.uint8))
         path = str(buffer.path) if buffer is not None else None
-        data = {"path": path, "durable": durable, "checkpoint": asdict(meta.checkpoint)}
-        self._source.event("snapshot", meta.step, start, time.time() - start, **data)
+        data = {"path": path, "durable": durable, "replicate": replicate, "checkpoint": asdict(meta.checkpoint)}
+        duration_s = time.time() - start
+        self._source.event("snapshot", meta.step, start, duration_s, world_size=meta.world_size, **data)
 
 
 class DirectSaver:
     """Straight to storage: the ranks wait until their files are there. `publish` says so to whoever commits."""
 
     is_background = False
+    has_buddy = False
 
     def __init__(self, source: Source, publish: Callable[[int, Written | None, Exception | None], None]) -> None:
         self._source, self._publish = source, publish
 
-    def save(self, step: int, durable: bool, recent: Sequence[Event]) -> None:
+    def save(self, step: int, durable: bool, recent: Sequence[Event], replicate: bool = False) -> None:
         if not durable:
             return
         source, world = self._source, self._source.world

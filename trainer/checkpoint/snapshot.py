@@ -39,8 +39,14 @@ _DESCRIPTION_ROOM = 1 << 20
 """Room for the description and the header when a buffer is reserved; it grows when they need more."""
 _NOTHING = (-1, -1)
 _PAGE = 4096
-MAX_BUFFERS = 3
-"""One that a writer may hold, and two to take turns: a rank that is killed while it fills one has the other still whole."""
+_FILES = "rank-*.snapshot"
+MAX_BUFFERS = 5
+"""Two take turns: a rank that is killed while it fills one has the other still whole. One for a writer, one for what is sent to
+the buddy, and one for the step that the buddies have."""
+_ROOM_TO_KEEP = 3
+"""From so many buffers on one can be kept for a reader while two take turns."""
+REPLICAS = "replicas"
+"""Subfolder with the snapshots of another node's ranks: a buddy's."""
 
 
 @dataclass(frozen=True)
@@ -168,10 +174,21 @@ class BufferSet:
 
         Raises StorageError when the memory file system is full.
         """
+        header = header_of(keys)
+        size = len(header) + sum(key.num_bytes for key in keys)
+        with self.receive(replace(meta, header_bytes=len(header)), size, keep) as buffer:
+            if buffer is None:
+                yield None
+                return
+            (payload,) = buffer.pieces
+            payload[: len(header)] = np.frombuffer(header, np.uint8)
+            yield Filling(buffer.path, _cut(payload[len(header) :], keys))
+
+    @contextlib.contextmanager
+    def receive(self, meta: SnapshotMeta, size: int, keep: bool = False) -> Iterator[Filling | None]:
+        """As `fill`, for a payload of `size` bytes that is there already, header included: one piece."""
         if keep:
             self._let_go()
-        header = header_of(keys)
-        meta = replace(meta, header_bytes=len(header))
         path, file = self._take()
         if path is None:
             yield None
@@ -179,18 +196,14 @@ class BufferSet:
         try:
             description = json.dumps(asdict(meta)).encode()
             offset = -(-(_DESCRIPTION_AT + len(description)) // _PAGE) * _PAGE
-            size = len(header) + sum(key.num_bytes for key in keys)
             _reserve(file, offset + size)
             where = (meta.attempt, meta.step, len(description), offset, size)
             os.pwrite(file, _PREAMBLE.pack(_MAGIC, _INCOMPLETE, *where), 0)
             os.pwrite(file, description, _DESCRIPTION_AT)
-            payload = np.frombuffer(
-                mmap.mmap(file, offset + size), np.uint8, size, offset
-            )  # unmapped with its last view
-            payload[: len(header)] = np.frombuffer(header, np.uint8)
-            yield Filling(path, _cut(payload[len(header) :], keys))
+            mapped = mmap.mmap(file, offset + size)  # unmapped with its last view
+            yield Filling(path, [np.frombuffer(mapped, np.uint8, size, offset)])
             os.pwrite(file, _PREAMBLE.pack(_MAGIC, _COMPLETE, *where), 0)
-            if keep and len(self._paths) == MAX_BUFFERS:
+            if keep and len(self._paths) >= _ROOM_TO_KEEP:
                 fcntl.flock(file, fcntl.LOCK_SH)
                 self._kept = file
         finally:
@@ -258,10 +271,15 @@ def _cut(payload: npt.NDArray[np.uint8], keys: Sequence[FragmentKey]) -> list[np
 
 
 def find_snapshots(folder: Path) -> list[tuple[Path, SnapshotMeta]]:
-    """Every complete snapshot in a folder, by path."""
+    """Every complete snapshot in a folder, those of the node's own ranks before replicas, each by path."""
     found = []
-    for path in sorted(folder.glob("rank-*.snapshot")):
+    for path in [*sorted(folder.glob(_FILES)), *sorted((folder / REPLICAS).glob(_FILES))]:
         if snapshot := open_snapshot(path):
             found.append((path, snapshot.meta))
             snapshot.close()
     return found
+
+
+def snapshot_files(folder: Path) -> list[Path]:
+    """Every buffer in a folder, whole or not, replicas included."""
+    return [*folder.glob(_FILES), *(folder / REPLICAS).glob(_FILES)]

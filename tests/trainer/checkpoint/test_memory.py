@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 
 from tests.support.checkpoints import draft
 from zerofleet.trainer.checkpoint.format import DamagedFile, Scalars
 from zerofleet.trainer.checkpoint.fragments import FragmentKey, digest
-from zerofleet.trainer.checkpoint.memory import NodeMemory, SnapshotReader, num_buffers
-from zerofleet.trainer.checkpoint.snapshot import BufferSet, SnapshotMeta
+from zerofleet.trainer.checkpoint.memory import Buffers, NodeMemory, SnapshotReader, plan_buffers
+from zerofleet.trainer.checkpoint.snapshot import REPLICAS, BufferSet, SnapshotMeta
 from zerofleet.trainer.run_folder import CheckpointId
 
 GIB = 2**30
@@ -18,10 +20,22 @@ VALUES = np.arange(100, dtype=np.float32)
 
 @pytest.mark.parametrize(
     ("shm", "free", "size", "count"),
-    [(100, 100, 1, 3), (100, 4, 1, 2), (2, 100, 1, 2), (1, 100, 1, 1), (100, 1, 1, 0), (0, 100, 1, 0)],
+    [(100, 100, 1, 3), (100, 4, 1, 2), (2, 100, 1, 2), (1, 100, 1, 0), (100, 1, 1, 0), (0, 100, 1, 0)],
 )
 def test_buffers_take_half_of_the_memory_at_most(shm, free, size, count):
-    assert num_buffers(NodeMemory(shm * GIB, free * GIB), size * GIB, 3) == count
+    assert plan_buffers(NodeMemory(shm * GIB, free * GIB), size * GIB, has_buddy=False) == Buffers(count, 0)
+
+
+@pytest.mark.parametrize(
+    ("shm", "own", "replicas"), [(9, 5, 2), (7, 5, 2), (6, 4, 2), (5, 3, 2), (4, 3, 0), (2, 2, 0), (1, 0, 0)]
+)
+def test_a_buddys_replicas_come_before_buffers_to_spare(shm, own, replicas):
+    assert plan_buffers(NodeMemory(shm * GIB, 100 * GIB), GIB, has_buddy=True) == Buffers(own, replicas)
+
+
+def test_a_buffer_is_kept_only_where_two_are_left_to_take_turns():
+    found = {(b.own, b.replicas): b.can_keep for b in (Buffers(5, 2), Buffers(4, 2), Buffers(3, 0), Buffers(2, 0))}
+    assert found == {(5, 2): True, (4, 2): False, (3, 0): True, (2, 0): False}
 
 
 def test_what_the_buffers_hold_already_counts_as_free(tmp_path):
@@ -55,8 +69,15 @@ def test_any_run_of_elements_over_the_ranks_files(tmp_path):
 def test_a_rank_whose_snapshot_is_another_is_named(tmp_path, wrong):
     write(tmp_path, 0, 0, 37)
     write(tmp_path, 1, 37, 100, **wrong)
-    with pytest.raises(DamagedFile, match="rank 1's snapshot is not in"):
+    with pytest.raises(DamagedFile, match="rank 1's snapshot is neither in .* nor with another node"):
         SnapshotReader(tmp_path, CheckpointId(4, 1), 2, "t")
+
+
+def test_a_replica_serves_as_the_ranks_own(tmp_path):
+    write(tmp_path, 0, 0, 37)
+    write(tmp_path / REPLICAS, 1, 37, 100)
+    with contextlib.closing(SnapshotReader(tmp_path, CheckpointId(4, 1), 2, "t")) as reader:
+        assert reader.read("w", "master", 30, 20).tolist() == list(range(30, 50))
 
 
 def test_a_gap_between_the_ranks_is_noticed(tmp_path):

@@ -1,0 +1,48 @@
+"""A Ray cluster that was there before the run: joined by its address, given back as it was found."""
+
+from __future__ import annotations
+
+import logging
+
+from zerofleet.cluster.spec import NodeSpec
+from zerofleet.trainer.errors import UserError
+from zerofleet.trainer.storage import Storage
+
+
+class JoinedRay:
+    """As own_ray.OwnRay, without starting or ending anything of the cluster's own.
+
+    Its token, when it wants one, is taken from Ray's own variables (`RAY_AUTH_MODE=token`, `RAY_AUTH_TOKEN`).
+    """
+
+    zygote_path = ""
+    """Each agent starts its own zygote."""
+
+    def __init__(self, node: NodeSpec, address: str) -> None:
+        self._run, self._address = node.run, address
+
+    def join(self) -> None:
+        """Makes this process Ray's driver, and ends the agents that a killed driver of this run left there; their snapshots
+        stay. Raises UserError when there is no such cluster."""
+        import ray
+
+        try:
+            ray.init(
+                address=self._address,
+                namespace=self._run,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"no Ray cluster can be joined at cluster.address={self._address} ({reason}): give host:port of its head, and "
+                "RAY_AUTH_MODE=token with RAY_AUTH_TOKEN when it wants a token"
+            ) from error
+        from zerofleet.cluster.ray_group import end_agents_of
+
+        end_agents_of(self._run)
+
+    def stop(self, storage: Storage, log_folder: str | None) -> None:
+        """The cluster stays. Its logs are its owner's."""

@@ -13,7 +13,11 @@ class ClusterConfig(Section):
     address: str = ""
     """`host:port` of the head of a Ray cluster to run on. Empty: the run brings up a Ray of its own on this machine."""
     nodes: PositiveInt = 1
-    """Nodes of the run; one node agent each."""
+    """Nodes of the run, at most; one node agent each."""
+    min_nodes: NonNegativeInt = 0
+    """Fewest nodes that the run goes on with when some are lost, or begins with; it grows again when they are back. 0: as many as `nodes`."""
+    replace_timeout_s: PositiveFloat = 30.0
+    """Seconds to wait for another node in the place of a lost one, before the run goes on with those that are left."""
     ranks_per_node: PositiveInt = 2
     """Ranks (processes) per node; with GPUs, one per GPU."""
     cpus_per_rank: PositiveFloat = 1.0

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from zerofleet.cluster.attempt import Attempt, Stage
 from zerofleet.cluster.config import ClusterConfig
+from zerofleet.cluster.ending import End
 from zerofleet.cluster.group import Group
 from zerofleet.cluster.hooks import Hooks, Origin, nothing_usable
 from zerofleet.cluster.policy.failure import Decision, Failure, decide
 from zerofleet.cluster.policy.heartbeat import Limits
+from zerofleet.cluster.policy.sizing import Decision as SizeDecision
+from zerofleet.cluster.policy.sizing import Sizes
 from zerofleet.cluster.replicas import Replicas
 from zerofleet.cluster.saves import Saves
+from zerofleet.cluster.sizer import Sizer
 from zerofleet.cluster.spec import JobSpec
 from zerofleet.cluster.state import State
 from zerofleet.cluster.suspicion import Suspicion
+from zerofleet.cluster.transitions import Transitions
 from zerofleet.cluster.verdict import Verdict, judge
 from zerofleet.trainer.errors import UserError, ZerofleetError
-from zerofleet.trainer.events import DRIVER, Control, Event
+from zerofleet.trainer.events import Control, Event
 from zerofleet.trainer.run_folder import CheckpointId
 
 WAIT_S = 0.5
@@ -32,18 +35,7 @@ _END_TIMEOUT_S = 30.0
 """How long ranks may take to exit after they have finished or stopped."""
 
 
-@dataclass(frozen=True)
-class End:
-    """A final state to be entered once `wait_for` is durable, or cannot be any more."""
-
-    state: State
-    why: str
-    exit_code: int
-    wait_for: CheckpointId
-    since: float
-
-
-class Controller:
+class Controller(Transitions):
     """One driver's control of a run, from PENDING to a final state."""
 
     def __init__(
@@ -52,14 +44,14 @@ class Controller:
         hooks: Hooks,
         config: ClusterConfig,
         *,
+        sizes: Sizes,
+        num_steps: int,
         last_attempt: int = 0,
         stages: tuple[Stage, ...] = (Stage.CHECK, Stage.TRAIN, Stage.EXPORT),
     ) -> None:
-        """`last_attempt` is the newest one that was claimed; `stages` in the order they are run."""
+        """`num_steps` of the whole run; `last_attempt` is the newest one that was claimed; `stages` in the order they are run."""
+        super().__init__(hooks.emit)
         self._group, self._hooks, self._config = group, hooks, config
-        self.state = State.PENDING
-        self.why = ""
-        self.exit_code = 0
         self._stages = list(stages)
         self._job: JobSpec | None = None
         self._attempt = Attempt(last_attempt + 1, self._stages[0], None, 0, 0.0)
@@ -67,13 +59,14 @@ class Controller:
         self._failures: list[Failure] = []
         self._excluded: frozenset[Origin] = frozenset()
         self._told: set[tuple[CheckpointId, str]] = set()
-        self._entered_at = 0.0
         self._heartbeat_at = float("-inf")
         self._late = ""
         self._last_step = 0
         self._saves, self._replicas = Saves(), Replicas()
+        self._sizer, self._num_steps = Sizer(sizes), num_steps
         self._limits = Limits(config.stall_timeout_s, group.world_size)
         self._suspicion = Suspicion(group.stacks)
+        self._growth = SizeDecision("go on", "")
         self._end: End | None = None
         self.keep_snapshots = True
         """Whether the agents' memory holds what storage does not, as far as is known."""
@@ -83,11 +76,17 @@ class Controller:
         """The attempt that runs, or that comes next."""
         return self._attempt.number
 
+    @property
+    def _place(self) -> tuple[int, int]:
+        return self._attempt.number, self._attempt.step
+
     def step(self, now: float) -> None:
         """Moves the run on; waits at most about WAIT_S. `now` is monotonic, in seconds."""
         if now - self._heartbeat_at >= HEARTBEAT_INTERVAL_S:
             self._heartbeat_at = now
             self._say("heartbeat")
+            if self.state is State.RUNNING and self._sizer.can_grow:
+                self._sizer.saw(self._group.available(), now)
         try:
             for action in self._hooks.requests():
                 self._obey(action, now)
@@ -111,15 +110,24 @@ class Controller:
     def _placing(self, now: float) -> None:
         placement = self._group.place(self._job, WAIT_S)
         if not placement.is_ready:
-            if now - self._entered_at > self._config.placement_timeout_s:
+            decision = self._sizer.gather(placement, self._entered_at, now)
+            if decision.action == "fail":
                 limit = f"cluster.placement_timeout_s={self._config.placement_timeout_s:g}"
                 self._fail(now, f"no placement within {limit}: {placement.missing}", exit_code=3)
+            elif decision.action == "go on":
+                self._resize(decision)
             return
         for finding in placement.findings:
             self._say("incident", **{"class": "node", "message": str(finding)})
         if errors := [str(finding) for finding in placement.findings if finding.level == "error"]:
             return self._fail(now, f"pre-flight failed: {'; '.join(errors)}")
         self._launch(now, "all node agents are up")
+
+    def _resize(self, decision: SizeDecision) -> None:
+        self._say("info", message=f"{decision.reason} ({self._group.num_nodes} -> {decision.nodes} nodes)")
+        self._group.resize(decision.nodes)
+        # Other steps: what was learned of the old ones would raise false alarms, or none.
+        self._limits = Limits(self._config.stall_timeout_s, self._group.world_size)
 
     def _starting(self, now: float) -> None:
         self._listen(now)
@@ -140,6 +148,18 @@ class Controller:
             return self._enter(State.RECOVERING, now, "an attempt failed")
         if self._has_ended(now):
             self._next_stage(now)
+
+    def _resizing(self, now: float) -> None:
+        """As if a stop had been asked for; then the run goes on at once, with more nodes."""
+        self._listen(now)
+        if self._has_failed(now) or self._is_silent(now):
+            return self._enter(State.RECOVERING, now, "an attempt failed while it was to be resized")
+        if self._has_ended(now):
+            if self._attempt.is_finished or self._lost_end(now):
+                return self._next_stage(now)
+            self._kill(now)
+            self._resize(self._growth)
+            self._enter(State.PLACING, now, "the run grows")
 
     def _draining(self, now: float) -> None:
         self._listen(now)
@@ -181,8 +201,9 @@ class Controller:
         if stage is Stage.TRAIN:
             start = self._select()
             number = self._claimed + 1
-            self._hooks.claim(number, start)
+            self._hooks.claim(number, start, self._group.world_size)
             self._claimed = number
+            self._sizer.launched(self._group.num_nodes, now)
         ranks = 1 if stage is Stage.EXPORT else self._group.world_size
         self._attempt = Attempt(number, stage, start, ranks, now, step=self._last_step, limits=self._limits)
         self._suspicion.forget()
@@ -237,10 +258,21 @@ class Controller:
             self._saves.settle(outcome)
             if outcome.is_durable:
                 self._hear(outcome.event(), now)
+                self._grow_if_it_pays(now)
             else:
                 self._say("incident", **{"class": "storage", "message": outcome.trouble()})
             if outcome.is_settled:
                 self._group.control(Control(settled_step=outcome.checkpoint.step))
+
+    def _grow_if_it_pays(self, now: float) -> None:
+        if self.state is not State.RUNNING or self._attempt.stage is not Stage.TRAIN or not self._sizer.can_grow:
+            return
+        step = self._attempt.step
+        decision = self._sizer.at_commit(self._num_steps - step, step - self._attempt.checkpoint_step, now)
+        if decision.action == "grow":
+            self._growth = decision
+            self._group.control(Control("stop"))
+            self._enter(State.RESIZING, now, decision.reason)
 
     def _kill(self, now: float) -> None:
         for event in self._group.kill():
@@ -252,6 +284,8 @@ class Controller:
         self._saves.hear(event)
         if event.kind in ("written", "unwritten"):
             self._hooks.written(event)
+        elif event.kind == "step":
+            self._sizer.stepped(event, now)
         elif event.kind == "replicated" and (settled := self._replicas.hear(event)):
             if settled.is_news:
                 self._say("incident" if settled.problem else "info", **settled.told())
@@ -305,19 +339,11 @@ class Controller:
 
     def _wait_for_end(self, now: float, end: End) -> None:
         self._listen(now)
-        if self._saves.durable_step >= end.wait_for.step:
-            self.keep_snapshots = False
-            why = f"{end.why}; step {end.wait_for.step}, which was in memory, is durable now"
-        elif (lost := self._saves.why_not(end.wait_for)) or now - end.since > self._config.stop_timeout_s:
-            reason = lost or self._saves.too_late(self._config.stop_timeout_s)
-            why = (
-                f"{end.why}; step {end.wait_for.step} is in the nodes' memory only ({reason}): resume while they keep it; "
-                f"{self._newest()}"
-            )
-        else:
-            return
-        self._end = None
-        self._finish(now, end.state, why, end.exit_code)
+        reached, is_durable = end.look(self._saves, now, self._config.stop_timeout_s, self._newest())
+        if reached is not None:
+            self.keep_snapshots = self.keep_snapshots and not is_durable
+            self._end = None
+            self._finish(now, reached.state, reached.why, reached.exit_code)
 
     def _lost_end(self, now: float) -> str:
         return self._saves.lost_end(self._attempt, now, self._config.stop_timeout_s)
@@ -336,6 +362,8 @@ class Controller:
         elif action == "end":
             self._kill(now)
             self._stopped(now, f"stopped at once; {self._newest()}")
+        elif self.state is State.RESIZING:
+            self._enter(State.DRAINING, now, "a stop was asked for, and the ranks are saving already")
         elif not is_training and self.state is not State.DRAINING and self._end is None:
             self._kill(now)
             self._conclude(now, State.STOPPED, f"stopped {self._where_in_its_life()}", 0)
@@ -348,38 +376,6 @@ class Controller:
             return "while the model was exported"
         return "before it went on" if self._claimed else "before it trained"
 
-    # -- transitions and events ------------------------------------------------------------------------------------
-    def _enter(self, state: State, now: float, why: str) -> None:
-        before, self.state, self.why, self._entered_at = self.state, state, why, now
-        ended = {"exit_code": self.exit_code} if state.is_final else {}
-        self._say("state", **{"from": before.value, "to": state.value, "why": why, **ended})
-
-    def _stopped(self, now: float, why: str, exit_code: int = 0) -> None:
-        self.exit_code = exit_code
-        self._enter(State.STOPPED, now, why)
-
-    def _fail(self, now: float, why: str, exit_code: int = 1, is_user_error: bool = False) -> None:
-        self.exit_code = exit_code
-        if is_user_error:
-            self._say("error", type="UserError", message=why, traceback="", user=True)
-        self._enter(State.FAILED, now, why)
-
-    def _say_verdict(self, verdict: Verdict, decision: Decision) -> None:
-        outcome = "Trying again" if decision.action == "retry" else "Stopping"
-        self._say(
-            "verdict",
-            **{"class": verdict.kind, "action": decision.action},
-            sentence=f"{verdict.sentence}. {outcome}: {decision.reason}",
-            rank=verdict.rank,
-            node=verdict.node,
-        )
-
-    def _say(self, kind: str, **data: Any) -> None:
-        event = Event(
-            kind, self._attempt.number, DRIVER, self._attempt.step, self.state.value.lower(), time.time(), data=data
-        )
-        self._hooks.emit(event)
-
 
 _HANDLERS: dict[State, Callable[[Controller, float], None]] = {
     State.PENDING: Controller._pending,
@@ -387,6 +383,7 @@ _HANDLERS: dict[State, Callable[[Controller, float], None]] = {
     State.PLACING: Controller._placing,
     State.STARTING: Controller._starting,
     State.RUNNING: Controller._running,
+    State.RESIZING: Controller._resizing,
     State.DRAINING: Controller._draining,
     State.RECOVERING: Controller._recovering,
 }

@@ -18,6 +18,8 @@ class Placement:
 
     missing: str = ""
     findings: tuple[NodeFinding, ...] = ()
+    num_ready: int = 0
+    """While something is missing: the nodes that the run could begin with at once."""
 
     @property
     def is_ready(self) -> bool:
@@ -27,7 +29,17 @@ class Placement:
 class Group(Protocol):
     """What the controller asks of the nodes. No call blocks longer than its own bound."""
 
-    world_size: int
+    num_nodes: int
+    """How many nodes `place` gets."""
+
+    @property
+    def world_size(self) -> int: ...
+
+    def resize(self, num_nodes: int) -> None:
+        """From now on another number of nodes. The ranks have ended; node ranks begin at 0 without gaps."""
+
+    def available(self) -> list[str]:
+        """Names of the nodes that the run has or could have now."""
 
     def place(self, job: JobSpec | None, wait_s: float) -> Placement:
         """Gets the nodes that are missing; idempotent. Without a job (its data is not prepared) it may get them early.

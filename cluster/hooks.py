@@ -56,8 +56,8 @@ class Hooks:
     """Waits up to so many seconds for the prepared data; None when it takes longer. Raises what the preparation raised."""
     select: Callable[[frozenset[Origin], list[SnapshotInfo]], Selection]
     """The state to start from, the given ones left out; the agents hold these snapshots."""
-    claim: Callable[[int, Origin | None], None]
-    """Claims an attempt exclusively. Raises UserError when another driver has it."""
+    claim: Callable[[int, Origin | None, int], None]
+    """Claims an attempt exclusively, for so many ranks. Raises UserError when another driver has it."""
     written: Callable[[Event], None]
     """Takes in that a rank's file is in storage, or will not be (`written`, `unwritten`)."""
     outcomes: Callable[[], list[Outcome]]

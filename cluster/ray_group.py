@@ -76,7 +76,7 @@ class RayGroup:
         this run alone and has a fixed size, so nodes are taken early, and what does not fit never will."""
         self._ask, self._is_ours = ask, is_ours
         self._spec = replaced(node_spec, secret=secrets.token_hex(16) if ask.nodes > 1 else "")
-        self.world_size = ask.nodes * ask.ranks_per_node
+        self.num_nodes = ask.nodes
         self._was_placed = False
         self._nodes: dict[int, _Node] = {}
         self._keepers: dict[str, str] = {}
@@ -86,6 +86,10 @@ class RayGroup:
         self._lost: list[Event] = []
         self._connected: Future[None] = Future()
         threading.Thread(target=self._connect, args=(connect,), name="ray", daemon=True).start()
+
+    @property
+    def world_size(self) -> int:
+        return self.num_nodes * self._ask.ranks_per_node
 
     def _connect(self, connect: Callable[[], None]) -> None:
         try:
@@ -102,17 +106,17 @@ class RayGroup:
             self._connected.result(0 if job is None else wait_s)
         except TimeoutError:
             return Placement("Ray is starting")
-        wanted = [rank for rank in range(self._ask.nodes) if rank not in self._nodes]
-        if wanted and (missing := self._take(wanted)):
+        wanted = [rank for rank in range(self.num_nodes) if rank not in self._nodes]
+        if wanted and (missing := self._take(wanted)).missing:
             if job is not None:
                 time.sleep(wait_s)  # the cluster's resources have no event to wait for
-            return Placement(missing)
+            return missing
         if job is None:
             return Placement("the data is not prepared yet")
         return self._inspect(job, wait_s)
 
-    def _take(self, wanted: list[int]) -> str:
-        """Asks for agents on all the nodes that are wanted, or on none: no gang waits half-placed. Returns what is missing."""
+    def _take(self, wanted: list[int]) -> Placement:
+        """Asks for agents on all the nodes that are wanted, or on none: no gang waits half-placed. Says what is missing."""
         nodes = _cluster_nodes()
         if self._is_ours and not nodes:
             raise ZerofleetError("the run's own Ray has lost its last node: `zerofleet resume` starts another")
@@ -121,11 +125,24 @@ class RayGroup:
         taken = frozenset(node.resources.node_id for node in self._nodes.values())
         found = plan(replaced(self._ask, nodes=len(wanted)), nodes, taken)
         if found.missing:
-            return found.missing
+            return Placement(found.missing, num_ready=len(self._nodes) + len(found.nodes))
         for rank, resources in zip(wanted, found.nodes, strict=True):
             self._nodes[rank] = self._create(rank, resources)
         self._was_placed = True
-        return ""
+        return Placement()
+
+    def resize(self, num_nodes: int) -> None:
+        self.num_nodes = num_nodes
+        nodes = [node for _, node in sorted(self._nodes.items())]
+        for node in nodes[num_nodes:]:
+            self._forget(node)
+        for rank, node in enumerate(nodes[:num_nodes]):
+            node.rank = rank
+        self._nodes = {node.rank: node for node in nodes[:num_nodes]}
+
+    def available(self) -> list[str]:
+        held = {node.resources.node_id for node in self._nodes.values()}
+        return [n.name for n in _cluster_nodes() if n.node_id in held or self._ask.fits_free(n)]
 
     def _create(self, rank: int, resources: NodeResources) -> _Node:
         bundle = {"CPU": self._ask.cpus} | ({"GPU": self._ask.gpus} if self._ask.gpus else {})
@@ -165,16 +182,16 @@ class RayGroup:
                 _log.warning("the agent of node %s did not come up: %s", node.resources.name, error)
                 self._forget(node)
         absent = [n.resources.name for n in self._nodes.values() if n.report is None]
-        if absent or len(self._nodes) < self._ask.nodes:
+        if absent or len(self._nodes) < self.num_nodes:
             return Placement(f"{len(absent)} node agent(s) have not come up: {', '.join(absent[:8])}")
-        reports = [self._nodes[rank].report for rank in range(self._ask.nodes)]
+        reports = [self._nodes[rank].report for rank in range(self.num_nodes)]
         return Placement(findings=tuple(compare_nodes([report for report in reports if report])))
 
     # -- the ranks of an attempt -----------------------------------------------------------------------------------
     def start(
         self, job: JobSpec, attempt: int, num_ranks: int, log_name: str, memory: CheckpointId | None = None
     ) -> None:
-        address = self._nodes[0].address if self._ask.nodes > 1 else "127.0.0.1"
+        address = self._nodes[0].address if self.num_nodes > 1 else "127.0.0.1"
         try:
             port = ray.get(self._nodes[0].agent.free_port.remote(), timeout=AGENT_TIMEOUT_S)
         except (RayError, GetTimeoutError) as error:
@@ -263,7 +280,8 @@ class RayGroup:
     # -- snapshots -------------------------------------------------------------------------------------------------
     def snapshots(self) -> list[SnapshotInfo]:
         calls = {node.rank: node.agent.snapshots.remote() for node in self._nodes.values()}
-        self._held = [info for infos in self._settle(calls, AGENT_TIMEOUT_S).values() for info in infos]
+        answers = self._settle(calls, AGENT_TIMEOUT_S)
+        self._held = [replaced(info, node_rank=rank) for rank, infos in answers.items() for info in infos]
         return self._held
 
     def replicated(self, checkpoint: CheckpointId, is_whole: bool) -> None:

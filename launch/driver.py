@@ -34,6 +34,7 @@ from zerofleet.cluster.joined_ray import JoinedRay
 from zerofleet.cluster.local import reap_leftovers
 from zerofleet.cluster.own_ray import OwnRay
 from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits
+from zerofleet.cluster.policy.sizing import Sizes
 from zerofleet.cluster.preparation import Preparation, Progress
 from zerofleet.cluster.snapshot_writer import snapshot_folder
 from zerofleet.cluster.spec import PRELOAD, TRAIN, JobSpec, NodeSpec, SnapshotInfo
@@ -224,17 +225,36 @@ class Driver:
             stages.insert(0, Stage.CHECK)
         if self._program.has_export and self._config.checkpoint.export:
             stages.append(Stage.EXPORT)
-        world_size, zero_stage = self._job.cluster.world_size, self._config.train.zero_stage
         hooks = Hooks(
             prepare=preparation.wait,
             select=self._select,
-            claim=lambda attempt, start: self._claim_attempt(attempt, start, world_size, zero_stage),
+            claim=self._claim_attempt,
             written=committer.hear,
             outcomes=committer.outcomes,
             emit=self._emit,
             requests=self._requests,
         )
-        return Controller(group, hooks, self._job.cluster, last_attempt=self._last_attempt, stages=tuple(stages))
+        return Controller(
+            group,
+            hooks,
+            self._job.cluster,
+            sizes=self._sizes(),
+            num_steps=self._config.train.steps,
+            last_attempt=self._last_attempt,
+            stages=tuple(stages),
+        )
+
+    def _sizes(self) -> Sizes:
+        cluster, train = self._job.cluster, self._config.train
+        return Sizes(
+            min_nodes=cluster.min_nodes or cluster.nodes,
+            max_nodes=cluster.nodes,
+            ranks_per_node=cluster.ranks_per_node,
+            global_batch_size=train.global_batch_size,
+            micro_batch_size=train.micro_batch_size,
+            grace_s=cluster.replace_timeout_s,
+            placement_timeout_s=cluster.placement_timeout_s,
+        )
 
     def _select(self, excluded: frozenset[Origin], snapshots: Sequence[SnapshotInfo]) -> Selection:
         """The newest state: in memory when that is as new as what storage holds, since it is there already."""
@@ -245,10 +265,11 @@ class Driver:
             return stored
         return replace(stored, checkpoint=newest, in_memory=True, found=max(1, stored.found))
 
-    def _claim_attempt(self, attempt: int, start: Origin | None, world_size: int, zero_stage: int) -> None:
+    def _claim_attempt(self, attempt: int, start: Origin | None, world_size: int) -> None:
         checkpoint, in_memory = (start.checkpoint, start.in_memory) if start else (None, False)
         init_from = pin_init_from(self._run, self._config.run)
-        self._run.claim_attempt(attempt, checkpoint, world_size, zero_stage, init_from, in_memory)
+        stage = self._config.train.zero_stage
+        self._run.claim_attempt(attempt, checkpoint, world_size, stage, init_from, in_memory)
 
     def _commit(self, manifest: Manifest) -> None:
         commit(self._config.checkpoint, self._run, manifest, self._log.make_ledger_durable)

@@ -15,7 +15,7 @@ class Keeper:
 
     def __init__(self, reporter: Reporter, saver: Saver, cadence: Cadence) -> None:
         self._reporter, self._saver, self._cadence = reporter, saver, cadence
-        cadence.has_buddy = saver.has_buddy
+        cadence.has_buddy, cadence.has_room = saver.has_buddy, saver.has_room
         self.saved_step: int | None = None
         """The newest step that is durable, or on its way there."""
         self._snapshot_step, self._stall_s = 0, 0.0

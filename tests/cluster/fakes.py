@@ -11,6 +11,7 @@ from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.controller import Controller
 from zerofleet.cluster.group import Placement
 from zerofleet.cluster.hooks import Hooks, Origin
+from zerofleet.cluster.policy.sizing import Sizes
 from zerofleet.cluster.spec import JobSpec, SnapshotInfo
 from zerofleet.cluster.stacks import RankStack
 from zerofleet.trainer.errors import UserError
@@ -64,7 +65,9 @@ class FakeGroup:
     """Ranks that say what a script tells them, and nothing after it."""
 
     def __init__(self, clock: Clock, train: Script, world_size: int = 2) -> None:
-        self.world_size, self._clock, self._train = world_size, clock, train
+        self.num_nodes, self._ranks_per_node, self._clock, self._train = 1, world_size, clock, train
+        self.names = ["a"]
+        """The nodes that the run has or could have."""
         self.placements: list[Placement] = [Placement()]
         """What `place` answers, in order; the last one again and again."""
         self.started: list[tuple[str, int, int]] = []
@@ -85,7 +88,7 @@ class FakeGroup:
         self.on_stacks: dict[int, RankStack] = {}
         """What the ranks are doing, when somebody looks."""
         self.num_kills = 0
-        self.check: Script = lambda attempt: [[exit_of(attempt, rank) for rank in range(world_size)]]
+        self.check: Script = lambda attempt: [[exit_of(attempt, rank) for rank in range(self.world_size)]]
         self.export: Script = lambda attempt: [[event("export", attempt, 0, path="x"), exit_of(attempt, 0)]]
         self._batches: list[list[Event]] = []
 
@@ -94,6 +97,16 @@ class FakeGroup:
             return Placement("the data is not prepared yet")
         self._clock.now += wait_s
         return self.placements.pop(0) if len(self.placements) > 1 else self.placements[0]
+
+    @property
+    def world_size(self) -> int:
+        return self.num_nodes * self._ranks_per_node
+
+    def resize(self, num_nodes: int) -> None:
+        self.num_nodes = num_nodes
+
+    def available(self) -> list[str]:
+        return self.names
 
     def start(
         self, job: JobSpec, attempt: int, num_ranks: int, log_name: str, memory: CheckpointId | None = None
@@ -154,9 +167,12 @@ class Harness:
     clock: Clock
     config: ClusterConfig = field(default_factory=ClusterConfig)
     stages: tuple[Stage, ...] = (Stage.TRAIN,)
+    sizes: Sizes | None = None
     last_attempt: int = 0
     events: list[Event] = field(default_factory=list)
     claims: list[tuple[int, Origin | None]] = field(default_factory=list)
+    world_sizes: list[int] = field(default_factory=list)
+    """Of each claim."""
     excluded: list[frozenset[Origin]] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     """What has come of saves."""
@@ -176,7 +192,15 @@ class Harness:
             emit=self.events.append,
             requests=self._take_requests,
         )
-        self.controller = Controller(self.group, hooks, self.config, last_attempt=self.last_attempt, stages=self.stages)
+        self.controller = Controller(
+            self.group,
+            hooks,
+            self.config,
+            sizes=self.sizes or Sizes(1, 1, 2, 32, 1, 30.0, self.config.placement_timeout_s),
+            num_steps=1000,
+            last_attempt=self.last_attempt,
+            stages=self.stages,
+        )
 
     def run(self, max_steps: int = 10_000) -> Controller:
         """To a final state."""
@@ -212,10 +236,11 @@ class Harness:
         self.excluded.append(excluded)
         return self.selections.pop(0) if len(self.selections) > 1 else self.selections[0]
 
-    def _claim(self, attempt: int, start: Origin | None) -> None:
+    def _claim(self, attempt: int, start: Origin | None, world_size: int) -> None:
         if self.claim_error is not None:
             raise self.claim_error
         self.claims.append((attempt, start))
+        self.world_sizes.append(world_size)
 
     def _take_requests(self) -> list[str]:
         taken, self.requests = self.requests, []

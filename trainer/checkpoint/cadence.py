@@ -46,6 +46,8 @@ class Cadence:
     """The step whose save is on its way to storage."""
     has_buddy: bool = False
     """Whether snapshots can be sent to other nodes."""
+    has_room: bool = False
+    """Whether that leaves two buffers to take turns while a save is on its way to storage too."""
     replica_in_flight: int | None = None
     """The step that is on its way to the buddies."""
     _step_s: float | None = None
@@ -58,9 +60,8 @@ class Cadence:
             return "save"
         if not self._snapshot_is_due(step):
             return "none"
-        # One reader at a time, so that two buffers remain to take turns.
-        is_quiet = self.in_flight is None and self.replica_in_flight is None
-        return "replicate" if self.has_buddy and is_quiet else "snapshot"
+        is_free = self.replica_in_flight is None and (self.in_flight is None or self.has_room)
+        return "replicate" if self.has_buddy and is_free else "snapshot"
 
     def _save_is_due(self, step: int, now: float) -> bool:
         every = self._save_interval_steps()

@@ -1,0 +1,33 @@
+"""The end of a run: a final state is entered when what only the nodes' memory holds is durable, or cannot be any more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from zerofleet.cluster.saves import Saves
+from zerofleet.cluster.state import State
+from zerofleet.trainer.run_folder import CheckpointId
+
+
+@dataclass(frozen=True)
+class End:
+    """A final state to be entered once `wait_for` is durable, or cannot be any more."""
+
+    state: State
+    why: str
+    exit_code: int
+    wait_for: CheckpointId
+    since: float
+
+    def look(self, saves: Saves, now: float, timeout_s: float, newest: str) -> tuple[End | None, bool]:
+        """This end with the full reason, once it can be entered, and whether the state is durable. `newest`: the newest
+        checkpoint, in words."""
+        step = self.wait_for.step
+        if saves.durable_step >= step:
+            return replace(self, why=f"{self.why}; step {step}, which was in memory, is durable now"), True
+        lost = saves.why_not(self.wait_for)
+        if not lost and now - self.since <= timeout_s:
+            return None, False
+        reason = lost or saves.too_late(timeout_s)
+        kept = f"step {step} is in the nodes' memory only ({reason}): resume while they keep it"
+        return replace(self, why=f"{self.why}; {kept}; {newest}"), False

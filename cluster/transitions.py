@@ -1,0 +1,57 @@
+"""From state to state, and what is said on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from zerofleet.cluster.policy.failure import Decision
+from zerofleet.cluster.state import State
+from zerofleet.cluster.verdict import Verdict
+from zerofleet.trainer.events import DRIVER, Event
+
+
+class Transitions:
+    """The state of a run. Every change of it, and whatever else its controller has to say, is an event."""
+
+    def __init__(self, emit: Callable[[Event], None]) -> None:
+        self.state = State.PENDING
+        self.why = ""
+        self.exit_code = 0
+        self._entered_at = 0.0
+        self._emit = emit
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """Attempt and step that events are said of."""
+        raise NotImplementedError
+
+    def _enter(self, state: State, now: float, why: str) -> None:
+        before, self.state, self.why, self._entered_at = self.state, state, why, now
+        ended = {"exit_code": self.exit_code} if state.is_final else {}
+        self._say("state", **{"from": before.value, "to": state.value, "why": why, **ended})
+
+    def _stopped(self, now: float, why: str, exit_code: int = 0) -> None:
+        self.exit_code = exit_code
+        self._enter(State.STOPPED, now, why)
+
+    def _fail(self, now: float, why: str, exit_code: int = 1, is_user_error: bool = False) -> None:
+        self.exit_code = exit_code
+        if is_user_error:
+            self._say("error", type="UserError", message=why, traceback="", user=True)
+        self._enter(State.FAILED, now, why)
+
+    def _say_verdict(self, verdict: Verdict, decision: Decision) -> None:
+        outcome = "Trying again" if decision.action == "retry" else "Stopping"
+        self._say(
+            "verdict",
+            **{"class": verdict.kind, "action": decision.action},
+            sentence=f"{verdict.sentence}. {outcome}: {decision.reason}",
+            rank=verdict.rank,
+            node=verdict.node,
+        )
+
+    def _say(self, kind: str, **data: Any) -> None:
+        attempt, step = self._place
+        self._emit(Event(kind, attempt, DRIVER, step, self.state.value.lower(), time.time(), data=data))

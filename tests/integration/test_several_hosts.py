@@ -18,7 +18,7 @@ from zerofleet.trainer.run_folder import RunFolder
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]
 
@@ -63,6 +63,13 @@ class Fleet:
                 raise AssertionError(f"step {step} was not reached: {self.drivers[-1].communicate(timeout=5)}")
             time.sleep(0.02)
 
+    def wait_for_attempt(self, run: RunFolder, attempt: int, timeout_s: float = 150) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not any(e.attempt == attempt for e in said(run, "loaded")):
+            if self.drivers[-1].poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"attempt {attempt} did not begin: {self.drivers[-1].communicate(timeout=5)}")
+            time.sleep(0.1)
+
     def end(self, timeout_s: float = 150) -> str:
         out, err = self.drivers.pop().communicate(timeout=timeout_s)
         return out + err
@@ -85,7 +92,7 @@ def fleet(cli, tmp_path_factory):
 
 def test_a_killed_host_is_replaced_and_the_run_goes_on_from_its_buddys_memory(fleet, unbroken):
     run = fleet.submit("killed", "cluster.nodes=2")
-    fleet.wait_for_step(run, 30)
+    fleet.wait_for_step(run, 40)
     victim = fleet.host_of(run, 1)
     assert victim != 0, "the driver's own host would take the driver with it"
     fleet.hosts[victim].kill()
@@ -95,10 +102,28 @@ def test_a_killed_host_is_replaced_and_the_run_goes_on_from_its_buddys_memory(fl
     assert losses(run) == unbroken, "bitwise"
     assert positions(run) == list(range(STEPS * 32)), "every position once"
     loaded = said(run, "loaded")[-1]
-    assert loaded.data["from_memory"] and loaded.step >= 28, loaded
+    assert loaded.data["from_memory"] and loaded.step > 25, loaded  # 25 is durable
     first = next(e for e in run.read("metrics") if e["kind"] == "step" and e["attempt"] == 2)
     print(
         f"from the kill to the next step {first['start'] + first['duration_s'] - killed_at:.1f} s, from step {loaded.step}"
     )
     assert fleet.host_of(run, 1) not in (0, victim)
     assert len(driver_records(run)) == 1
+
+
+def test_with_fewer_hosts_it_goes_on_and_with_more_it_grows_again(fleet):
+    steps = ["train.steps=700", "checkpoint.interval_steps=20", "train.learning_rate=0.0001"]
+    run = fleet.submit("elastic", "cluster.nodes=3", "cluster.min_nodes=1", "cluster.replace_timeout_s=2", *steps)
+    fleet.wait_for_step(run, 30)
+    fleet.hosts[2].kill()
+    fleet.wait_for_attempt(run, 2)
+    fleet.hosts.add()
+    fleet.wait_for_attempt(run, 3)
+    told = fleet.end()
+    print(told[-3000:])
+    assert [a.world_size for a in run.attempts()] == [3, 2, 3]
+    states = [e.data["to"] for e in said(run, "state")]
+    assert "RESIZING" in states and states[-1] == "FINISHED"
+    assert positions(run) == list(range(700 * 32)), "every position once, whatever the number of ranks"
+    shrunk, grown = said(run, "loaded")[-2:]
+    assert shrunk.data["from_memory"] and shrunk.data["world_size"] == 3 and grown.data["world_size"] == 2

@@ -14,7 +14,7 @@ from zerofleet.trainer.world import World
 
 class Saver:
     def __init__(self, is_background: bool, has_buddy: bool = False) -> None:
-        self.is_background, self.has_buddy = is_background, has_buddy
+        self.is_background, self.has_buddy, self.has_room = is_background, has_buddy, False
         self.replicated: list[int] = []
         self.saved: list[tuple[int, bool]] = []
         self.recent: list[str] = []
@@ -125,8 +125,10 @@ def test_without_a_buddy_nothing_is_sent():
     assert [rank.step().action for _ in range(3)] == ["snapshot"] * 3
 
 
-def test_while_a_save_is_on_its_way_nothing_else_is_sent():
+@pytest.mark.parametrize(("has_room", "meanwhile"), [(False, "snapshot"), (True, "replicate")])
+def test_while_a_save_is_on_its_way_another_is_sent_only_with_room_for_it(has_room, meanwhile):
     rank = Rank(has_buddy=True, interval_steps=3, snapshot_interval_steps=1)
+    rank.keeper._cadence.has_room = has_room
     asked = [Control(), Control(replicated_step=1), Control(replicated_step=2), Control(replicated_step=3)]
-    assert [rank.step(control).action for control in asked] == ["replicate", "replicate", "save", "snapshot"]
-    assert rank.step(Control(settled_step=3, replicated_step=3)).action == "replicate"
+    assert [rank.step(control).action for control in asked] == ["replicate", "replicate", "save", meanwhile]
+    assert rank.step(Control(settled_step=3, replicated_step=4)).action == "replicate"

@@ -45,6 +45,9 @@ class Saver(Protocol):
     has_buddy: bool
     """Whether another node can keep a copy of this one's snapshots."""
 
+    has_room: bool
+    """Whether it can while another snapshot is on its way to storage."""
+
     def save(self, step: int, durable: bool, recent: Sequence[Event], replicate: bool = False) -> None:
         """Takes the state after `step` steps; with `durable` it is to reach storage, with `replicate` the node's buddy, where
         there is one. `recent` is kept beside it: what the newest steps had to say, in case nobody hears it."""
@@ -146,7 +149,7 @@ class MemorySaver:
     def __init__(self, source: Source, folder: Path, plan: Buffers, token: str) -> None:
         self._source, self._token = source, token
         self._buffers = BufferSet(folder, source.world.rank, plan.own)
-        self.has_buddy, self._can_keep = plan.replicas > 0, plan.can_keep
+        self.has_buddy, self.has_room = plan.replicas > 0, plan.can_keep
         self._thread: threading.Thread | None = None
         self._problem: BaseException | None = None
 
@@ -185,7 +188,7 @@ class MemorySaver:
             self._problem = error
 
     def _copy(self, meta: SnapshotMeta, slots: list[Slot], durable: bool, replicate: bool, start: float) -> None:
-        with self._buffers.fill(meta, [key_of(slot) for slot in slots], durable and self._can_keep) as buffer:
+        with self._buffers.fill(meta, [key_of(slot) for slot in slots], durable and self.has_room) as buffer:
             if buffer is not None:
                 for target, slot in zip(buffer.pieces, slots, strict=True):
                     np.copyto(target, to_numpy(slot.saved_view()).view(np.uint8))
@@ -199,7 +202,7 @@ class DirectSaver:
     """Straight to storage: the ranks wait until their files are there. `publish` says so to whoever commits."""
 
     is_background = False
-    has_buddy = False
+    has_buddy = has_room = False
 
     def __init__(self, source: Source, publish: Callable[[int, Written | None, Exception | None], None]) -> None:
         self._source, self._publish = source, publish

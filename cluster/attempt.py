@@ -6,9 +6,11 @@ import enum
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from zerofleet.cluster.hooks import Origin
 from zerofleet.cluster.policy.heartbeat import Heartbeat, Limits, Silence, is_sign
+from zerofleet.cluster.policy.stragglers import Straggler, Stragglers
 from zerofleet.cluster.spec import TRAIN
 from zerofleet.cluster.stacks import RankStack
 from zerofleet.cluster.verdict import Evidence, Place, is_echo, is_failure
@@ -80,6 +82,8 @@ class Attempt:
     """Errors, exits and lost nodes."""
     _failed_at: float | None = None
     _heartbeat: Heartbeat | None = None
+    _stragglers: Stragglers | None = None
+    _news: list[Straggler] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.start is not None:
@@ -88,6 +92,7 @@ class Attempt:
         self._ranks = {rank: _RankState(self.started_at, step=self.step) for rank in range(self.num_ranks)}
         if self.limits is not None and self.stage is Stage.TRAIN:
             self._heartbeat = Heartbeat(self.limits, self.num_ranks, self.started_at)
+            self._stragglers = Stragglers(self.num_ranks)
 
     @property
     def base_step(self) -> int:
@@ -104,6 +109,9 @@ class Attempt:
             rank.seen_at = now
             if Place("", event.phase, event.step).progress >= rank.place.progress:  # not a result that was held back
                 rank.phase, rank.step = event.phase, event.step
+            rank.node = event.data.get("node", rank.node)
+            if self._stragglers is not None and "own_s" in event.data:
+                self._news += self._stragglers.measured(event.rank, event.data["own_s"])
         if event.kind == "step" or (event.kind == "phase" and event.phase == "step"):
             self.has_stepped = True
             self.step = max(self.step, event.step)
@@ -120,7 +128,7 @@ class Attempt:
     def _hear_end(self, event: Event, now: float) -> None:
         self._events.append(event)
         if event.kind == "exit" and (rank := self._ranks.get(event.rank)) and not rank.has_exited:
-            rank.has_exited, rank.node = True, event.data.get("node", "")
+            rank.has_exited, rank.node = True, event.data.get("node", rank.node)
             self._num_exited += 1
         if is_failure(event) and self._failed_at is None:
             self._failed_at = now
@@ -140,6 +148,16 @@ class Attempt:
 
     def _ended_without_a_word(self) -> bool:
         return self.stage is Stage.TRAIN and self._num_exited == self.num_ranks > 0 and self.done_at is None
+
+    def take_incidents(self) -> list[dict[str, Any]]:
+        """What a user should know of the ranks, once: who has become a straggler, and who is none any more."""
+        taken, self._news = self._news, []
+        return [self._incident(straggler) for straggler in taken]
+
+    def _incident(self, straggler: Straggler) -> dict[str, Any]:
+        rank, node = straggler.rank, self._ranks[straggler.rank].node
+        message = straggler.describe(f"rank {rank} on node {node}" if node else f"rank {rank}")
+        return {"class": "straggler", "message": message, "rank": rank, "node": node, "own_s": straggler.own_s}
 
     def silent(self, now: float, limit_s: float) -> tuple[Silence, ...]:
         """The ranks that gave no sign of life for as long as they may: by the learned limits, else `limit_s`. None once rank 0 is

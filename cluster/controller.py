@@ -250,6 +250,8 @@ class Controller(Transitions):
     def _listen(self, now: float) -> None:
         for event in self._group.poll(self._attempt.patience_s(now, WAIT_S)):
             self._hear(event, now)
+        for incident in self._attempt.take_incidents():
+            self._say("incident", **incident)
         self._settle(now)
 
     def _settle(self, now: float) -> None:

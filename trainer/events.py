@@ -4,8 +4,8 @@ Heartbeats, progress, goodput and the ledger are readings of the one event strea
 
 | kind         | from          | data |
 |---|---|---|
-| `phase`      | every rank    | a phase begins: a sign of life; `phase` is one of `PHASES`. For `step`, sent at the end of each step with its duration |
-| `step`       | rank 0        | loss, grad_norm, learning_rate, tokens, tokens_per_second, mfu, mfu_causal, `ledger` (a LedgerEntry) |
+| `phase`      | every rank    | a phase begins: a sign of life; `phase` is one of `PHASES`. For `step`, sent at the end of each step with its duration and `own_s` (see own_time) |
+| `step`       | rank 0        | loss, grad_norm, learning_rate, tokens, tokens_per_second, mfu, mfu_causal, own_s, `ledger` (a LedgerEntry) |
 | `eval`       | rank 0        | loss, tokens |
 | `snapshot`   | every rank    | its state is in memory: `path` of the buffer (None: none was free), `durable`, `replicate`: where it is to go |
 | `replicated` | agent         | the node's buddy has its snapshots of a step: `checkpoint`, `world_size`, `message` (why not; else empty) |

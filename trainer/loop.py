@@ -31,6 +31,7 @@ from zerofleet.trainer.exchange import StepShare, StepSum, agree, agree_on, exch
 from zerofleet.trainer.flops import device_peak
 from zerofleet.trainer.keeper import Keeper
 from zerofleet.trainer.model import DTYPES, check
+from zerofleet.trainer.own_time import own_time
 from zerofleet.trainer.reporter import Fault, Reporter, no_fault
 from zerofleet.trainer.restore import Restore
 from zerofleet.trainer.run_folder import RunFolder
@@ -113,6 +114,7 @@ class Loop:
         self.engine = self.built.engine
         self.adapter = adapter_for(self.engine)
         self._check_fragments()
+        self.own = own_time(self.device, self.config.train.zero_stage)
         self.peak = device_peak(self.device, DTYPES[self.config.train.precision])
         self.attempts = self.folder.attempts()
         self.record = next(a for a in self.attempts if a.attempt == self.world.attempt)
@@ -179,6 +181,7 @@ class Loop:
     def train_step(self) -> Control:
         """One optimizer step. Returns what all ranks were asked to do after it."""
         start, began = time.time(), time.perf_counter()
+        self.own.resume()
         poison = self.reporter.fault("step", self.step + 1) == "nan"
         plan = self.feed.step_plan(self.step)
         self._set_learning_rate()
@@ -189,10 +192,12 @@ class Loop:
             share.add(micro_batch)
             loss = self._loss(micro_batch)
             loss_sum += loss.detach()
+            self.own.pause()
             scaled = loss * (loss_scale * self.world.world_size / plan.num_tokens)
             self.engine.backward(scaled * float("nan") if poison else scaled, scale_wrt_gas=False)
             poison = False
             grad_norm = self._optimizer_step() / loss_scale
+            self.own.resume()
         share.loss_sum = float(loss_sum)
         total = exchange(share, self.device, self.world.world_size)
         self.reporter.release()  # every rank has settled: the step before is safe
@@ -314,7 +319,7 @@ class Loop:
         """Ledger and report. Raises DataError through `StepSum.verify` when the ranks did not feed what the step plans."""
         total.verify(self.step, len(plan.positions), plan.num_tokens)
         if self.world.rank:
-            return self.reporter.event("phase", "step", start, seconds)
+            return self.reporter.event("phase", "step", start, seconds, **self.own.take())
         self.keeper.stepped(seconds)
         entry = LedgerEntry(
             self.step,
@@ -340,6 +345,7 @@ class Loop:
             tokens_per_second=rate,
             mfu=rate * self.built.shape.flops_per_token(length) / peak,
             mfu_causal=rate * self.built.shape.flops_per_token(length, causal=True) / peak,
+            **self.own.take(),
         )
 
 

@@ -58,6 +58,8 @@ class Plan:
     kill_at: tuple[int, int] | None = None
     stop_after: int | None = None
     """Rank 0 asks for a stop during this step."""
+    slow: tuple[int, float, str] | None = None
+    """(rank, seconds, "sleeps" or "computes"): what it does in addition at the start of every step."""
     cache_of_rank: dict[int, str] = field(default_factory=dict)
     """Ranks whose node has other prepared data."""
 
@@ -185,6 +187,8 @@ def _rank(config_json, cache_path, rank, world_size, attempt, port, plan, queue)
         doing = step
         if point == "step" and plan.kill_at == (rank, step):
             os.kill(os.getpid(), 9)
+        if point == "step" and plan.slow is not None and plan.slow[0] == rank:
+            _take_longer(*plan.slow[1:])
         return "nan" if point == "step" and plan.nan_at == (rank, step) else None
 
     def control() -> Control:
@@ -209,6 +213,15 @@ def _rank(config_json, cache_path, rank, world_size, attempt, port, plan, queue)
         if recorder is not None:
             recorder.close()
     queue.put(None)
+
+
+def _take_longer(seconds: float, how: str) -> None:
+    if how == "sleeps":
+        time.sleep(seconds)
+    else:
+        end = time.thread_time() + seconds
+        while time.thread_time() < end:
+            pass
 
 
 __all__ = ["CheckpointId", "Outcome", "Plan", "job", "run_attempt", "run_ranks"]

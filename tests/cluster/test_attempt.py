@@ -1,0 +1,49 @@
+"""A straggler is one incident with its rank, node and how much slower it is, and one more when it is over."""
+
+from __future__ import annotations
+
+from tests.cluster.fakes import ended, event, harness
+from zerofleet.cluster.policy.stragglers import WINDOW_STEPS, WINDOWS
+
+NUM_RANKS = 4
+LONG = WINDOW_STEPS * WINDOWS
+
+
+def steps(first: int, last: int, slow_rank: int | None = None):
+    """Each step's events, as ranks tell them: rank 0's own seconds are in its `step` event, one step later."""
+    for number in range(first, last + 1):
+        own = [0.3 if rank == slow_rank else 0.2 for rank in range(NUM_RANKS)]
+        signs = [event("phase", 1, rank, number, own_s=own[rank]) for rank in range(1, NUM_RANKS)]
+        yield [*signs, event("step", 1, 0, number - 1, loss=1.0, own_s=own[0])]
+
+
+def incidents(train) -> list[dict]:
+    begins = [event("phase", 1, rank, 0, "init", node=f"node-{rank // 2}") for rank in range(NUM_RANKS)]
+    h = harness(lambda a: [begins, *train, ended(a, "finished", 999, NUM_RANKS)], world_size=NUM_RANKS)
+    assert h.run().state == "FINISHED"
+    return [e.data for e in h.said("incident")]
+
+
+def test_a_straggler_is_told_once_with_rank_node_and_by_how_much():
+    (told,) = incidents(steps(1, 3 * LONG, slow_rank=2))
+    assert (told["class"], told["rank"], told["node"], told["own_s"]) == ("straggler", 2, "node-1", 0.3)
+    assert told["message"] == (
+        "rank 2 on node node-1 is a straggler: 0.3 s of its own work per step, 1.50 x the ranks' median of 0.2 s, over 48 steps; "
+        "all others wait for it"
+    )
+
+
+def test_rank_0_can_be_one_too():
+    assert [told["rank"] for told in incidents(steps(1, LONG + 1, slow_rank=0))] == [0]
+
+
+def test_its_end_is_told_once():
+    told = incidents([*steps(1, LONG, slow_rank=3), *steps(LONG + 1, 4 * LONG)])
+    assert [found["message"].partition(":")[0] for found in told] == [
+        "rank 3 on node node-1 is a straggler",
+        "rank 3 on node node-1 is no straggler any more",
+    ]
+
+
+def test_ranks_that_are_alike_are_not_told():
+    assert incidents(steps(1, 3 * LONG)) == []

@@ -51,7 +51,9 @@ NUM_POLLS = 4 * WINDOW_STEPS
 STEP_S = 1.0
 BARS_S = {"poll": 1.0, "verdict": 1.0, "plan": 5.0}
 STACK = 'Thread 0x1 (most recent call first):\n  File "distributed_c10d.py", line 100 in all_reduce\n  File "loop.py", line 9 in train'
-BUSY_STACK = 'Thread 0x1 (most recent call first):\n  File "model.py", line 7 in forward\n  File "loop.py", line 9 in train'
+BUSY_STACK = (
+    'Thread 0x1 (most recent call first):\n  File "model.py", line 7 in forward\n  File "loop.py", line 9 in train'
+)
 
 
 class SimulatedGroup:
@@ -103,9 +105,10 @@ class SimulatedGroup:
 
 
 class Simulation:
-    """One run whose ranks have begun to train. `now` is its clock, in seconds."""
+    """One run whose ranks have begun to train. `now` is its clock, in seconds; by `clock` it is timed."""
 
-    def __init__(self, num_ranks: int, folder: Path) -> None:
+    def __init__(self, num_ranks: int, folder: Path, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self.num_ranks, self.now, self.step_number = num_ranks, 1000.0, 0
         self.group = SimulatedGroup(num_ranks)
         run = RunFolder(str(folder), "simulated")
@@ -116,18 +119,24 @@ class Simulation:
             claim=self._claim,
             written=lambda event: None,
             outcomes=list,
-            emit=self.recorder.on_event,
+            emit=self._emit,
             requests=list,
         )
         cluster = ClusterConfig(nodes=num_ranks // RANKS_PER_NODE, ranks_per_node=RANKS_PER_NODE, max_failures=100)
         self.controller = Controller(self.group, hooks, cluster, stages=(Stage.TRAIN,))
         self.attempt = 0
+        self.verdicts: list[str] = []
         self.reach(State.STARTING)
         self.hear("phase", phase="init", node="node")
         self.train()
 
     def _claim(self, attempt: int, start: Origin | None) -> None:
         self.attempt = attempt
+
+    def _emit(self, event: Event) -> None:
+        self.recorder.on_event(event)
+        if event.kind == "verdict":
+            self.verdicts.append(event.data["sentence"])
 
     def event(self, kind: str, rank: int, phase: str = "step", duration_s: float = 0.0, **data: Any) -> Event:
         return Event(kind, self.attempt, rank, self.step_number, phase, self.now - duration_s, duration_s, data)
@@ -144,9 +153,9 @@ class Simulation:
         return self.hear("phase", duration_s=STEP_S, own_s=0.5)
 
     def step(self) -> float:
-        began = time.perf_counter()
+        began = self._clock()
         self.controller.step(self.now)
-        return time.perf_counter() - began
+        return self._clock() - began
 
     def reach(self, state: State) -> None:
         while self.controller.state != state:
@@ -158,12 +167,24 @@ class Simulation:
 
     def one_fails(self) -> list[Event]:
         """The cause is heard last."""
-        echo = {"type": "DistBackendError", "message": "Connection closed by peer", "frames": [], "user": False}
+        echo: dict[str, Any] = {
+            "type": "DistBackendError",
+            "message": "Connection closed by peer",
+            "frames": [],
+            "user": False,
+        }
         echoes = [self.event("error", rank, traceback="", **echo) for rank in range(1, self.num_ranks)]
         return [*echoes, self._exit(0, signal=9, code=None)]
 
     def _exit(self, rank: int, **data: Any) -> Event:
-        more = {"killed": False, "state_before": "", "oom_kills": 0, "memory_bytes": 2**30, "node": "node", "pid": 1}
+        more: dict[str, Any] = {
+            "killed": False,
+            "state_before": "",
+            "oom_kills": 0,
+            "memory_bytes": 2**30,
+            "node": "node",
+            "pid": 1,
+        }
         return self.event("exit", rank, "end", **more, **data)
 
     def verdict_s(self, events: list[Event]) -> float:
@@ -225,6 +246,7 @@ def controller_figures(num_ranks: int, repetitions: int) -> dict[str, Any]:
         "poll_s": spread(polls),
         "unpickle_s": spread(unpickling),
         "verdict_s": {name: spread(seconds) for name, seconds in verdicts.items()},
+        "verdicts": simulation.verdicts[:3],
         "memory_bytes": memory_bytes,
     }
 

@@ -13,7 +13,7 @@ from zerofleet.cluster.policy.heartbeat import Heartbeat, Limits, Silence, is_si
 from zerofleet.cluster.policy.stragglers import Straggler, Stragglers
 from zerofleet.cluster.spec import TRAIN
 from zerofleet.cluster.stacks import RankStack
-from zerofleet.cluster.verdict import Evidence, Place, is_echo, is_failure
+from zerofleet.cluster.verdict import Evidence, Place, is_echo, is_failure, progress
 from zerofleet.trainer.events import Event
 
 _SHORTEST_WAIT_S = 0.01
@@ -107,7 +107,7 @@ class Attempt:
             self._heartbeat.hear(event, now)
         if (rank := self._ranks.get(event.rank)) and is_sign(event):
             rank.seen_at = now
-            if Place("", event.phase, event.step).progress >= rank.place.progress:  # not a result that was held back
+            if progress(event.step, event.phase) >= progress(rank.step, rank.phase):  # not a result that was held back
                 rank.phase, rank.step = event.phase, event.step
             rank.node = event.data.get("node", rank.node)
             if self._stragglers is not None and "own_s" in event.data:
@@ -192,7 +192,7 @@ class Attempt:
         self, silent: tuple[Silence, ...], late: str, stacks: Mapping[int, RankStack] | None = None
     ) -> Evidence:
         """`stacks`: what the ranks were doing before they were ended."""
-        if self._ended_without_a_word():
+        if self._ended_without_a_word() and self._failed_at is None:
             late = late or "every rank ended with exit code 0 without finishing or stopping"
         places = {number: rank.place for number, rank in self._ranks.items()}
         return Evidence(tuple(self._events), silent, late, places, stacks or {})

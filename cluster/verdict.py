@@ -38,7 +38,14 @@ _NETWORK = (
     "sendBytes",
 )
 _STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "waiting for a disk or a device"}
+_ORDER = {phase: number for number, phase in enumerate(PHASES)} | {"snapshot": PHASES.index("save")}
+"""After a step come its evaluation and then its save or its snapshot: one or the other."""
 _HOST_OOM = ("MemoryError", "Cannot allocate memory", "DefaultCPUAllocator", "std::bad_alloc")
+
+
+def progress(step: int, phase: str) -> tuple[int, int]:
+    """How far a rank had got, to be compared with other ranks."""
+    return step, _ORDER.get(phase, -1)
 
 
 @dataclass(frozen=True)
@@ -51,9 +58,7 @@ class Place:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """How far it had got, to be compared with other ranks. After a step come its evaluation and then its snapshot."""
-        phase = "save" if self.phase == "snapshot" else self.phase  # one or the other
-        return self.step, PHASES.index(phase) if phase in PHASES else -1
+        return progress(self.step, self.phase)
 
 
 @dataclass(frozen=True)

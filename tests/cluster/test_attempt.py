@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.cluster.fakes import ended, event, harness
+from tests.cluster.fakes import ended, event, exit_of, harness
+from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.policy.stragglers import WINDOW_STEPS, WINDOWS
 
 NUM_RANKS = 4
@@ -47,3 +48,10 @@ def test_its_end_is_told_once():
 
 def test_ranks_that_are_alike_are_not_told():
     assert incidents(steps(1, 3 * LONG)) == []
+
+
+def test_ranks_that_all_end_with_an_exit_code_are_not_said_to_have_ended_well():
+    exits = [exit_of(1, rank, 3) for rank in range(2)]
+    h = harness(lambda a: [[event("phase", 1, 0, 1)], exits], config=ClusterConfig(max_failures=0))
+    h.run()
+    assert "rank 0 on node a, in phase step after step 1, ended with exit code 3 and said nothing" in h.controller.why

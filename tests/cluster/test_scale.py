@@ -1,0 +1,104 @@
+"""Ten times the ranks, or nodes, cost about ten times as much: by processor time, and as a ratio, since machines differ.
+
+benchmarks/controller.py has the seconds.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from zerofleet.benchmarks.controller import Simulation
+from zerofleet.cluster.placement import Ask, NodeResources, plan
+from zerofleet.cluster.policy.buddies import plan_buddies
+from zerofleet.cluster.policy.stragglers import WINDOW_STEPS
+from zerofleet.cluster.state import State
+
+MOST = 25.0
+"""Times as much: 10 and what caches and small numbers add. A loop within a loop shows as about 100."""
+
+
+@pytest.fixture(autouse=True)
+def no_collection() -> Iterator[None]:
+    """What else lives in this process is not collected meanwhile."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def cost_s(call: Callable[[], object], repetitions: int = 3) -> float:
+    """The least of a few: what the machine's other work adds is left out."""
+    found = []
+    for _ in range(repetitions):
+        began = time.process_time()
+        call()
+        found.append(time.process_time() - began)
+    return min(found)
+
+
+@pytest.fixture
+def simulated(tmp_path):
+    """A run in state RUNNING, of so many ranks."""
+
+    def make(num_ranks: int) -> Simulation:
+        simulation = Simulation(num_ranks, tmp_path / str(num_ranks), time.process_time)
+        simulation.reach(State.RUNNING)
+        return simulation
+
+    return make
+
+
+def test_polls(simulated):
+    """A straggler window, its end included."""
+
+    def polls(simulation: Simulation) -> None:
+        for _ in range(WINDOW_STEPS):
+            simulation.train()
+
+    small, large = simulated(200), simulated(2000)
+    assert cost_s(lambda: polls(large), 2) < MOST * cost_s(lambda: polls(small), 2)
+
+
+@pytest.mark.parametrize(
+    ("end", "sentence"),
+    [
+        ("all_exit", "rank 0 on node node, in phase step after step 2, ended with exit code 1"),
+        ("one_fails", "rank 0 on node node, in phase step after step 2, was killed (SIGKILL)"),
+        ("hang", "rank 7 on node node, in phase step after step 2, gave no sign of life"),
+    ],
+)
+def test_verdicts(simulated, end, sentence):
+    costs = []
+    for num_ranks in (400, 4000):
+        simulation = simulated(num_ranks)
+        simulation.train()
+        events = getattr(simulation, end)() or []
+        costs.append(simulation.verdict_s(events))
+        assert simulation.verdicts[0].startswith(sentence)
+        assert simulation.controller.attempt == 2
+    assert costs[1] < MOST * costs[0]
+
+
+def nodes(count: int) -> list[NodeResources]:
+    return [NodeResources(f"id{n}", f"node-{n:05d}", 96, 8, 96, n % 9) for n in range(count)]
+
+
+@pytest.mark.parametrize("wanted", [100, 1000], ids=["enough", "too few"])
+def test_placements(wanted):
+    small, large = nodes(1200), nodes(12_000)
+    assert len(plan(Ask(10 * wanted, 8, 64, 8), large).nodes) == (1000 if wanted == 100 else 1333)
+    large_s = cost_s(lambda: plan(Ask(10 * wanted, 8, 64, 8), large))
+    assert large_s < MOST * cost_s(lambda: plan(Ask(wanted, 8, 64, 8), small))
+
+
+@pytest.mark.parametrize("nodes_per_rack", [1, 8, 500])
+def test_buddies(nodes_per_rack):
+    def racks(count: int) -> dict[str, str | None]:
+        return {f"node-{n}": f"rack-{n // nodes_per_rack}" for n in range(count)}
+
+    small, large = racks(1250), racks(12_500)
+    assert cost_s(lambda: plan_buddies(large)) < MOST * cost_s(lambda: plan_buddies(small))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from zerofleet.benchmarks.controller import Simulation
+from zerofleet.benchmarks.simulation import Simulation
 from zerofleet.cluster.placement import Ask, NodeResources, plan
 from zerofleet.cluster.policy.buddies import plan_buddies
 from zerofleet.cluster.policy.stragglers import WINDOW_STEPS

@@ -19,7 +19,7 @@ def test_an_event_survives_the_way_as_one_line():
 def test_a_stop_is_stronger_than_a_save():
     codes = [Control(action).code for action in ACTIONS]
     actions = [Control.from_code(code).action for code in codes]
-    assert codes == sorted(codes) and actions == ["none", "snapshot", "save", "stop"]
+    assert codes == sorted(codes) and actions == ["none", "snapshot", "replicate", "save", "stop"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,23 +104,31 @@ class SnapshotWriter:
         if snapshot is None or snapshot.meta.checkpoint != order.checkpoint:
             why = "its buffer was not free, or was overwritten before it could be pinned"
             return self._say_unwritten(order, started, why)
-        meta, backoff = snapshot.meta, Backoff()
-        digests = partial_digests(snapshot.fragments())
+        # Beside the write, not before it: the disk would have nothing to do meanwhile.
+        with ThreadPoolExecutor(1, "digests") as pool:
+            digests = pool.submit(partial_digests, snapshot.fragments())
+            rank_file = self._write_file(order, snapshot, started)
+        if rank_file is not None:
+            meta = snapshot.meta
+            draft = Draft.from_dict(meta.draft) if meta.draft else None
+            written = Written(meta.checkpoint, meta.rank, meta.world_size, rank_file, digests.result(), draft)
+            self._say("written", order, started, **written.to_dict())
+
+    def _write_file(self, order: Order, snapshot: Snapshot, started: float) -> RankFile | None:
+        """Until storage takes it. None when this writer is closed before: that is told here."""
+        backoff = Backoff()
         while True:
             try:
-                rank_file = self._try(snapshot)
-                break
+                return self._try(snapshot)
             except StorageError as error:
                 pause_s = backoff.next()
                 if backoff.failures == 1 or backoff.failures % _TOLD_EVERY == 0:
                     since = f"for {time.time() - started:.0f} s" if backoff.failures > 1 else "and is tried again"
-                    message = f"step {meta.step} cannot be made durable {since}; training goes on: {error}"
+                    message = f"step {order.checkpoint.step} cannot be made durable {since}; training goes on: {error}"
                     self._say("incident", order, started, **{"class": "storage", "message": message})
                 if self._closing.wait(pause_s):
-                    return self._say_unwritten(order, started, str(error))
-        draft = Draft.from_dict(meta.draft) if meta.draft else None
-        written = Written(meta.checkpoint, meta.rank, meta.world_size, rank_file, digests, draft)
-        self._say("written", order, started, **written.to_dict())
+                    self._say_unwritten(order, started, str(error))
+                    return None
 
     def _try(self, snapshot: Snapshot) -> RankFile:
         meta = snapshot.meta

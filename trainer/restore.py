@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from zerofleet.trainer.checkpoint.adapters import Adapter
-from zerofleet.trainer.checkpoint.format import CheckpointReader, Manifest
+from zerofleet.trainer.checkpoint.format import Manifest
 from zerofleet.trainer.checkpoint.load import load
 from zerofleet.trainer.checkpoint.memory import SnapshotReader
+from zerofleet.trainer.checkpoint.reader import CheckpointReader
 from zerofleet.trainer.init_from import resolve_init_from
 from zerofleet.trainer.reporter import Reporter
 from zerofleet.trainer.run_folder import AttemptRecord, CheckpointId, RunFolder

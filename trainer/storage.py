@@ -12,13 +12,14 @@ import errno
 import io
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from fsspec.spec import AbstractBufferedFile
 
+from zerofleet.trainer import local_file
 from zerofleet.trainer.errors import StorageError, UserError, ZerofleetError
 
 SEGMENT_BYTES = 4 * 1024 * 1024
@@ -121,6 +122,21 @@ class Storage:
         with self._errors("reading", self.path(path)):
             return bytes(self._fs.cat_file(self.path(path), start=start, end=end))
 
+    def read_pieces(self, path: str, start: int, pieces: Sequence[memoryview]) -> Iterator[memoryview]:
+        """Fills `pieces`, one after the other, with a file's bytes from `start` on, and yields them part by part as they are
+        filled; nothing more where the file ends. FileNotFoundError when it is missing."""
+        with self._errors("reading", self.path(path)):
+            if self.is_local:
+                yield from local_file.read_pieces(Path(self.path(path)), start, pieces)
+            else:
+                end = start + sum(len(piece) for piece in pieces)
+                data = memoryview(self._fs.cat_file(self.path(path), start=start, end=end))
+                for piece in pieces:
+                    count = min(len(piece), len(data))
+                    piece[:count] = data[:count]
+                    yield piece[:count]
+                    data = data[count:]
+
     def list(self, path: str = "") -> list[str]:
         """Sorted names directly in a folder; an absent folder is empty."""
         with self._errors("listing", self.path(path)):
@@ -174,13 +190,12 @@ class Storage:
         with self._errors("writing", full, creates=True):
             if self.is_local:
                 Path(full).parent.mkdir(parents=True, exist_ok=True)
-            file = self._fs.open(full, "xb")
+            file = local_file.NewFile(Path(full)) if self.is_local else self._fs.open(full, "xb")
         try:
             yield file
             with self._errors("writing", full, creates=True):
                 if self.is_local:
-                    file.flush()
-                    os.fsync(file.fileno())
+                    file.sync()
                     fsync_folder(Path(full).parent)
                 file.close()
         except BaseException as error:

@@ -12,7 +12,7 @@ from zerofleet.cluster import snapshot_writer
 from zerofleet.cluster.policy import backoff
 from zerofleet.cluster.snapshot_writer import SnapshotWriter, remove_snapshots, snapshot_folder
 from zerofleet.trainer.checkpoint.commit import Written, assemble, commit
-from zerofleet.trainer.checkpoint.format import CheckpointReader
+from zerofleet.trainer.checkpoint.reader import CheckpointReader
 from zerofleet.trainer.checkpoint.remote import write_holders
 from zerofleet.trainer.checkpoint.snapshot import find_snapshots, open_snapshot
 from zerofleet.trainer.config import CheckpointConfig

@@ -12,8 +12,8 @@ import torch
 from tests.support.ranks import Plan, job, run_attempt, run_ranks
 from zerofleet.trainer.checkpoint.commit import apply_retention
 from zerofleet.trainer.checkpoint.export import export
-from zerofleet.trainer.checkpoint.format import CheckpointReader
 from zerofleet.trainer.checkpoint.fragments import digest
+from zerofleet.trainer.checkpoint.reader import CheckpointReader
 from zerofleet.trainer.checkpoint.select import select_checkpoint
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.ledger import LedgerEntry

@@ -17,8 +17,9 @@ import xxhash
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 
-from zerofleet.trainer.checkpoint.format import CheckpointReader, DamagedFile
+from zerofleet.trainer.checkpoint.format import DamagedFile
 from zerofleet.trainer.checkpoint.fragments import MASTER, VALUE
+from zerofleet.trainer.checkpoint.reader import CheckpointReader
 from zerofleet.trainer.checkpoint.select import select_checkpoint
 from zerofleet.trainer.config import Precision
 from zerofleet.trainer.errors import CheckpointUnusable, NotFoundError, StorageError, UserError

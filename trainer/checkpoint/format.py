@@ -8,9 +8,10 @@ of 50 lines without zerofleet.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -25,6 +26,8 @@ from zerofleet.trainer.storage import Storage
 FORMAT_VERSION = 1
 BLOCK_BYTES = 16 * 1024 * 1024
 _ALIGNMENT = 64
+READING_THREADS = 4
+"""Per rank: ranges that are read and verified at a time."""
 
 
 class DamagedFile(Exception):
@@ -209,23 +212,22 @@ def write_rank_file(
 def write_payload(
     storage: Storage, checkpoint: CheckpointId, rank: int, world_size: int, payload: memoryview, header_bytes: int
 ) -> RankFile:
-    """Writes and fsyncs the bytes of a rank file as a snapshot holds them, hashing on the way."""
+    """Writes and fsyncs the bytes of a rank file as a snapshot holds them, and hashes them meanwhile."""
     path = checkpoint.rank_file(rank, world_size)
-    blocks: list[str] = []
-
-    def chunks() -> Iterator[memoryview]:
-        for start in range(0, len(payload), BLOCK_BYTES):
-            block = payload[start : start + BLOCK_BYTES]
-            blocks.append(xxhash.xxh3_128_hexdigest(block))
-            yield block
-
-    storage.write_stream(path, chunks())
+    blocks = [payload[start : start + BLOCK_BYTES] for start in range(0, len(payload), BLOCK_BYTES)]
+    with ThreadPoolExecutor(1, "hashing") as pool:
+        hashes = pool.map(xxhash.xxh3_128_hexdigest, blocks)
+        try:
+            storage.write_stream(path, blocks)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return RankFile(
         path=path.rpartition("/")[2],
         num_bytes=len(payload),
         header_bytes=header_bytes,
         header_digest=xxhash.xxh3_128_hexdigest(payload[:header_bytes]),
-        blocks=blocks,
+        blocks=list(hashes),
     )
 
 
@@ -241,70 +243,31 @@ def parse_header(header: bytes) -> dict[FragmentKey, tuple[int, int]]:
 
 
 # -- reading ------------------------------------------------------------------------------------------------------------
-BlockCache = OrderedDict[tuple[str, int], bytes]
-"""(path, block) to verified bytes, least recently used first."""
-CACHED_BLOCKS = 8
-"""Blocks that one process keeps while it reads a checkpoint, whatever the number of rank files: 128 MiB."""
+@dataclass(frozen=True)
+class Wanted:
+    """Elements from `start` on of a tensor, and the array that is to hold them."""
+
+    name: str
+    kind: str
+    start: int
+    target: npt.NDArray[np.generic]
 
 
-class VerifiedReader:
-    """Byte ranges of one rank file; every block is checked against the manifest's hash before a byte of it is used."""
+@dataclass(frozen=True)
+class Piece:
+    """Bytes [start, start + len(target)) of one rank's file, and the memory that is to hold them."""
 
-    def __init__(self, storage: Storage, folder: str, file: RankFile, cache: BlockCache) -> None:
-        self._storage, self._path, self._file, self._cache = storage, f"{folder}/{file.path}", file, cache
+    start: int
+    target: memoryview
 
-    def check_size(self) -> None:
-        """Raises DamagedFile when the file is missing or has another size."""
-        try:
-            size = self._storage.size(self._path)
-        except FileNotFoundError as error:
-            raise DamagedFile(f"{self._file.path} is missing") from error
-        if size != self._file.num_bytes:
-            raise DamagedFile(f"{self._file.path} has {size} bytes, the manifest says {self._file.num_bytes}")
+    @property
+    def end(self) -> int:
+        return self.start + len(self.target)
 
-    def header(self) -> dict[FragmentKey, tuple[int, int]]:
-        """Fragments and their absolute byte range in the file. Raises DamagedFile."""
-        data = self._read_raw(0, self._file.header_bytes)
-        if xxhash.xxh3_128_hexdigest(data) != self._file.header_digest:
-            raise DamagedFile(f"{self._file.path}: its header does not match the manifest's digest")
-        return parse_header(data)
-
-    def read(self, start: int, end: int) -> bytes:
-        """Bytes [start, end), verified. Raises DamagedFile."""
-        pieces = []
-        for block in range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
-            offset = block * BLOCK_BYTES
-            pieces.append(self._block(block)[max(start - offset, 0) : max(end - offset, 0)])
-        return b"".join(pieces)
-
-    def check_blocks(self) -> None:
-        """Reads and verifies the whole file. Raises DamagedFile."""
-        for block in range(len(self._file.blocks)):
-            self._read_block(block)
-
-    def _block(self, block: int) -> bytes:
-        key = (self._path, block)
-        if key not in self._cache:
-            self._cache[key] = self._read_block(block)
-            if len(self._cache) > CACHED_BLOCKS:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(key)
-        return self._cache[key]
-
-    def _read_block(self, block: int) -> bytes:
-        start = block * BLOCK_BYTES
-        data = self._read_raw(start, min(start + BLOCK_BYTES, self._file.num_bytes))
-        if xxhash.xxh3_128_hexdigest(data) != self._file.blocks[block]:
-            raise DamagedFile(
-                f"{self._file.path}: block {block} (bytes {start} to {start + len(data)}) does not match its hash"
-            )
-        return data
-
-    def _read_raw(self, start: int, end: int) -> bytes:
-        try:
-            return self._storage.read(self._path, start, end)
-        except FileNotFoundError as error:
-            raise DamagedFile(f"{self._file.path} is missing") from error
+    def within(self, start: int, end: int) -> Piece:
+        """What lies in [start, end) of it."""
+        first, last = max(start, self.start), min(end, self.end)
+        return Piece(first, self.target[first - self.start : last - self.start])
 
 
 class RankFileReader(Protocol):
@@ -328,22 +291,9 @@ class FragmentTable:
 
     def read(self, name: str, kind: str, start: int, length: int) -> npt.NDArray[np.generic]:
         """Elements [start, start + length) as a 1-D array. Raises DamagedFile when the ranks' fragments leave a gap."""
-        dtype = DTYPES[self._tensors[name].kinds[kind]]
-        out = np.empty(length, dtype)
-        position = start
-        for key, reader, offset in self._where.get((kind, name), []):
-            if key.end <= position or key.start >= start + length:
-                continue
-            if key.start > position:
-                break
-            take = min(key.end, start + length) - position
-            begin = offset + (position - key.start) * dtype.itemsize
-            out[position - start : position - start + take] = np.frombuffer(
-                reader.read(begin, begin + take * dtype.itemsize), dtype
-            )
-            position += take
-        if position != start + length:
-            raise DamagedFile(f"no rank file holds elements {position} to {start + length} of {kind}/{name}")
+        out = np.empty(length, DTYPES[self._tensors[name].kinds[kind]])
+        for reader, piece in self._pieces(Wanted(name, kind, start, out)):
+            piece.target[:] = reader.read(piece.start, piece.end)
         return out
 
     def read_tensor(self, name: str, kind: str) -> npt.NDArray[np.generic]:
@@ -351,27 +301,49 @@ class FragmentTable:
         tensor = self._tensors[name]
         return self.read(name, kind, 0, tensor.num_elements).reshape(tensor.shape)
 
+    def fill(self, wanted: Sequence[Wanted], alive: Callable[[], None] = lambda: None) -> None:
+        """Reads all that is wanted straight into place, several ranges at a time; nothing may be wanted twice. Raises
+        DamagedFile, and then the targets hold anything. `alive` is called on the way."""
+        pieces: dict[RankFileReader, list[Piece]] = {}
+        for each in wanted:
+            for reader, piece in self._pieces(each):
+                pieces.setdefault(reader, []).append(piece)
+        tasks = [task for reader, its in pieces.items() for task in self._tasks(reader, its)]
+        with ThreadPoolExecutor(READING_THREADS, "reading") as pool:
+            futures = [pool.submit(task) for task in tasks]
+            try:
+                for future in futures:
+                    future.result()
+                    alive()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
-class CheckpointReader(FragmentTable):
-    """A checkpoint in storage."""
+    def _tasks(self, reader: RankFileReader, pieces: Sequence[Piece]) -> Iterator[Callable[[], None]]:
+        """What fills the pieces, cut so that threads may share the work."""
+        for piece in pieces:
+            for start in range(piece.start, piece.end, BLOCK_BYTES):
+                yield functools.partial(_copy, reader, piece.within(start, start + BLOCK_BYTES))
 
-    def __init__(self, storage: Storage, checkpoint: CheckpointId) -> None:
-        """Reads the manifest and all headers. Raises DamagedFile."""
-        self.checkpoint = checkpoint
-        try:
-            self.manifest = Manifest.from_bytes(storage.read(checkpoint.manifest))
-        except FileNotFoundError as error:
-            raise DamagedFile("it has no manifest.json: it was never completed") from error
-        cache: BlockCache = OrderedDict()
-        self._readers = [VerifiedReader(storage, checkpoint.folder, file, cache) for file in self.manifest.rank_files]
-        for reader in self._readers:
-            reader.check_size()
-        super().__init__(self.manifest.tensors, self._readers)
+    def _pieces(self, wanted: Wanted) -> Iterator[tuple[RankFileReader, Piece]]:
+        """Where it lies. Raises DamagedFile where it lies nowhere."""
+        name, kind = wanted.name, wanted.kind
+        itemsize = DTYPES[self._tensors[name].kinds[kind]].itemsize
+        assert wanted.target.itemsize == itemsize, (name, kind, wanted.target.dtype)
+        target = wanted.target.view(np.uint8).data
+        first, position, end = wanted.start, wanted.start, wanted.start + len(wanted.target)
+        for key, reader, offset in self._where.get((kind, name), []):
+            if key.end <= position or key.start >= end:
+                continue
+            if key.start > position:
+                break
+            until = min(key.end, end)
+            part = target[(position - first) * itemsize : (until - first) * itemsize]
+            yield reader, Piece(offset + (position - key.start) * itemsize, part)
+            position = until
+        if position != end:
+            raise DamagedFile(f"no rank file holds elements {position} to {end} of {kind}/{name}")
 
-    def partial_digests(self, rank: int, world_size: int) -> None:
-        """The manifest holds the digests."""
 
-    def check_blocks(self) -> None:
-        """Verifies every byte of every file. Raises DamagedFile."""
-        for reader in self._readers:
-            reader.check_blocks()
+def _copy(reader: RankFileReader, piece: Piece) -> None:
+    source = reader.read(piece.start, piece.end)
+    np.copyto(np.frombuffer(piece.target, np.uint8), np.frombuffer(source, np.uint8))  # without the interpreter's lock

@@ -16,8 +16,10 @@ def sum_of_mixes(bits: npt.NDArray[np.unsignedinteger], start: np.uint64) -> np.
     """fragments.digest's sum over unsigned integers `bits` [n], the first of which is element `start`. Every operand is a
     uint64: numba would make floats of a mix with signed ones."""
     total = np.uint64(0)
+    offset = (start + _ONE) * _GOLDEN
     for index in range(bits.size):
-        mixed = np.uint64(bits[index]) + (start + np.uint64(index) + _ONE) * _GOLDEN
+        mixed = np.uint64(bits[index]) + offset
+        offset += _GOLDEN
         mixed ^= mixed >> _SHIFT_1
         mixed *= _MULTIPLIER_1
         mixed ^= mixed >> _SHIFT_2

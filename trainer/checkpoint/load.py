@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -11,25 +11,29 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from zerofleet.trainer.checkpoint.adapters import Adapter
+from zerofleet.trainer.checkpoint.adapters import DTYPE_NAMES, Adapter, Slot
 from zerofleet.trainer.checkpoint.commit import partial_digests
-from zerofleet.trainer.checkpoint.format import DamagedFile, Manifest
-from zerofleet.trainer.checkpoint.fragments import MASTER, FragmentKey
+from zerofleet.trainer.checkpoint.format import DamagedFile, Manifest, Wanted
+from zerofleet.trainer.checkpoint.fragments import DTYPES, MASTER, FragmentKey
 from zerofleet.trainer.checkpoint.save import key_of, saved_slots, to_numpy
 from zerofleet.trainer.errors import CheckpointUnusable, UserError, ZerofleetError
 from zerofleet.trainer.exchange import agree
 from zerofleet.trainer.run_folder import CheckpointId
 
+STAGED_BYTES = 256 * 1024 * 1024
+"""On its way to a device, this much of the state is in the host's memory at a time."""
+
 
 class Reader(Protocol):
-    """Where a state is read from: format.CheckpointReader, or memory.SnapshotReader."""
+    """Where a state is read from: reader.CheckpointReader, or memory.SnapshotReader."""
 
     manifest: Manifest
 
     def partial_digests(self, rank: int, world_size: int) -> dict[str, int] | None:
         """What this rank's share of the files adds to the digests; None when the manifest holds them."""
 
-    def read(self, name: str, kind: str, start: int, length: int) -> npt.NDArray[np.generic]: ...
+    def fill(self, wanted: Sequence[Wanted], alive: Callable[[], None]) -> None:
+        """Reads all that is wanted into place. Raises DamagedFile."""
 
 
 def load(
@@ -105,12 +109,31 @@ def _same_job(manifest: Manifest, adapter: Adapter, fingerprints: dict[str, str]
 
 
 def _fill(reader: Reader, adapter: Adapter, weights_only: bool, alive: Callable[[], None]) -> None:
-    for slot in adapter.slots():
-        if weights_only and slot.kind in ("exp_avg", "exp_avg_sq"):
-            continue
-        alive()
-        values = reader.read(slot.name, slot.kind, slot.start, slot.view.numel())
-        slot.view.view(torch.uint8).copy_(torch.from_numpy(values.view(np.uint8)))
+    """Straight into the slots that lie in the host's memory; by way of a copy, some at a time, into those that do not."""
+    slots = [slot for slot in adapter.slots() if not (weights_only and slot.kind in ("exp_avg", "exp_avg_sq"))]
+    direct = [slot for slot in slots if slot.view.is_cpu]
+    reader.fill([_wanted(slot, to_numpy(slot.view)) for slot in direct], alive)
+    for batch in _batches([slot for slot in slots if not slot.view.is_cpu]):
+        wanted = [_wanted(slot, np.empty(slot.view.numel(), DTYPES[DTYPE_NAMES[slot.view.dtype]])) for slot in batch]
+        reader.fill(wanted, alive)
+        for slot, each in zip(batch, wanted, strict=True):
+            slot.view.view(torch.uint8).copy_(torch.from_numpy(each.target.view(np.uint8)))
+
+
+def _wanted(slot: Slot, target: npt.NDArray[np.generic]) -> Wanted:
+    return Wanted(slot.name, slot.kind, slot.start, target)
+
+
+def _batches(slots: Sequence[Slot]) -> Iterator[list[Slot]]:
+    """Of about STAGED_BYTES each."""
+    batch: list[Slot] = []
+    for slot in slots:
+        batch.append(slot)
+        if sum(each.view.nbytes for each in batch) >= STAGED_BYTES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _prove(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zerofleet.trainer.checkpoint.format import CheckpointReader, DamagedFile
+from zerofleet.trainer.checkpoint.format import DamagedFile
+from zerofleet.trainer.checkpoint.reader import CheckpointReader
 from zerofleet.trainer.checkpoint.snapshot import SnapshotMeta
 from zerofleet.trainer.config import DEFAULT_SILO
 from zerofleet.trainer.errors import CheckpointUnusable

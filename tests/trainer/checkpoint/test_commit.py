@@ -8,8 +8,8 @@ import pytest
 
 from tests.support.checkpoints import VALUES, draft, written
 from zerofleet.trainer.checkpoint.commit import Draft, Written, assemble, commit
-from zerofleet.trainer.checkpoint.format import CheckpointReader
 from zerofleet.trainer.checkpoint.fragments import digest
+from zerofleet.trainer.checkpoint.reader import CheckpointReader
 from zerofleet.trainer.config import CheckpointConfig
 from zerofleet.trainer.errors import CheckpointUnusable, StorageError, Superseded
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder

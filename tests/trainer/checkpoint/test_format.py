@@ -7,8 +7,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from zerofleet.trainer.checkpoint import format as checkpoint_format
-from zerofleet.trainer.checkpoint.format import CheckpointReader, DamagedFile, Manifest, Scalars, write_rank_file
+from zerofleet.trainer.checkpoint.format import DamagedFile, Manifest, Scalars, Wanted, write_rank_file
 from zerofleet.trainer.checkpoint.fragments import FragmentKey, Tensor, digest
+from zerofleet.trainer.checkpoint.reader import CheckpointReader
 from zerofleet.trainer.run_folder import CheckpointId
 from zerofleet.trainer.storage import Storage
 
@@ -64,6 +65,29 @@ def test_any_run_of_elements_is_read_across_files_and_blocks(storage, start, len
     assert np.array_equal(
         CheckpointReader(storage, CHECKPOINT).read("w", "master", start, length), VALUES[start : start + length]
     )
+
+
+def test_all_that_is_wanted_is_read_into_place(storage):
+    targets = [np.zeros(length, np.float32) for length in (500, 300, 123, 0)]
+    wanted = [Wanted("w", "master", 0, targets[0]), Wanted("v", "master", 0, targets[1])]
+    wanted += [Wanted("w", "master", 577, targets[2]), Wanted("w", "master", 0, targets[3])]
+    calls = []
+    CheckpointReader(storage, CHECKPOINT).fill(wanted, lambda: calls.append(1))
+    assert np.array_equal(targets[0], VALUES[:500]) and np.array_equal(targets[1], OTHER)
+    assert np.array_equal(targets[2], VALUES[577:700]) and calls
+
+
+def test_nothing_is_read_into_place_unverified(storage):
+    file = storage.local_path(CHECKPOINT.rank_file(0, 2))
+    original = file.read_bytes()
+    reader = CheckpointReader(storage, CHECKPOINT)
+    for damage in (bytes([original[0] ^ 1]) + original[1:], original[:-1] + b"?", original[:-1]):
+        file.write_bytes(damage)
+        with pytest.raises(DamagedFile, match=r"rank-00000-of-00002.safetensors: block \d+"):
+            reader.fill([Wanted("w", "master", 0, np.zeros(600, np.float32))])
+    file.unlink()
+    with pytest.raises(DamagedFile, match="is missing"):
+        reader.fill([Wanted("w", "master", 0, np.zeros(600, np.float32))])
 
 
 def test_a_tensor_has_its_shape_and_the_manifest_survives_the_way(storage):

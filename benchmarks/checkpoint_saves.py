@@ -1,0 +1,196 @@
+"""Saves and restores of checkpoint.py: zerofleet's and torch.distributed.checkpoint's, in turn, on one engine."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+
+from zerofleet.benchmarks.checkpoint_agent import AgentLine, snapshots_of
+from zerofleet.benchmarks.checkpoint_ranks import (
+    Figures,
+    Round,
+    digests_of,
+    forget,
+    load_ours,
+    make_loop,
+    require,
+    slowest,
+    timed,
+)
+from zerofleet.benchmarks.disk import drop_caches
+from zerofleet.benchmarks.peers.dcp import Dcp, flat_state
+from zerofleet.benchmarks.peers.universal import TAG
+from zerofleet.benchmarks.rank_group import Group
+from zerofleet.trainer.checkpoint.memory import SnapshotReader
+from zerofleet.trainer.checkpoint.reader import CheckpointReader
+from zerofleet.trainer.checkpoint.save import MemorySaver, Source, make_saver, saved_slots, to_numpy
+from zerofleet.trainer.loop import Loop, nothing_to_do
+from zerofleet.trainer.run_folder import CheckpointId
+
+PEERS: dict[str, AsyncCheckpointerType | None] = {
+    "dcp_save": None,
+    "dcp_thread": AsyncCheckpointerType.THREAD,
+    "dcp_process": AsyncCheckpointerType.PROCESS,
+}
+
+
+class Arm(Protocol):
+    """One way to save and load. All methods are collective."""
+
+    def begin(self, number: int) -> None:
+        """The call that saves."""
+
+    def settle(self) -> Any:
+        """Returns when the state may change."""
+
+    def finish(self, number: int) -> None:
+        """Returns when the state is durable."""
+
+
+class Ours:
+    """Into memory by a rank's own saver; from there by the node agent."""
+
+    def __init__(self, loop: Loop, agent: AgentLine, snapshots: Path) -> None:
+        self._loop, self._agent, self._snapshots = loop, agent, snapshots
+        source = Source(
+            loop.config, loop.folder, loop.world, loop.adapter, loop.fingerprints, agent.report, lambda: None
+        )
+        saver = make_saver(source, snapshots, loop.record.token, nothing_to_do)
+        if not isinstance(saver, MemorySaver):
+            raise MemoryError("there is no room for two snapshots in memory: free some, or enlarge /dev/shm")
+        self._saver = saver
+
+    def checkpoint(self, number: int) -> CheckpointId:
+        return CheckpointId(number, self._loop.world.attempt, self._loop.world.silo)
+
+    def begin(self, number: int) -> None:
+        self._saver.save(number, True, [])
+
+    def settle(self) -> float:
+        return self._saver.settle()
+
+    def finish(self, number: int) -> None:
+        self._agent.wait(number)
+
+    def load(self, number: int) -> dict[str, str]:
+        """From storage. Returns the digests."""
+        open_reader = functools.partial(CheckpointReader, self._loop.folder.storage, self.checkpoint(number))
+        return load_ours(self._loop, open_reader, self.checkpoint(number))
+
+    def recall(self, number: int) -> dict[str, str]:
+        """From this node's memory. Returns the digests."""
+        loop, readers = self._loop, []
+
+        def open_reader() -> SnapshotReader:
+            arguments = (self._snapshots, self.checkpoint(number), loop.world.world_size, loop.record.token)
+            readers.append(SnapshotReader(*arguments))
+            return readers[0]
+
+        try:
+            return load_ours(loop, open_reader, self.checkpoint(number))
+        finally:
+            for reader in readers:
+                reader.close()
+
+
+def measure_saves(group: Group, num_rounds: int, root: Path, is_cold: bool) -> dict[str, Any] | None:
+    """Rounds of saves and loads by every arm; the first is not counted. Leaves a checkpoint of ours (its step is in the
+    result) and one of DeepSpeed in `root` for measure_resizes. Without `is_cold` the page cache stays as it is."""
+    loop = make_loop(group, None)
+    loop.train_step()
+    ours = Ours(loop, AgentLine(group), snapshots_of(group.config))
+    state = flat_state(loop.engine)
+    trials = SaveTrials(loop, ours, {name: Dcp(state, root / name, kind) for name, kind in PEERS.items()}, is_cold)
+    rounds = [trials.run_round(number) for number in range(1, num_rounds + 2)]
+    for peer in trials.peers.values():
+        peer.close()
+    last = num_rounds + 2
+    trials.save(ours, last)
+    loop.engine.save_checkpoint(str(root / "deepspeed"), tag=TAG)
+    total = torch.tensor([sum(tensor.nbytes for tensor in state.values())])
+    dist.all_reduce(total)
+    dist.barrier()
+    return {"rounds": rounds[1:], "state_bytes": int(total), "step": last, "digests": trials.wanted}
+
+
+class SaveTrials:
+    """Trials of all arms on one engine, whose state stays what it is. All methods are collective."""
+
+    def __init__(self, loop: Loop, ours: Ours, peers: dict[str, Dcp], is_cold: bool) -> None:
+        self._loop, self._ours, self.peers, self._is_cold = loop, ours, peers, is_cold
+        self.wanted = digests_of(loop)
+
+    def run_round(self, number: int) -> Round:
+        """One trial of every arm, in an order that is turned around from round to round."""
+        trials: list[tuple[str, Callable[[], Figures]]] = [("zerofleet", lambda: self._our_trial(number))]
+        for name, peer in self.peers.items():
+            trials.append((name, functools.partial(self._peer_trial, name, peer, number)))
+        found = {name: trial() for name, trial in trials[:: 1 if number % 2 else -1]}
+        found["memcpy"] = {"stall_s": _memcpy_s(self._loop)}
+        return found
+
+    def save(self, arm: Arm, number: int) -> Figures:
+        """`stall_s`: until the state may change, with nothing overlapped. `durable_s`: until all is on the disk."""
+        self._empty_caches()
+        began = time.perf_counter()
+        arm.begin(number)
+        arm.settle()
+        settled = time.perf_counter()
+        arm.finish(number)
+        finished = time.perf_counter()
+        return {"stall_s": slowest(settled - began), "durable_s": slowest(finished - began)}
+
+    def _our_trial(self, number: int) -> Figures:
+        ours, figures = self._ours, self.save(self._ours, number)
+        figures["restore_memory_s"] = self._restored("memory", lambda: ours.recall(number))
+        self._empty_caches()
+        figures["restore_cold_s"] = self._restored("storage, cold", lambda: ours.load(number))
+        figures["restore_s"] = self._restored("storage", lambda: ours.load(number))
+        if dist.get_rank() == 0:
+            shutil.rmtree(self._loop.folder.storage.local_path(f"checkpoints/step-{number:08d}"))
+        return figures
+
+    def _peer_trial(self, name: str, peer: Dcp, number: int) -> Figures:
+        """`load_*` is `dcp.load` alone; `restore_*` also brings the weights that forward uses in line with it."""
+        figures = self.save(peer, number)
+        self._empty_caches()
+        for temperature in ("cold_", ""):
+            load_s = self._restored(f"{name} {temperature}", lambda: peer.load(number))
+            figures[f"load_{temperature}s"] = load_s
+            figures[f"restore_{temperature}s"] = load_s + timed(self._loop.adapter.refresh)
+        if dist.get_rank() == 0:
+            shutil.rmtree(peer.folder(number))
+        return figures
+
+    def _restored(self, what: str, load_state: Callable[[], Any]) -> float:
+        """Seconds of a load into an engine that has nothing. Raises WrongState unless it brings back what was saved."""
+        forget(self._loop)
+        seconds = timed(load_state)
+        require(what, digests_of(self._loop), self.wanted)
+        return seconds
+
+    def _empty_caches(self) -> None:
+        if dist.get_rank() == 0 and self._is_cold:
+            drop_caches()
+        dist.barrier()
+
+
+def _memcpy_s(loop: Loop) -> float:
+    """A plain copy of what a rank saves into memory that it has already touched."""
+    views = [to_numpy(slot.saved_view()) for slot in saved_slots(loop.adapter)]
+    targets = [np.full_like(view, 1) for view in views]
+
+    def copy() -> None:
+        for target, view in zip(targets, views, strict=True):
+            np.copyto(target, view)
+
+    return timed(copy)

@@ -1,0 +1,85 @@
+"""The peer torch.distributed.checkpoint: the same fp32 state of a DeepSpeed engine by `save`, `async_save` and `load`.
+
+The state is what ZeRO-1 keeps: per rank, parameter group and kind one flat partition. They are plain tensors under names of
+their own: few and large, with nothing to plan or to reshard, which is the fastest that the library can be given.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, async_save, save
+
+from zerofleet.benchmarks.disk import fsync_tree
+
+State = dict[str, torch.Tensor]
+
+
+def flat_state(engine: Any) -> State:
+    """Masters and moments of this rank, in the engine's own buffers."""
+    optimizer = engine.optimizer.optimizer
+    found: State = {}
+    for index, group in enumerate(optimizer.param_groups):
+        (partition,) = group["params"]
+        tensors = {"master": partition.data, **{kind: optimizer.state[partition][kind] for kind in MOMENTS}}
+        found |= {f"rank-{dist.get_rank()}/group-{index}/{kind}": tensor for kind, tensor in tensors.items()}
+    return found
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Dcp:
+    """One way to save. Collective, all of it."""
+
+    def __init__(self, state: State, root: Path, kind: AsyncCheckpointerType | None) -> None:
+        """`kind` None saves while the ranks wait. What is staged is staged into memory that is kept from save to save, and
+        for a process is shared with it: copies are then as fast as the library makes them."""
+        self._state, self._root, self._kind = state, root, kind
+        self._stager: DefaultStager | None = None
+        if kind is not None:
+            is_shared = kind is AsyncCheckpointerType.PROCESS
+            # The other three need a GPU.
+            self._stager = DefaultStager(StagingOptions(False, is_shared, False, False))
+        self._future: Future[Any] | None = None
+
+    def folder(self, number: int) -> Path:
+        return self._root / f"save-{number}"
+
+    def begin(self, number: int) -> None:
+        """Returns when the state may change again."""
+        where = str(self.folder(number))
+        if self._kind is None:
+            save(self._state, checkpoint_id=where)
+        else:
+            answer = async_save(
+                self._state, checkpoint_id=where, async_checkpointer_type=self._kind, async_stager=self._stager
+            )
+            assert isinstance(answer, Future)  # with a stager that returns when it has copied
+            self._future = answer
+
+    def settle(self) -> None:
+        """Nothing is left to wait for."""
+
+    def finish(self, number: int) -> None:
+        """Returns when the files are whole and on the disk."""
+        if self._future is not None:
+            self._future.result()
+            self._future = None
+        dist.barrier()
+        if dist.get_rank() == 0:
+            fsync_tree(self.folder(number))
+
+    def load(self, number: int) -> None:
+        """Into the engine's own buffers."""
+        load(self._state, checkpoint_id=str(self.folder(number)))
+
+    def close(self) -> None:
+        if self._stager is not None:
+            self._stager.close()

@@ -30,6 +30,7 @@ from zerofleet.benchmarks.disk import drop_caches
 from zerofleet.benchmarks.peers.dcp import Dcp, flat_state
 from zerofleet.benchmarks.peers.universal import TAG
 from zerofleet.benchmarks.rank_group import Group
+from zerofleet.trainer.checkpoint.format import Wanted
 from zerofleet.trainer.checkpoint.memory import SnapshotReader
 from zerofleet.trainer.checkpoint.reader import CheckpointReader
 from zerofleet.trainer.checkpoint.save import MemorySaver, Source, make_saver, saved_slots, to_numpy
@@ -80,6 +81,12 @@ class Ours:
 
     def finish(self, number: int) -> None:
         self._agent.wait(number)
+
+    def read(self, number: int) -> None:
+        """From storage into the engine's own buffers, verified by its hashes: what `dcp.load` does, and no more."""
+        reader = CheckpointReader(self._loop.folder.storage, self.checkpoint(number))
+        slots = self._loop.adapter.slots()
+        reader.fill([Wanted(slot.name, slot.kind, slot.start, to_numpy(slot.view)) for slot in slots])
 
     def load(self, number: int) -> dict[str, str]:
         """From storage. Returns the digests."""
@@ -150,11 +157,14 @@ class SaveTrials:
         return {"stall_s": slowest(settled - began), "durable_s": slowest(finished - began)}
 
     def _our_trial(self, number: int) -> Figures:
+        """`load_*` reads and verifies; `restore_*` is all that a rank does before it trains, proof by digests included."""
         ours, figures = self._ours, self.save(self._ours, number)
         figures["restore_memory_s"] = self._restored("memory", lambda: ours.recall(number))
-        self._empty_caches()
-        figures["restore_cold_s"] = self._restored("storage, cold", lambda: ours.load(number))
-        figures["restore_s"] = self._restored("storage", lambda: ours.load(number))
+        for name, load_state in (("load", ours.read), ("restore", ours.load)):
+            self._empty_caches()
+            for temperature in ("cold_", ""):
+                what = f"zerofleet {name} {temperature}"
+                figures[f"{name}_{temperature}s"] = self._restored(what, functools.partial(load_state, number))
         if dist.get_rank() == 0:
             shutil.rmtree(self._loop.folder.storage.local_path(f"checkpoints/step-{number:08d}"))
         return figures

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -319,10 +320,11 @@ class FragmentTable:
                 pool.shutdown(cancel_futures=True)
 
     def _tasks(self, reader: RankFileReader, pieces: Sequence[Piece]) -> Iterator[Callable[[], None]]:
-        """What fills the pieces, cut so that threads may share the work."""
+        """What fills the pieces, cut so that threads may share the work; a reader is asked by one at a time."""
+        lock = threading.Lock()
         for piece in pieces:
             for start in range(piece.start, piece.end, BLOCK_BYTES):
-                yield functools.partial(_copy, reader, piece.within(start, start + BLOCK_BYTES))
+                yield functools.partial(_copy, lock, reader, piece.within(start, start + BLOCK_BYTES))
 
     def _pieces(self, wanted: Wanted) -> Iterator[tuple[RankFileReader, Piece]]:
         """Where it lies. Raises DamagedFile where it lies nowhere."""
@@ -344,6 +346,7 @@ class FragmentTable:
             raise DamagedFile(f"no rank file holds elements {position} to {end} of {kind}/{name}")
 
 
-def _copy(reader: RankFileReader, piece: Piece) -> None:
-    source = reader.read(piece.start, piece.end)
+def _copy(lock: threading.Lock, reader: RankFileReader, piece: Piece) -> None:
+    with lock:
+        source = reader.read(piece.start, piece.end)
     np.copyto(np.frombuffer(piece.target, np.uint8), np.frombuffer(source, np.uint8))  # without the interpreter's lock

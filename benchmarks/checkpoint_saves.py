@@ -43,6 +43,11 @@ PEERS: dict[str, AsyncCheckpointerType | None] = {
     "dcp_process": AsyncCheckpointerType.PROCESS,
 }
 
+OVERLAPPED = 10**5
+"""Added to the numbers of saves that are overlapped, so that no two have the same."""
+OVERLAPPED_SHAPE = (4, 128)
+"""Sequences and their tokens in the forward pass that runs meanwhile."""
+
 
 class Arm(Protocol):
     """One way to save and load. All methods are collective."""
@@ -55,6 +60,9 @@ class Arm(Protocol):
 
     def finish(self, number: int) -> None:
         """Returns when the state is durable."""
+
+    def remove(self, number: int) -> None:
+        """From storage."""
 
 
 class Ours:
@@ -81,6 +89,10 @@ class Ours:
 
     def finish(self, number: int) -> None:
         self._agent.wait(number)
+
+    def remove(self, number: int) -> None:
+        if dist.get_rank() == 0:
+            shutil.rmtree(self._loop.folder.storage.local_path(f"checkpoints/step-{number:08d}"))
 
     def read(self, number: int) -> None:
         """From storage into the engine's own buffers, verified by its hashes: what `dcp.load` does, and no more."""
@@ -116,9 +128,11 @@ def measure_saves(group: Group, num_rounds: int, root: Path, is_cold: bool) -> d
     loop.train_step()
     ours = Ours(loop, AgentLine(group), snapshots_of(group.config))
     state = flat_state(loop.engine)
-    trials = SaveTrials(loop, ours, {name: Dcp(state, root / name, kind) for name, kind in PEERS.items()}, is_cold)
+    peers = {name: Dcp(state, root / name, kind) for name, kind in PEERS.items()}
+    overlapped = Dcp(state, root / "overlapped", AsyncCheckpointerType.PROCESS, is_overlapped=True)
+    trials = SaveTrials(loop, ours, peers, overlapped, is_cold)
     rounds = [trials.run_round(number) for number in range(1, num_rounds + 2)]
-    for peer in trials.peers.values():
+    for peer in [*peers.values(), overlapped]:
         peer.close()
     last = num_rounds + 2
     trials.save(ours, last)
@@ -132,15 +146,21 @@ def measure_saves(group: Group, num_rounds: int, root: Path, is_cold: bool) -> d
 class SaveTrials:
     """Trials of all arms on one engine, whose state stays what it is. All methods are collective."""
 
-    def __init__(self, loop: Loop, ours: Ours, peers: dict[str, Dcp], is_cold: bool) -> None:
-        self._loop, self._ours, self.peers, self._is_cold = loop, ours, peers, is_cold
+    def __init__(self, loop: Loop, ours: Ours, peers: dict[str, Dcp], overlapped: Dcp, is_cold: bool) -> None:
+        self._loop, self._ours, self._peers, self._overlapped, self._is_cold = loop, ours, peers, overlapped, is_cold
         self.wanted = digests_of(loop)
 
     def run_round(self, number: int) -> Round:
         """One trial of every arm, in an order that is turned around from round to round."""
         trials: list[tuple[str, Callable[[], Figures]]] = [("zerofleet", lambda: self._our_trial(number))]
-        for name, peer in self.peers.items():
+        for name, peer in self._peers.items():
             trials.append((name, functools.partial(self._peer_trial, name, peer, number)))
+        overlapped: dict[str, Arm] = {
+            "zerofleet_overlapped": self._ours,
+            "dcp_process_overlapped": self._overlapped,
+        }
+        for name, arm in overlapped.items():
+            trials.append((name, functools.partial(self._overlapped_trial, arm, OVERLAPPED + number)))
         found = {name: trial() for name, trial in trials[:: 1 if number % 2 else -1]}
         found["memcpy"] = {"stall_s": _memcpy_s(self._loop)}
         return found
@@ -156,6 +176,22 @@ class SaveTrials:
         finished = time.perf_counter()
         return {"stall_s": slowest(settled - began), "durable_s": slowest(finished - began)}
 
+    def _overlapped_trial(self, arm: Arm, number: int) -> Figures:
+        """`stall_s`: how long a rank does nothing else, where a forward pass runs between the call and the moment when the
+        state must be taken."""
+        self._empty_caches()
+        began = time.perf_counter()
+        arm.begin(number)
+        begun = time.perf_counter()
+        with torch.no_grad():
+            self._loop.engine.module(input_ids=torch.zeros(OVERLAPPED_SHAPE, dtype=torch.int64))
+        passed = time.perf_counter()
+        arm.settle()
+        settled = time.perf_counter()
+        arm.finish(number)
+        arm.remove(number)
+        return {"stall_s": slowest(begun - began + settled - passed), "forward_s": slowest(passed - begun)}
+
     def _our_trial(self, number: int) -> Figures:
         """`load_*` reads and verifies; `restore_*` is all that a rank does before it trains, proof by digests included."""
         ours, figures = self._ours, self.save(self._ours, number)
@@ -165,8 +201,7 @@ class SaveTrials:
             for temperature in ("cold_", ""):
                 what = f"zerofleet {name} {temperature}"
                 figures[f"{name}_{temperature}s"] = self._restored(what, functools.partial(load_state, number))
-        if dist.get_rank() == 0:
-            shutil.rmtree(self._loop.folder.storage.local_path(f"checkpoints/step-{number:08d}"))
+        ours.remove(number)
         return figures
 
     def _peer_trial(self, name: str, peer: Dcp, number: int) -> Figures:
@@ -177,8 +212,7 @@ class SaveTrials:
             load_s = self._restored(f"{name} {temperature}", lambda: peer.load(number))
             figures[f"load_{temperature}s"] = load_s
             figures[f"restore_{temperature}s"] = load_s + timed(self._loop.adapter.refresh)
-        if dist.get_rank() == 0:
-            shutil.rmtree(peer.folder(number))
+        peer.remove(number)
         return figures
 
     def _restored(self, what: str, load_state: Callable[[], Any]) -> float:

@@ -6,6 +6,7 @@ their own: few and large, with nothing to plan or to reshard, which is the faste
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, async_save, save
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse, async_save, save
 
 from zerofleet.benchmarks.disk import fsync_tree
 
@@ -38,43 +39,55 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Dcp:
     """One way to save. Collective, all of it."""
 
-    def __init__(self, state: State, root: Path, kind: AsyncCheckpointerType | None) -> None:
+    def __init__(
+        self, state: State, root: Path, kind: AsyncCheckpointerType | None, is_overlapped: bool = False
+    ) -> None:
         """`kind` None saves while the ranks wait. What is staged is staged into memory that is kept from save to save, and
-        for a process is shared with it: copies are then as fast as the library makes them."""
+        for a process is shared with it: copies are then as fast as the library makes them. With `is_overlapped` a thread
+        copies; else `begin` does."""
         self._state, self._root, self._kind = state, root, kind
         self._stager: DefaultStager | None = None
         if kind is not None:
             is_shared = kind is AsyncCheckpointerType.PROCESS
-            # The other three need a GPU.
-            self._stager = DefaultStager(StagingOptions(False, is_shared, False, False))
-        self._future: Future[Any] | None = None
+            # The other two need a GPU.
+            self._stager = DefaultStager(StagingOptions(False, is_shared, is_overlapped, False))
+        self._staged: Future[Any] | None = None
+        self._saved: Future[Any] | None = None
 
     def folder(self, number: int) -> Path:
         return self._root / f"save-{number}"
 
     def begin(self, number: int) -> None:
-        """Returns when the state may change again."""
         where = str(self.folder(number))
         if self._kind is None:
             save(self._state, checkpoint_id=where)
+            return
+        answer = async_save(
+            self._state, checkpoint_id=where, async_checkpointer_type=self._kind, async_stager=self._stager
+        )
+        if isinstance(answer, AsyncSaveResponse):
+            self._staged, self._saved = answer.staging_completion, answer.upload_completion
         else:
-            answer = async_save(
-                self._state, checkpoint_id=where, async_checkpointer_type=self._kind, async_stager=self._stager
-            )
-            assert isinstance(answer, Future)  # with a stager that returns when it has copied
-            self._future = answer
+            self._saved = answer
 
     def settle(self) -> None:
-        """Nothing is left to wait for."""
+        """Returns when the state may change."""
+        if self._staged is not None:
+            self._staged.result()
+            self._staged = None
 
     def finish(self, number: int) -> None:
         """Returns when the files are whole and on the disk."""
-        if self._future is not None:
-            self._future.result()
-            self._future = None
+        if self._saved is not None:
+            self._saved.result()
+            self._saved = None
         dist.barrier()
         if dist.get_rank() == 0:
             fsync_tree(self.folder(number))
+
+    def remove(self, number: int) -> None:
+        if dist.get_rank() == 0:
+            shutil.rmtree(self.folder(number))
 
     def load(self, number: int) -> None:
         """Into the engine's own buffers."""

@@ -35,6 +35,9 @@ class ClusterConfig(Section):
     max_failures: NonNegativeInt = 3
     """Failures in a row, without a new checkpoint between them, after which the run stops. The count starts anew with progress."""
 
+    max_quarantined_steps: NonNegativeInt = 3
+    """Steps of the whole run whose samples may be left out because they gave a non-finite gradient, or a loss spike, twice from the same state; the next one stops the run. 0 leaves nothing out."""
+
     @property
     def world_size(self) -> int:
         return self.nodes * self.ranks_per_node

@@ -22,6 +22,7 @@ from zerofleet.cluster.state import State
 from zerofleet.cluster.suspicion import Suspicion
 from zerofleet.cluster.transitions import Transitions
 from zerofleet.cluster.verdict import Verdict, judge
+from zerofleet.trainer.data.quarantine import Ranges, num_positions, union
 from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.events import Control, Event
 from zerofleet.trainer.run_folder import CheckpointId
@@ -57,6 +58,7 @@ class Controller(Transitions):
         self._attempt = Attempt(last_attempt + 1, self._stages[0], None, 0, 0.0)
         self._claimed = last_attempt
         self._failures: list[Failure] = []
+        self._quarantine: Ranges = ()
         self._excluded: frozenset[Origin] = frozenset()
         self._told: set[tuple[CheckpointId, str]] = set()
         self._heartbeat_at = float("-inf")
@@ -181,14 +183,16 @@ class Controller(Transitions):
         if verdict.checkpoint is not None:
             in_memory = self._attempt.start is not None and self._attempt.start.in_memory
             self._excluded |= {Origin(CheckpointId(*verdict.checkpoint), in_memory)}
-        self._failures.append(Failure(verdict, self._attempt.step, self._attempt.base_step))
-        decision = decide(self._failures, self._config.max_failures)
+        left_out = num_positions(self._quarantine)
+        self._failures.append(Failure(verdict, self._attempt.step, self._attempt.base_step, left_out))
+        decision = decide(self._failures, self._config.max_failures, self._config.max_quarantined_steps)
         if self._attempt.stage is not Stage.TRAIN and len(self._failures) > 1:
             decision = Decision("stop", f"the {self._attempt.stage} failed twice")
         self._say_verdict(verdict, decision)
         if decision.action == "stop":
             why = verdict.user_error or f"{verdict.sentence}. Stopping: {decision.reason}"
             return self._conclude(now, State.FAILED, why, 2 if verdict.user_error else 1)
+        self._quarantine = union(self._quarantine, decision.quarantine)
         if not self._group.place(self._job, 0.0).is_ready:
             return self._enter(State.PLACING, now, "a node must be replaced")
         self._launch(now, decision.reason)
@@ -201,7 +205,7 @@ class Controller(Transitions):
         if stage is Stage.TRAIN:
             start = self._select()
             number = self._claimed + 1
-            self._hooks.claim(number, start, self._group.world_size)
+            self._quarantine = self._hooks.claim(number, start, self._group.world_size, self._quarantine)
             self._claimed = number
             self._sizer.launched(self._group.num_nodes, now)
         ranks = 1 if stage is Stage.EXPORT else self._group.world_size

@@ -1,7 +1,8 @@
 """Injected faults, scripted as data: `[{"kind": "kill", "rank": 1, "step": 30, "point": "step", "attempt": 1}]`.
 
-`kind` is kill (SIGKILL), raise (an exception), freeze (SIGSTOP: no sign of life, and no exit) or nan (a NaN gradient).
-`point` is a phase of events.PHASES; `step` is the step that is running there. `attempt` null strikes in every attempt.
+`kind` is kill (SIGKILL), raise (an exception), freeze (SIGSTOP: no sign of life, and no exit), nan (a NaN gradient) or spike (a
+loss a hundred times as high). `point` is a phase of events.PHASES; `step` is the step that is running there. `attempt` null strikes
+in every attempt. With `position`, a fault of point `step` lies in the data: it strikes only when the step is fed that position.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.events import PHASES
 
-KINDS = ("kill", "raise", "freeze", "nan")
+KINDS = ("kill", "raise", "freeze", "nan", "spike")
 VARIABLE = "ZEROFLEET_FAULTS"
 """Environment variable of the driver that holds the faults of a run."""
 
@@ -34,6 +36,11 @@ class Fault:
     step: int
     point: str = "step"
     attempt: int | None = 1
+    position: int | None = None
+
+    def is_due(self, point: str, step: int, ranges: Ranges) -> bool:
+        is_fed = self.position is None or any(start <= self.position < end for start, end in ranges)
+        return (self.point, self.step) == (point, step) and is_fed
 
 
 def parse_faults(text: str) -> tuple[Fault, ...]:
@@ -69,13 +76,13 @@ def format_faults(faults: Sequence[Fault]) -> str:
 
 
 class FaultInjector:
-    """The trainer's one hook: called as `fault(point, step)`."""
+    """The trainer's one hook: called as `fault(point, step, ranges)`."""
 
     def __init__(self, faults: Sequence[Fault], rank: int, attempt: int) -> None:
         self._pending = [fault for fault in faults if fault.rank == rank and fault.attempt in (None, attempt)]
 
-    def __call__(self, point: str, step: int) -> str | None:
-        due = next((fault for fault in self._pending if (fault.point, fault.step) == (point, step)), None)
+    def __call__(self, point: str, step: int, ranges: Ranges = ()) -> str | None:
+        due = next((fault for fault in self._pending if fault.is_due(point, step, ranges)), None)
         if due is None:
             return None
         self._pending.remove(due)

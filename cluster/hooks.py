@@ -8,6 +8,7 @@ from typing import Protocol
 
 from zerofleet.cluster.commits import Outcome
 from zerofleet.cluster.spec import JobSpec, SnapshotInfo
+from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import CheckpointId
@@ -56,8 +57,9 @@ class Hooks:
     """Waits up to so many seconds for the prepared data; None when it takes longer. Raises what the preparation raised."""
     select: Callable[[frozenset[Origin], list[SnapshotInfo]], Selection]
     """The state to start from, the given ones left out; the agents hold these snapshots."""
-    claim: Callable[[int, Origin | None, int], None]
-    """Claims an attempt exclusively, for so many ranks. Raises UserError when another driver has it."""
+    claim: Callable[[int, Origin | None, int, Ranges], Ranges]
+    """Claims an attempt exclusively, for so many ranks; it leaves out these sample positions, and what the run left out already:
+    all of them are returned. Raises UserError when another driver has it."""
     written: Callable[[Event], None]
     """Takes in that a rank's file is in storage, or will not be (`written`, `unwritten`)."""
     outcomes: Callable[[], list[Outcome]]

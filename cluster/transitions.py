@@ -11,6 +11,8 @@ from zerofleet.cluster.state import State
 from zerofleet.cluster.verdict import Verdict
 from zerofleet.trainer.events import DRIVER, Event
 
+_OUTCOMES = {"retry": "Trying again", "quarantine": "Going on", "stop": "Stopping"}
+
 
 class Transitions:
     """The state of a run. Every change of it, and whatever else its controller has to say, is an event."""
@@ -43,14 +45,15 @@ class Transitions:
         self._enter(State.FAILED, now, why)
 
     def _say_verdict(self, verdict: Verdict, decision: Decision) -> None:
-        outcome = "Trying again" if decision.action == "retry" else "Stopping"
         self._say(
             "verdict",
             **{"class": verdict.kind, "action": decision.action},
-            sentence=f"{verdict.sentence}. {outcome}: {decision.reason}",
+            sentence=f"{verdict.sentence}. {_OUTCOMES[decision.action]}: {decision.reason}",
             rank=verdict.rank,
             node=verdict.node,
         )
+        if decision.quarantine:
+            self._say("incident", **{"class": "data", "message": decision.reason, "quarantine": decision.quarantine})
 
     def _say(self, kind: str, **data: Any) -> None:
         attempt, step = self._place

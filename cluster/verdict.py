@@ -17,6 +17,7 @@ _BY_TYPE: dict[str, Class] = {
     "StorageError": "storage",
     "DataError": "data",
     "NonFiniteStep": "data",
+    "LossSpike": "data",
     "ReplicaDivergence": "node",
     "WrongResult": "node",
 }
@@ -77,6 +78,16 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class BadStep:
+    """A step that gave a non-finite gradient, or a loss spike: then `loss` is its loss. Equal ones gave the same twice."""
+
+    step: int
+    ranges: tuple[tuple[int, int], ...]
+    """The sample positions that it was fed."""
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
 class Verdict:
     """`rank` and `node` are where it began, when that is known. `frames` tells one traceback from another."""
 
@@ -87,7 +98,7 @@ class Verdict:
     frames: tuple[str, ...] = ()
     user_error: str = ""
     """The message of a UserError: the user has to act, trying again cannot help."""
-    non_finite_step: int | None = None
+    bad_step: BadStep | None = None
     checkpoint: tuple[int, int] | None = None
     """(step, attempt) of a checkpoint that the ranks found unusable."""
 
@@ -140,7 +151,7 @@ def _of_cause(event: Event, evidence: Evidence) -> Verdict:
 def _of_error(event: Event, evidence: Evidence) -> Verdict:
     data: dict[str, Any] = event.data
     text = f"{data['type']}: {data['message']}"
-    found = data.get("checkpoint")
+    found, bad = data.get("checkpoint"), data.get("bad_step")
     return Verdict(
         kind=_class_of_error(data["type"], text),
         sentence=f"{_where(event.rank, evidence)} ended with {text}",
@@ -148,7 +159,9 @@ def _of_error(event: Event, evidence: Evidence) -> Verdict:
         node=_node(event.rank, evidence),
         frames=tuple(data.get("frames", ())),
         user_error=data["message"] if data.get("user") else "",
-        non_finite_step=data.get("non_finite_step"),
+        bad_step=BadStep(bad["step"], tuple((start, end) for start, end in bad["ranges"]), bad["loss"])
+        if bad
+        else None,
         checkpoint=(found["step"], found["attempt"]) if found else None,
     )
 

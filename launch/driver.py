@@ -48,6 +48,7 @@ from zerofleet.trainer.checkpoint.commit import commit
 from zerofleet.trainer.checkpoint.format import Manifest
 from zerofleet.trainer.checkpoint.select import Selection, newest_snapshot, select_checkpoint
 from zerofleet.trainer.data.prepare import prepare
+from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.events import DRIVER, Event
 from zerofleet.trainer.init_from import pin_init_from
@@ -265,11 +266,12 @@ class Driver:
             return stored
         return replace(stored, checkpoint=newest, in_memory=True, found=max(1, stored.found))
 
-    def _claim_attempt(self, attempt: int, start: Origin | None, world_size: int) -> None:
+    def _claim_attempt(self, attempt: int, start: Origin | None, world_size: int, quarantine: Ranges) -> Ranges:
         checkpoint, in_memory = (start.checkpoint, start.in_memory) if start else (None, False)
         init_from = pin_init_from(self._run, self._config.run)
         stage = self._config.train.zero_stage
-        self._run.claim_attempt(attempt, checkpoint, world_size, stage, init_from, in_memory)
+        arguments = (attempt, checkpoint, world_size, stage, init_from, in_memory, quarantine)
+        return self._run.claim_attempt(*arguments).quarantine
 
     def _commit(self, manifest: Manifest) -> None:
         commit(self._config.checkpoint, self._run, manifest, self._log.make_ledger_durable)

@@ -132,6 +132,8 @@ class TrainSection(Section):
     """Held-out sequences per evaluation; 0 takes all."""
     deterministic: bool = False
     """Ask torch for deterministic kernels: needed for bitwise claims on GPUs, slower there."""
+    loss_spike_threshold: Annotated[float, Field(ge=0)] = 0.0
+    """Robust standard deviations above the median of the last 64 losses from which a step is not kept but played again, and its samples left out when it spikes the same; 0 keeps every step. 10 or more is sensible; needs `deterministic` on GPUs."""
     replica_check_interval_steps: NonNegativeInt = 100
     """Steps between comparisons of the 16-bit weights over ranks (stages 0 to 2); 0 never."""
 

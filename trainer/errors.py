@@ -1,5 +1,9 @@
 """Errors: scenario, numbers, remedy. What the user can mend is a `UserError`; an `assert` is for our own mistakes."""
 
+from __future__ import annotations
+
+from zerofleet.trainer.data.quarantine import Ranges, named
+
 
 class ZerofleetError(Exception):
     """Base of everything zerofleet raises on purpose."""
@@ -45,15 +49,43 @@ class WrongFragment(ZerofleetError):
     """The optimizer's fragments do not hold the weights of the module they are named after: training would be wrong."""
 
 
-class NonFiniteStep(ZerofleetError):
+class BadStep(ZerofleetError):
+    """What a step gave must not be kept: it is played again, and what it was fed is left out when that gives the same.
+
+    `ranges` are its sample positions; `loss` is its loss, where that is what is wrong with it.
+    """
+
+    def __init__(self, message: str, step: int, ranges: Ranges, loss: float | None = None) -> None:
+        super().__init__(f"{message} ({named(ranges)})")
+        self.step, self.ranges, self.loss = step, ranges, loss
+
+
+class NonFiniteStep(BadStep):
     """A gradient was NaN or infinite in a precision that has no loss scaling: the step was not applied."""
 
-    def __init__(self, step: int, grad_norm: float) -> None:
-        super().__init__(f"step {step} was not applied: its gradient norm is {grad_norm}")
-        self.step, self.grad_norm = step, grad_norm
+    def __init__(self, step: int, grad_norm: float, ranges: Ranges) -> None:
+        super().__init__(f"step {step} was not applied: its gradient norm is {grad_norm}", step, ranges)
+        self.grad_norm = grad_norm
 
-    def __reduce__(self) -> tuple[type, tuple[int, float]]:
-        return type(self), (self.step, self.grad_norm)
+    def __reduce__(self) -> tuple[type, tuple[int, float, Ranges]]:
+        return type(self), (self.step, self.grad_norm, self.ranges)
+
+
+class LossSpike(BadStep):
+    """A loss stands out from those before it by more than `train.loss_spike_threshold`."""
+
+    def __init__(self, step: int, loss: float, score: float, threshold: float, ranges: Ranges) -> None:
+        super().__init__(
+            f"step {step} is a loss spike: {loss:.4f} lies {score:.1f} robust standard deviations above the median of the steps "
+            f"before it, more than train.loss_spike_threshold={threshold:g}",
+            step,
+            ranges,
+            loss,
+        )
+        self._arguments = (step, loss, score, threshold, ranges)
+
+    def __reduce__(self) -> tuple[type, tuple[int, float, float, float, Ranges]]:
+        return type(self), self._arguments
 
 
 class ReplicaDivergence(ZerofleetError):

@@ -25,7 +25,7 @@ from zerofleet.trainer.data.cache import DataCache
 from zerofleet.trainer.data.feed import IGNORED_LABEL, Feed, MicroBatch, StepPlan, heldout_blocks
 from zerofleet.trainer.data.ledger import LedgerEntry
 from zerofleet.trainer.engine import build_engine, clips_itself, init_distributed
-from zerofleet.trainer.errors import NonFiniteStep, ReplicaDivergence, ZerofleetError
+from zerofleet.trainer.errors import LossSpike, NonFiniteStep, ReplicaDivergence, ZerofleetError
 from zerofleet.trainer.events import Control, ControlSource, Report
 from zerofleet.trainer.exchange import StepShare, StepSum, agree, agree_on, exchange, odd_ranks, replica_digest
 from zerofleet.trainer.flops import device_peak
@@ -36,7 +36,11 @@ from zerofleet.trainer.reporter import Fault, Reporter, no_fault
 from zerofleet.trainer.restore import Restore
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.schedule import learning_rate
+from zerofleet.trainer.spikes import RecentLosses
 from zerofleet.trainer.world import World
+
+_SPIKE = 100.0
+"""What an injected spike multiplies a rank's loss with."""
 
 
 def nothing_to_do() -> None:
@@ -57,7 +61,7 @@ def train(
 
     `snapshots` is the node agent's folder for them; without an agent the ranks write to storage and rank 0 commits, after
     `before_commit()`. Needs torchrun's environment variables. Raises UserError, CheckpointUnusable, NonFiniteStep,
-    ReplicaDivergence, StorageError, WrongFragment; whatever is raised ends the rank.
+    LossSpike, ReplicaDivergence, StorageError, WrongFragment; whatever is raised ends the rank.
     """
     loop = Loop(config, world, cache_path, report, control, fault, snapshots, before_commit)
     loop.build()
@@ -86,7 +90,7 @@ class Loop:
         self.folder = RunFolder(config.run.storage, config.run.name)
         self.cache = DataCache.open(cache_path)
         self.plan = BatchPlan.of(config.train.global_batch_size, config.train.micro_batch_size, world.world_size)
-        self.feed = Feed(self.cache.train, self.plan, config.run.seed, world.silo)
+        self.losses = RecentLosses()
 
     @property
     def step(self) -> int:
@@ -118,12 +122,24 @@ class Loop:
         self.peak = device_peak(self.device, DTYPES[self.config.train.precision])
         self.attempts = self.folder.attempts()
         self.record = next(a for a in self.attempts if a.attempt == self.world.attempt)
+        silo, quarantine = self.world.silo, self.record.quarantine
+        self.feed = Feed(self.cache.train, self.plan, self.config.run.seed, silo, quarantine)
         self.keeper = Keeper(self.reporter, self._make_saver(), self._make_cadence())
 
     def _make_saver(self) -> Saver:
         """To memory where there is an agent and room, else to storage. Collective."""
         alive = functools.partial(self.reporter.alive, "save")
-        source = Source(self.config, self.folder, self.world, self.adapter, self.fingerprints, self._report, alive)
+        source = Source(
+            config=self.config,
+            run=self.folder,
+            world=self.world,
+            adapter=self.adapter,
+            fingerprints=self.fingerprints,
+            quarantine=self.record.quarantine,
+            losses=self.losses,
+            report=self._report,
+            alive=alive,
+        )
         return make_saver(source, self._snapshots, self.record.token, self._before_commit)
 
     def _make_cadence(self) -> Cadence:
@@ -155,8 +171,9 @@ class Loop:
             self.reporter,
             self._snapshots,
         )
-        if step := restore.start_of(self.record):
-            self.keeper.restored(step, self.record.from_memory)
+        if manifest := restore.start_of(self.record):
+            self.losses.restore(manifest.recent_losses)
+            self.keeper.restored(manifest.step, self.record.from_memory)
 
     # -- the run ---------------------------------------------------------------------------------------------------
     def run(self) -> None:
@@ -182,8 +199,8 @@ class Loop:
         """One optimizer step. Returns what all ranks were asked to do after it."""
         start, began = time.time(), time.perf_counter()
         self.own.resume()
-        poison = self.reporter.fault("step", self.step + 1) == "nan"
         plan = self.feed.step_plan(self.step)
+        fault = self.reporter.fault("step", self.step + 1, plan.ranges)
         self._set_learning_rate()
         share = StepShare(control=self._wanted().code)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -191,18 +208,20 @@ class Loop:
         for micro_batch in self.feed.micro_batches(plan, self.world.rank):
             share.add(micro_batch)
             loss = self._loss(micro_batch)
+            if fault == "spike":
+                loss = loss * _SPIKE
             loss_sum += loss.detach()
             self.own.pause()
             scaled = loss * (loss_scale * self.world.world_size / plan.num_tokens)
-            self.engine.backward(scaled * float("nan") if poison else scaled, scale_wrt_gas=False)
-            poison = False
-            grad_norm = self._optimizer_step() / loss_scale
+            self.engine.backward(scaled * float("nan") if fault == "nan" else scaled, scale_wrt_gas=False)
+            grad_norm = self._optimizer_step(plan) / loss_scale
             self.own.resume()
         share.loss_sum = float(loss_sum)
         total = exchange(share, self.device, self.world.world_size)
         self.reporter.release()  # every rank has settled: the step before is safe
         self.reporter.step += 1
-        self._check_applied(grad_norm)
+        self._check_applied(plan, grad_norm)
+        self._check_spike(plan, total.loss_sum / total.num_tokens)
         self._check_replicas()
         self._record(plan, total, grad_norm, start, time.perf_counter() - began)
         return Control.from_code(total.control)
@@ -222,7 +241,7 @@ class Loop:
             logits.float().view(-1, logits.shape[-1]), labels.view(-1), ignore_index=IGNORED_LABEL, reduction="sum"
         )
 
-    def _optimizer_step(self) -> float:
+    def _optimizer_step(self, plan: StepPlan) -> float:
         """DeepSpeed's step; on the last micro-step of the step it updates the weights. Returns the gradient norm, NaN before."""
         is_boundary = self.engine.is_gradient_accumulation_boundary()
         if is_boundary:
@@ -231,7 +250,7 @@ class Loop:
             limit = self.config.train.gradient_clipping or float("inf")
             norm = float(torch.nn.utils.clip_grad_norm_(self.built.model.parameters(), limit))
             if not _finite(norm):
-                raise NonFiniteStep(self.step + 1, norm)
+                raise NonFiniteStep(self.step + 1, norm, plan.ranges)
             self.engine.step()
             return norm
         self.engine.step()
@@ -239,7 +258,7 @@ class Loop:
         found = self.engine.get_global_grad_norm() if is_boundary else None
         return float("nan") if found is None else float(found)
 
-    def _check_applied(self, grad_norm: float) -> None:
+    def _check_applied(self, plan: StepPlan, grad_norm: float) -> None:
         """DeepSpeed skips a step with a NaN silently. In fp16 that is how the loss scale adapts; elsewhere it is an incident."""
         applied = self.engine.was_step_applied() and _finite(grad_norm)
         if applied:
@@ -252,7 +271,14 @@ class Loop:
                     message=f"step {self.step} overflowed in fp16 and was skipped; the loss scale is halved",
                 )
             return
-        raise NonFiniteStep(self.step, grad_norm)
+        raise NonFiniteStep(self.step, grad_norm, plan.ranges)
+
+    def _check_spike(self, plan: StepPlan, loss: float) -> None:
+        """The loss is the same number on every rank, and so is what it is compared with: all raise, or none."""
+        limit, score = self.config.train.loss_spike_threshold, self.losses.score(loss)
+        if limit and score > limit:
+            raise LossSpike(self.step, loss, score, limit, plan.ranges)
+        self.losses.add(loss)
 
     def _check_replicas(self) -> None:
         every = self.config.train.replica_check_interval_steps

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.events import Event, Report
 from zerofleet.trainer.world import World
 
@@ -15,11 +16,12 @@ RECENT_EVENTS = 64
 SIGN_OF_LIFE_S = 5.0
 """Seconds between two signs of life within a long evaluation, save or load."""
 
-Fault = Callable[[str, int], str | None]
-"""The one hook for injected faults: `fault(point, step)` with a phase of events.PHASES; "nan" plants a NaN gradient."""
+Fault = Callable[[str, int, Ranges], str | None]
+"""The one hook for injected faults: `fault(point, step, ranges)` with a phase of events.PHASES, and in `step` the sample positions
+of the step that runs. "nan" plants a NaN gradient, "spike" a loss that is a hundred times as high."""
 
 
-def no_fault(point: str, step: int) -> str | None:
+def no_fault(point: str, step: int, ranges: Ranges) -> str | None:
     """No faults."""
     return None
 
@@ -53,7 +55,7 @@ class Reporter:
     def begin(self, phase: str, **data: Any) -> str | None:
         """A sign of life, and the place where a fault may strike."""
         self.event("phase", phase, **data)
-        return self.fault(phase, self.step)
+        return self.fault(phase, self.step, ())
 
     def alive(self, phase: str) -> None:
         """A sign of life within a phase, now and then."""

@@ -16,6 +16,8 @@ from zerofleet.trainer.checkpoint.format import Manifest
 from zerofleet.trainer.checkpoint.load import load
 from zerofleet.trainer.checkpoint.memory import SnapshotReader
 from zerofleet.trainer.checkpoint.reader import CheckpointReader
+from zerofleet.trainer.data.quarantine import below, named
+from zerofleet.trainer.errors import CheckpointUnusable
 from zerofleet.trainer.init_from import resolve_init_from
 from zerofleet.trainer.reporter import Reporter
 from zerofleet.trainer.run_folder import AttemptRecord, CheckpointId, RunFolder
@@ -35,13 +37,15 @@ class Restore:
     reporter: Reporter
     snapshots: Path | None
 
-    def start_of(self, record: AttemptRecord) -> int:
-        """Loads what an attempt's record names. Returns the number of steps that the state contains; tells the restored state
-        on rank 0. Raises what `load` raises."""
+    def start_of(self, record: AttemptRecord) -> Manifest | None:
+        """Loads what an attempt's record names. Returns the state's description, None for initial or another run's weights;
+        tells the restored state on rank 0. Raises what `load` raises, and CheckpointUnusable when the state's steps left out
+        other samples than the attempt's would."""
         start = time.time()
         if record.checkpoint_attempt is not None:
             source = CheckpointId(record.start_step, record.checkpoint_attempt, self.world.silo)
             manifest = self._from_memory(source) if record.from_memory else self._from_storage(self.run, source)
+            _same_past(manifest, record)
             self.reporter.step = manifest.step
             self._tell(
                 start,
@@ -51,12 +55,12 @@ class Restore:
                 world_size=manifest.world_size,
                 zero_stage=manifest.zero_stage,
             )
-            return manifest.step
+            return manifest
         if record.init_from:
             run, source = resolve_init_from(record.init_from, self.storage_url)
             manifest = self._from_storage(run, source, weights_only=True)
             self._tell(start, manifest, init_from=f"{run.name}@{source.step}")
-        return 0
+        return None
 
     def _from_storage(self, run: RunFolder, source: CheckpointId, weights_only: bool = False) -> Manifest:
         open_reader = functools.partial(CheckpointReader, run.storage, source)
@@ -83,3 +87,11 @@ class Restore:
     def _tell(self, start: float, manifest: Manifest, **data: Any) -> None:
         if self.world.rank == 0:
             self.reporter.event("loaded", "load", start, time.time() - start, digests=len(manifest.digests), **data)
+
+
+def _same_past(manifest: Manifest, record: AttemptRecord) -> None:
+    """Fencing lets no other state through; this proves that no sample is lost or fed twice."""
+    its, mine = (below(quarantine, manifest.position) for quarantine in (manifest.quarantine, record.quarantine))
+    if its != mine:
+        reason = f"its steps left out {named(its)}, those of attempt {record.attempt} leave out {named(mine)}"
+        raise CheckpointUnusable(manifest.step, manifest.attempt, reason)

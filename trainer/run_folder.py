@@ -16,13 +16,14 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import psutil
 
 from zerofleet.trainer.config import DEFAULT_SILO
+from zerofleet.trainer.data.quarantine import Ranges, union
 from zerofleet.trainer.errors import NotFoundError, UserError
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.storage import SegmentWriter, Storage, read_segments
@@ -73,6 +74,8 @@ class AttemptRecord:
     """Random: tells this attempt's snapshots from those of another run that once had this name."""
     init_from: str | None = None
     """`URL@STEP` of another run whose weights this run began with: resolved once, by the first attempt."""
+    quarantine: list[list[int]] = field(default_factory=list)
+    """Half-open ranges of sample positions that it leaves out: those of the attempt before it, and what was found since."""
 
     @property
     def is_here(self) -> bool:
@@ -135,13 +138,16 @@ class RunFolder:
         zero_stage: int,
         init_from: str | None = None,
         from_memory: bool = False,
+        quarantine: Ranges = (),
     ) -> AttemptRecord:
-        """Claims `attempt` exclusively: the fencing of everything that an older attempt may still write.
+        """Claims `attempt` exclusively: the fencing of everything that an older attempt may still write. What earlier attempts
+        left out it leaves out too, whatever it starts from, and `quarantine` besides.
 
         Raises UserError when another process claimed it first, or when the process that claimed the one before still lives on
         this host: that one owns the run.
         """
-        if owner := self._living_owner():
+        attempts = self.attempts()
+        if owner := _living_owner(attempts):
             raise UserError(
                 f"run {self.name!r} is being trained by process {owner} on this host: `kill {owner}` makes it save and end, "
                 "whether a driver or torchrun started it; then try again"
@@ -158,6 +164,7 @@ class RunFolder:
             from_memory=from_memory,
             token=os.urandom(8).hex(),
             init_from=init_from,
+            quarantine=union(quarantine, *(record.quarantine for record in attempts)),
         )
         try:
             self.storage.create(f"attempts/{attempt:04d}.json", json.dumps(asdict(record), indent=1).encode())
@@ -167,13 +174,6 @@ class RunFolder:
                 f"See `zerofleet status {self.name}`; stop it before starting another"
             ) from error
         return record
-
-    def _living_owner(self) -> int | None:
-        """The process that claimed the newest attempt, where it is another one, on this host, and alive."""
-        newest = max(self.attempts(), key=lambda record: record.attempt, default=None)
-        if newest is None or newest.pid == os.getpid() or not newest.lives_here:
-            return None
-        return newest.pid
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
     def checkpoints(self, silo: str = DEFAULT_SILO) -> list[CheckpointId]:
@@ -233,3 +233,11 @@ class RunFolder:
         """Requests with a number above `after`, in order."""
         numbers = [int(name[:-5]) for name in self.storage.list("control") if re.fullmatch(r"\d+\.json", name)]
         return [(n, json.loads(self.storage.read(f"control/{n:04d}.json"))) for n in sorted(numbers) if n > after]
+
+
+def _living_owner(attempts: Sequence[AttemptRecord]) -> int | None:
+    """The process that claimed the newest attempt, where it is another one, on this host, and alive."""
+    newest = max(attempts, key=lambda record: record.attempt, default=None)
+    if newest is None or newest.pid == os.getpid() or not newest.lives_here:
+        return None
+    return newest.pid

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from zerofleet.cluster.verdict import Verdict
+from zerofleet.cluster.verdict import BadStep, Verdict
+from zerofleet.trainer.data.quarantine import Ranges, named, num_positions
 
 _PLACES_OF_A_STEP = 2
 """Where one step's state can lie, and be found unusable: the nodes' memory, then storage."""
@@ -14,27 +15,32 @@ _PLACES_OF_A_STEP = 2
 
 @dataclass(frozen=True)
 class Failure:
-    """One failed attempt. `step` is the newest step that it finished, `checkpoint_step` the newest one committed by then."""
+    """One failed attempt. `step` is the newest step that it finished, `checkpoint_step` the newest one committed by then,
+    `num_left_out` how many sample positions it left out."""
 
     verdict: Verdict
     step: int
     checkpoint_step: int
+    num_left_out: int = 0
 
 
 @dataclass(frozen=True)
 class Decision:
     """What to do, and why in one sentence."""
 
-    action: Literal["retry", "stop"]
+    action: Literal["retry", "quarantine", "stop"]
     reason: str
+    quarantine: Ranges = ()
+    """With `quarantine`: the sample positions that every later attempt leaves out."""
 
 
 def made_progress(before: Failure, after: Failure) -> bool:
-    """Whether the run got further between two failures: a newer checkpoint, or a later step."""
-    return after.checkpoint_step > before.checkpoint_step or after.step > before.step
+    """Whether the run got further between two failures: a newer checkpoint, a later step, or other samples in its way."""
+    is_newer = after.checkpoint_step > before.checkpoint_step or after.step > before.step
+    return is_newer or after.num_left_out > before.num_left_out
 
 
-def decide(failures: Sequence[Failure], max_failures: int) -> Decision:
+def decide(failures: Sequence[Failure], max_failures: int, max_quarantined_steps: int = 0) -> Decision:
     """The decision after the last of `failures`, the run's failed attempts in order."""
     last, verdict = failures[-1], failures[-1].verdict
     if verdict.user_error:
@@ -43,12 +49,8 @@ def decide(failures: Sequence[Failure], max_failures: int) -> Decision:
         return _without_checkpoint(failures, *verdict.checkpoint)
     counted = [failure for failure in failures if failure.verdict.checkpoint is None]
     before = counted[-2] if len(counted) > 1 else None
-    if verdict.non_finite_step is not None and before and before.verdict.non_finite_step == verdict.non_finite_step:
-        return Decision(
-            "stop",
-            f"step {verdict.non_finite_step} gave a non-finite gradient twice from the same state: it is no passing fault. "
-            "Lower train.learning_rate, look at the data of that step, or start from an earlier checkpoint",
-        )
+    if verdict.bad_step and (first := _first_time(counted, verdict.bad_step)):
+        return _after_bad_step(first, verdict.bad_step, last.num_left_out, max_quarantined_steps)
     stuck = before is not None and not made_progress(before, last)
     if stuck and before and verdict.frames and verdict.frames == before.verdict.frames:
         return Decision(
@@ -61,6 +63,45 @@ def decide(failures: Sequence[Failure], max_failures: int) -> Decision:
             f"{in_a_row} failures in a row without progress at step {last.step}, more than cluster.max_failures={max_failures}",
         )
     return Decision("retry", f"failure {in_a_row} of at most {max_failures} without progress")
+
+
+def _first_time(failures: Sequence[Failure], bad: BadStep) -> BadStep | None:
+    """What the same step gave before of the same samples, unless an attempt has passed it since."""
+    for failure in reversed(failures[:-1]):
+        found = failure.verdict.bad_step
+        if found and (found.step, found.ranges) == (bad.step, bad.ranges):
+            return found
+        if failure.step >= bad.step:
+            return None
+    return None
+
+
+def _after_bad_step(first: BadStep, bad: BadStep, num_left_out: int, max_steps: int) -> Decision:
+    """The second time: what is bitwise the same comes from the data and the state that it meets; the data can be left out."""
+    samples = f"its samples ({named(bad.ranges)})"
+    if bad != first:
+        return Decision(
+            "stop",
+            f"step {bad.step} gave {_gave(first)}, then {_gave(bad)}, from the same state: the replay is not bitwise, so nothing says "
+            "whether the data is to blame. Set train.deterministic=true on GPUs, look at the hardware, or set "
+            "train.loss_spike_threshold=0",
+        )
+    cause = f"step {bad.step} gave {_gave(bad)} twice from the same state: it is no passing fault"
+    num_steps = num_left_out // num_positions(bad.ranges)  # every step takes as many
+    if num_steps < max_steps:
+        limit = f"{num_steps + 1} of at most cluster.max_quarantined_steps={max_steps} steps"
+        reason = f"{cause}; {samples} are left out for the rest of the run ({limit}), and the step takes the next ones"
+        return Decision("quarantine", reason, bad.ranges)
+    already = f", and the samples of {num_steps} steps are left out already" if num_steps else ""
+    return Decision(
+        "stop",
+        f"{cause}{already} (cluster.max_quarantined_steps={max_steps}). Lower train.learning_rate, look at {samples}, start from an "
+        "earlier checkpoint, or raise cluster.max_quarantined_steps",
+    )
+
+
+def _gave(bad: BadStep) -> str:
+    return "a non-finite gradient" if bad.loss is None else f"a loss spike of {bad.loss!r}"
 
 
 def _without_checkpoint(failures: Sequence[Failure], step: int, attempt: int) -> Decision:

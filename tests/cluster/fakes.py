@@ -14,6 +14,7 @@ from zerofleet.cluster.hooks import Hooks, Origin
 from zerofleet.cluster.policy.sizing import Sizes
 from zerofleet.cluster.spec import JobSpec, SnapshotInfo
 from zerofleet.cluster.stacks import RankStack
+from zerofleet.trainer.data.quarantine import Ranges, union
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.events import Control, Event
 from zerofleet.trainer.run_folder import CheckpointId
@@ -173,6 +174,10 @@ class Harness:
     claims: list[tuple[int, Origin | None]] = field(default_factory=list)
     world_sizes: list[int] = field(default_factory=list)
     """Of each claim."""
+    quarantines: list[list[list[int]]] = field(default_factory=list)
+    """What each claim was to leave out."""
+    quarantined: Ranges = ()
+    """What the run left out before."""
     excluded: list[frozenset[Origin]] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     """What has come of saves."""
@@ -236,11 +241,13 @@ class Harness:
         self.excluded.append(excluded)
         return self.selections.pop(0) if len(self.selections) > 1 else self.selections[0]
 
-    def _claim(self, attempt: int, start: Origin | None, world_size: int) -> None:
+    def _claim(self, attempt: int, start: Origin | None, world_size: int, quarantine: Ranges) -> Ranges:
         if self.claim_error is not None:
             raise self.claim_error
         self.claims.append((attempt, start))
         self.world_sizes.append(world_size)
+        self.quarantines.append(union(quarantine))
+        return union(quarantine, self.quarantined)
 
     def _take_requests(self) -> list[str]:
         taken, self.requests = self.requests, []

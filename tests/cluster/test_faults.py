@@ -50,3 +50,10 @@ def test_a_fault_of_every_attempt():
     for attempt in (1, 7):
         with pytest.raises(InjectedFault, match="save of step 3"):
             FaultInjector([fault], 0, attempt)("save", 3)
+
+
+def test_a_fault_in_the_data_strikes_wherever_its_position_is_fed():
+    fault = Fault("nan", 0, 3, attempt=None, position=20)
+    assert FaultInjector([fault], 0, 1)("step", 3, [[16, 24]]) == "nan"
+    assert FaultInjector([fault], 0, 3)("step", 3, [[16, 20], [24, 28]]) is None
+    assert parse_faults(format_faults([fault])) == (fault,)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster.fakes import event
 from zerofleet.cluster.rank import AgentLink
-from zerofleet.trainer.errors import CheckpointUnusable, DataError, NonFiniteStep
+from zerofleet.trainer.errors import CheckpointUnusable, DataError, LossSpike, NonFiniteStep
 from zerofleet.trainer.events import Control, Event
 from zerofleet.trainer.world import World
 
@@ -86,7 +86,12 @@ def test_last_words_tell_what_when_and_where(link):
     ("error", "key", "value"),
     [
         (DataError("empty"), "user", True),
-        (NonFiniteStep(8, float("nan")), "non_finite_step", 8),
+        (
+            NonFiniteStep(8, float("nan"), [[56, 64]]),
+            "bad_step",
+            {"step": 8, "ranges": [[56, 64]], "loss": None},
+        ),
+        (LossSpike(8, 9.5, 20.0, 12.0, [[56, 64]]), "bad_step", {"step": 8, "ranges": [[56, 64]], "loss": 9.5}),
         (CheckpointUnusable(5, 2, "hash"), "checkpoint", {"step": 5, "attempt": 2, "reason": "hash"}),
     ],
 )

@@ -11,7 +11,7 @@ from tests.cluster.fakes import error_of, event, exit_of
 from zerofleet.cluster.attempt import Attempt, Stage
 from zerofleet.cluster.policy.heartbeat import Limits
 from zerofleet.cluster.stacks import RankStack
-from zerofleet.cluster.verdict import Evidence, Place, is_failure, judge
+from zerofleet.cluster.verdict import BadStep, Evidence, Place, is_failure, judge
 from zerofleet.trainer.events import Event
 
 PLACES = {rank: Place("abcd"[rank], "step", 12) for rank in range(4)}
@@ -90,8 +90,10 @@ def test_an_unusable_checkpoint_carries_its_name():
     assert (found.kind, found.checkpoint) == ("storage", (20, 3))
 
 
-def test_a_non_finite_step_carries_its_number():
-    assert verdict(error_of(1, 0, type="NonFiniteStep", non_finite_step=7)).non_finite_step == 7
+@pytest.mark.parametrize(("name", "loss"), [("NonFiniteStep", None), ("LossSpike", 9.5)])
+def test_a_bad_step_carries_its_samples_and_is_a_matter_of_data(name, loss):
+    found = verdict(error_of(1, 0, type=name, bad_step={"step": 7, "ranges": [[48, 50], [52, 58]], "loss": loss}))
+    assert (found.kind, found.bad_step) == ("data", BadStep(7, ((48, 50), (52, 58)), loss))
 
 
 def test_a_lost_node():

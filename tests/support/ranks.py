@@ -14,6 +14,7 @@ from pathlib import Path
 from zerofleet.trainer.checkpoint.select import select_checkpoint
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.cache import DataCache
+from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.events import Control, Event
 from zerofleet.trainer.init_from import pin_init_from
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
@@ -55,6 +56,7 @@ class Plan:
 
     nan_at: tuple[int, int] | None = None
     """(rank, step)"""
+    spike_at: tuple[int, int] | None = None
     kill_at: tuple[int, int] | None = None
     stop_after: int | None = None
     """Rank 0 asks for a stop during this step."""
@@ -182,14 +184,15 @@ def _rank(config_json, cache_path, rank, world_size, attempt, port, plan, queue)
     os.environ.update(world.env("127.0.0.1", port))
     doing = 0
 
-    def fault(point: str, step: int) -> str | None:
+    def fault(point: str, step: int, ranges: Ranges) -> str | None:
         nonlocal doing
         doing = step
         if point == "step" and plan.kill_at == (rank, step):
             os.kill(os.getpid(), 9)
         if point == "step" and plan.slow is not None and plan.slow[0] == rank:
             _take_longer(*plan.slow[1:])
-        return "nan" if point == "step" and plan.nan_at == (rank, step) else None
+        planted = {plan.nan_at: "nan", plan.spike_at: "spike"}
+        return planted.get((rank, step)) if point == "step" else None
 
     def control() -> Control:
         return Control("stop" if rank == 0 and plan.stop_after is not None and doing >= plan.stop_after else "none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -55,6 +56,22 @@ def test_a_run_whose_owner_still_lives_on_this_host_is_not_claimed(run):
     finally:
         owner.communicate(b"\n")
     assert run.claim_attempt(2, None, 1, 1).attempt == 2
+
+
+def test_what_an_attempt_leaves_out_is_left_out_by_every_later_one(run):
+    run.claim_attempt(1, None, 2, 1)
+    assert run.claim_attempt(2, CheckpointId(5, 1), 2, 1, quarantine=[(48, 56)]).quarantine == [[48, 56]]
+    run.claim_attempt(3, CheckpointId(5, 1), 2, 1)
+    run.claim_attempt(4, CheckpointId(2, 1), 1, 3, quarantine=((24, 32), (56, 64)))
+    assert [record.quarantine for record in run.attempts()] == [[], [[48, 56]], [[48, 56]], [[24, 32], [48, 64]]]
+
+
+def test_a_record_without_a_quarantine_is_read(run):
+    run.claim_attempt(1, None, 2, 1)
+    fields = json.loads(run.storage.read("attempts/0001.json"))
+    del fields["quarantine"]
+    run.storage.create("attempts/0002.json", json.dumps(fields).encode())
+    assert run.attempts()[1].quarantine == []
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ class Manifest:
     zero_stage: int
     precision: str
     position: int
-    """Next sample position, when nothing is quarantined: step x global batch size."""
+    """Next sample position: step x global batch size, and the quarantined ones before it."""
     quarantine: list[list[int]]
     """Half-open position ranges that are never fed."""
     scalars: Scalars
@@ -85,6 +85,8 @@ class Manifest:
     """data, tokenizer, model (xxh3-128 of the resolved model config) and job (seed and global batch): what the state belongs to."""
     versions: dict[str, str]
     created_at: float
+    recent_losses: list[float] = field(default_factory=list)
+    """Losses of the newest steps, oldest first: what the next one is compared with (spikes)."""
     format_version: int = FORMAT_VERSION
 
     @property

@@ -29,10 +29,13 @@ from zerofleet.trainer.checkpoint.fragments import FragmentKey
 from zerofleet.trainer.checkpoint.memory import NO_BUFFERS, Buffers, NodeMemory, plan_buffers
 from zerofleet.trainer.checkpoint.snapshot import BufferSet, SnapshotMeta
 from zerofleet.trainer.config import TrainConfig
+from zerofleet.trainer.data.order import step_positions
+from zerofleet.trainer.data.quarantine import Ranges, union
 from zerofleet.trainer.errors import CheckpointUnusable, StorageError, Superseded
 from zerofleet.trainer.events import Event, Report
 from zerofleet.trainer.exchange import agree
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
+from zerofleet.trainer.spikes import RecentLosses
 from zerofleet.trainer.world import World
 
 
@@ -65,6 +68,8 @@ class Source:
     world: World
     adapter: Adapter
     fingerprints: dict[str, str]
+    quarantine: Ranges
+    losses: RecentLosses
     report: Report
     alive: Callable[[], None]
 
@@ -78,8 +83,8 @@ class Source:
         return Draft(
             zero_stage=self.config.train.zero_stage,
             precision=self.config.train.precision,
-            position=step * self.config.train.global_batch_size,
-            quarantine=[],
+            position=int(step_positions(step, self.config.train.global_batch_size, self.quarantine)[0]),
+            quarantine=union(self.quarantine),
             scalars=self.adapter.scalars(),
             tensors=self.adapter.tensors(),
             fingerprints=self.fingerprints,
@@ -87,6 +92,7 @@ class Source:
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("zerofleet", "torch", "deepspeed", "transformers")},
             },
+            recent_losses=self.losses.values(),
         )
 
     def event(self, kind: str, step: int, start: float, duration_s: float, **data: Any) -> None:

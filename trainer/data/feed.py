@@ -12,6 +12,7 @@ from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.data.cache import SequenceStore
 from zerofleet.trainer.data.ledger import combine, sample_digests
 from zerofleet.trainer.data.order import position_to_sample, ranges_of, step_positions
+from zerofleet.trainer.data.quarantine import Ranges
 
 Int64 = NDArray[np.int64]
 SOURCE = "corpus"
@@ -52,10 +53,12 @@ class Feed:
     plan: BatchPlan
     seed: int
     silo: str
+    quarantine: Ranges
+    """What the attempt leaves out."""
 
     def step_plan(self, index: int) -> StepPlan:
         """The samples of the step with this index (from 0). O(1) in the position."""
-        positions = step_positions(index, self.plan.global_batch_size, ())
+        positions = step_positions(index, self.plan.global_batch_size, self.quarantine)
         samples = position_to_sample(positions, self.store.num_sequences, self.seed, SOURCE, self.silo)
         return StepPlan(positions, samples, int(self.store.num_targets(samples).sum()))
 

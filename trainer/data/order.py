@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
+
+from zerofleet.trainer.data.quarantine import Ranges
 
 Int64 = NDArray[np.int64]
 UInt64 = NDArray[np.uint64]
@@ -70,7 +71,7 @@ def _mix(values: UInt64) -> UInt64:
     return values ^ (values >> np.uint64(31))
 
 
-def step_positions(step: int, global_batch_size: int, quarantined: Sequence[tuple[int, int]]) -> Int64:
+def step_positions(step: int, global_batch_size: int, quarantined: Ranges) -> Int64:
     """The positions that a step takes: [step * B, (step + 1) * B) of what is not quarantined.
 
     `quarantined` are half-open ranges, ascending and disjoint; the cost grows with their number only.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from zerofleet.cluster.policy.failure import Failure, decide, made_progress
-from zerofleet.cluster.verdict import Verdict
+from zerofleet.cluster.verdict import BadStep, Verdict
 
 
-def failure(step=5, checkpoint_step=0, frames=(), kind="node", **fields) -> Failure:
-    return Failure(Verdict(kind, "it failed", frames=frames, **fields), step, checkpoint_step)
+def failure(step=5, checkpoint_step=0, frames=(), kind="node", num_left_out=0, **fields) -> Failure:
+    return Failure(Verdict(kind, "it failed", frames=frames, **fields), step, checkpoint_step, num_left_out)
 
 
 BUG = ("loop.py:1 train", "model.py:9 forward")
@@ -89,19 +89,55 @@ def test_an_unusable_checkpoint_that_is_not_the_runs_own_stops_at_once():
     assert "restore its files" in decision.reason and "run.init_from=RUN@STEP" in decision.reason
 
 
-def test_a_non_finite_step_is_replayed_once():
-    assert decide([failure(non_finite_step=7, frames=BUG)], 3).action == "retry"
-    decision = decide([failure(non_finite_step=7, frames=BUG), failure(non_finite_step=7, frames=BUG)], 3)
+NAN = BadStep(7, ((48, 56),))
+SPIKE = BadStep(7, ((48, 56),), 9.5)
+
+
+def bad(what=NAN, **fields) -> Failure:
+    return failure(**{"step": what.step - 1, "bad_step": what, "frames": BUG, "kind": "data"} | fields)
+
+
+def test_a_bad_step_is_replayed_once_and_then_its_samples_are_left_out():
+    assert decide([bad()], 3, 2).action == "retry"
+    decision = decide([bad(), bad()], 3, 2)
+    assert (decision.action, decision.quarantine) == ("quarantine", ((48, 56),))
+    assert "step 7 gave a non-finite gradient twice" in decision.reason and "positions 48 to 55" in decision.reason
+    assert "1 of at most cluster.max_quarantined_steps=2" in decision.reason
+    assert "loss spike of 9.5 twice" in decide([bad(SPIKE), bad(SPIKE)], 3, 2).reason
+
+
+@pytest.mark.parametrize(("allowed", "left_out"), [(0, 0), (2, 16)])
+def test_a_bad_step_that_recurs_stops_when_no_more_may_be_left_out(allowed, left_out):
+    decision = decide([bad(), bad(num_left_out=left_out)], 3, allowed)
+    assert (decision.action, decision.quarantine) == ("stop", ())
+    assert "train.learning_rate" in decision.reason and f"max_quarantined_steps={allowed}" in decision.reason
+    assert ("of 2 steps are left out already" in decision.reason) is bool(left_out)
+
+
+def test_a_bad_step_recurs_even_after_a_new_checkpoint_or_another_failure():
+    """What counts is that the step failed again with the same samples."""
+    assert decide([bad(), bad(checkpoint_step=6)], 3, 1).action == "quarantine"
+    assert decide([bad(), failure(step=3), bad()], 3, 1).action == "quarantine"
+
+
+def test_a_step_that_was_passed_meanwhile_is_replayed_again():
+    assert decide([bad(), failure(step=9), bad()], 3, 1).action == "retry"
+
+
+def test_another_step_or_other_samples_are_tried_first():
+    assert decide([bad(), bad(BadStep(9, ((64, 72),)))], 3, 1).action == "retry"
+    next_ones = BadStep(7, ((56, 64),))
+    assert decide([bad(), bad(), bad(next_ones, num_left_out=8)], 3, 2).action == "retry"
+
+
+def test_a_quarantine_is_progress():
+    """Else two bad steps in a row would use up the failures that a run is allowed, or be taken for the same bug."""
+    failures = [bad(BadStep(7, ((48 + 8 * n, 56 + 8 * n),)), num_left_out=8 * n) for n in range(4) for _ in range(2)]
+    assert [decide(failures[: n + 1], 2, 4).action for n in range(8)] == ["retry", "quarantine"] * 4
+
+
+@pytest.mark.parametrize("second", [NAN, BadStep(7, ((48, 56),), 9.25)])
+def test_a_spike_that_recurs_otherwise_proves_nothing_against_the_data(second):
+    decision = decide([bad(SPIKE), bad(second)], 3, 2)
     assert decision.action == "stop"
-    assert "step 7" in decision.reason
-    assert "train.learning_rate" in decision.reason
-
-
-def test_a_non_finite_step_that_recurs_stops_even_after_a_new_checkpoint():
-    """The checkpoint may lie between: what counts is that the step failed again."""
-    decision = decide([failure(non_finite_step=7), failure(non_finite_step=7, checkpoint_step=6)], 3)
-    assert decision.action == "stop"
-
-
-def test_another_non_finite_step_is_tried_again():
-    assert decide([failure(non_finite_step=7, step=6), failure(non_finite_step=9, step=8)], 3).action == "retry"
+    assert "not bitwise" in decision.reason and "train.deterministic" in decision.reason

@@ -202,7 +202,7 @@ class Controller(Transitions):
     # -- attempts --------------------------------------------------------------------------------------------------
     def _launch(self, now: float, why: str) -> None:
         """Starts the next stage of the run as soon as storage lets it."""
-        what, limit = f"the {self._stages[0]} cannot start", Limit.of(self._config, "storage_timeout_s")
+        limit, what = Limit.of(self._config, "storage_timeout_s"), f"the {self._stages[0]} cannot start"
         self._insistence.begin(now, what, partial(self._start_stage, why), self._fail, limit)
 
     def _start_stage(self, why: str, now: float) -> None:
@@ -306,8 +306,8 @@ class Controller(Transitions):
         self._hooks.emit(event)
 
     def _has_broken(self, now: float) -> bool:
-        stall_s = self._config.stall_timeout_s
-        return self._attempt.has_failed(now, _SETTLE_S) or self._suspicion.look(self._attempt, now, stall_s)
+        attempt, stall_s = self._attempt, self._config.stall_timeout_s
+        return attempt.has_failed(now, _SETTLE_S) or self._suspicion.look(attempt, now, stall_s)
 
     def _has_ended(self, now: float) -> bool:
         """Whether all ranks are done and gone, and what they left is durable or cannot be; who does not go is ended."""
@@ -361,8 +361,7 @@ class Controller(Transitions):
         self._listen(now)
         reached, is_durable = end.look(self._saves, now, self._config.stop_timeout_s, self._newest)
         if reached is not None:
-            self.keep_snapshots = self.keep_snapshots and not is_durable
-            self._end = None
+            self.keep_snapshots, self._end = self.keep_snapshots and not is_durable, None
             self._finish(now, reached.state, reached.why, reached.exit_code)
 
     def _lost_end(self, now: float) -> str:

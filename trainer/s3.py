@@ -28,8 +28,9 @@ from urllib3.exceptions import IncompleteRead
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 15.0
 """Longest silence while an answer is awaited or read."""
-CALL_TIMEOUT_S = 60.0
-"""Longest that one request may take until its answer begins, the sending of its body included: a part of 50 MiB at 0.9 MB/s."""
+SLOWEST_BYTES_PER_S = 1e6
+"""A body that is sent may take so long beyond the timeouts. aiohttp itself waits for ever for a server that does not read it, or
+does not say `100 Continue`."""
 TRIES = 3
 FIRST_PAUSE_S, PAUSE_FACTOR = 0.2, 4.0
 """Between tries: 0.2 s, then 0.8 s."""
@@ -53,8 +54,16 @@ class S3(S3FileSystem):
     async def _call_s3(self, method: str, *positional: Any, **fields: Any) -> Any:
         """Every request to the server passes here."""
 
+        timeouts = self._prepare_config_kwargs()
+        limit_s = timeouts["connect_timeout"] + timeouts["read_timeout"]
+        limit_s += len(fields.get("Body", b"")) / SLOWEST_BYTES_PER_S
+
         async def call() -> Any:
-            return await asyncio.wait_for(super(S3, self)._call_s3(method, *positional, **fields), CALL_TIMEOUT_S)
+            request = super(S3, self)._call_s3(method, *positional, **fields)
+            try:
+                return await asyncio.wait_for(request, limit_s)
+            except TimeoutError as error:  # fsspec would drop its message
+                raise ConnectionError(f"no answer to {method} within {limit_s:.0f} s") from error
 
         if "IfNoneMatch" not in fields:
             # What reads an answer's body repeats the whole, request included.

@@ -9,12 +9,13 @@ import pytest
 
 from tests.support.bad_proxy import BLACK_HOLE, LOSE_ANSWER, NONE, REFUSE, BadProxy, Fault
 from tests.support.s3_server import BUCKET, S3Server, environment
+from zerofleet.trainer import s3
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.storage import SegmentWriter, Storage, read_segments
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(90)]
 PART_BYTES = 5 * 2**20
-READ_TIMEOUT_S = 0.5
+TIMEOUT_S = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,11 @@ def storage(proxy, tmp_path, monkeypatch):
     proxy.injected.clear()
     for name, value in environment(proxy.port).items():
         monkeypatch.setenv(name, value)
-    settings = {"default_block_size": PART_BYTES, "config_kwargs": {"read_timeout": READ_TIMEOUT_S}}
+    settings = {
+        "default_block_size": PART_BYTES,
+        "config_kwargs": {"read_timeout": TIMEOUT_S, "connect_timeout": TIMEOUT_S},
+    }
+    monkeypatch.setattr(s3, "SLOWEST_BYTES_PER_S", 20e6)
     monkeypatch.setitem(fsspec.config.conf, "s3", settings)
     yield Storage(f"s3://{BUCKET}/{tmp_path.name}")
     proxy.fault = NONE
@@ -103,8 +108,8 @@ def test_an_outage_is_a_storage_error_in_bounded_time_and_never_an_answer(proxy,
     proxy.fault, began = fault, time.monotonic()
     with pytest.raises(StorageError):
         ACTIONS[action](storage)
-    # 3 tries, and as many to give up an upload; each READ_TIMEOUT_S and what aiohttp repeats of it, with 1 s of pauses
-    assert time.monotonic() - began < 12 and proxy.injected[fault.kind] >= 2
+    # 3 tries of at most twice TIMEOUT_S and the body's time, pauses of 1 s; the same again to give up an upload
+    assert time.monotonic() - began < 10 and proxy.injected[fault.kind] >= 2
     proxy.fault = NONE
     assert storage.read("there") == b"12345"
     ACTIONS[action](storage)

@@ -93,7 +93,11 @@ class EventLog:
                     writer, attempt = self._insist(partial(self._open_writer, opened)), opened
                 writer.on_event(event)
             except StorageError as error:
-                _log.warning("events wait to be written: %s", error)
+                if writer is None:  # nobody has it
+                    self._is_whole = False
+                    _log.error("an event was not written: %s: %s", error, event)
+                else:
+                    _log.warning("events wait to be written: %s", error)
             except Exception as error:  # noqa: BLE001 - a writer brings clients of storage and trackers, which raise anything
                 _log.exception("writing an event failed: %s: %s", error, event)
         if writer is not None:

@@ -71,7 +71,15 @@ class Ours:
     def __init__(self, loop: Loop, agent: AgentLine, snapshots: Path) -> None:
         self._loop, self._agent, self._snapshots = loop, agent, snapshots
         source = Source(
-            loop.config, loop.folder, loop.world, loop.adapter, loop.fingerprints, agent.report, lambda: None
+            config=loop.config,
+            run=loop.folder,
+            world=loop.world,
+            adapter=loop.adapter,
+            fingerprints=loop.fingerprints,
+            quarantine=loop.record.quarantine,
+            losses=loop.losses,
+            report=agent.report,
+            alive=lambda: None,
         )
         saver = make_saver(source, snapshots, loop.record.token, nothing_to_do)
         if not isinstance(saver, MemorySaver):

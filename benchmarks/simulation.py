@@ -19,6 +19,7 @@ from zerofleet.cluster.stacks import RankStack
 from zerofleet.cluster.state import State
 from zerofleet.trainer.checkpoint.select import Selection
 from zerofleet.trainer.config import TrainConfig
+from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import RunFolder
@@ -115,8 +116,9 @@ class Simulation:
         self.hear("phase", phase="init", node="node")
         self.train()
 
-    def _claim(self, attempt: int, start: Origin | None, world_size: int) -> None:
+    def _claim(self, attempt: int, start: Origin | None, world_size: int, quarantine: Ranges) -> Ranges:
         self.attempt = attempt
+        return quarantine
 
     def _emit(self, event: Event) -> None:
         self.recorder.on_event(event)

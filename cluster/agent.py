@@ -133,18 +133,18 @@ class NodeAgent:
             shutil.rmtree(self._logs)
 
     def _upload_logs(self) -> bool:
-        """Copies the logs to remote storage. False when some could not be: then they stay here."""
-        storage, is_whole = Storage(self._spec.storage_url), True
+        """Copies the logs to remote storage. False when one could not be: then all stay here."""
+        storage = Storage(self._spec.storage_url)
         for log in sorted(self._logs.rglob("*.log")):
             name = f"logs/{log.relative_to(self._logs).with_suffix('')}"
-            if storage.exists(f"{name}.log"):  # an earlier driver's, of an attempt that was never claimed
-                name += f"-{os.urandom(3).hex()}"
             try:
+                if storage.exists(f"{name}.log"):  # an earlier driver's, of an attempt that was never claimed
+                    name += f"-{os.urandom(3).hex()}"
                 storage.create(f"{name}.log", log.read_bytes())
-            except StorageError as error:
-                is_whole = False
-                self._emit(_incident(f"log {name}.log was not uploaded and stays in {self._logs}: {error}"))
-        return is_whole
+            except StorageError as error:  # each of the others would wait for storage as long
+                self._emit(_incident(f"logs were not uploaded and stay in {self._logs}: {error}"))
+                return False
+        return True
 
     def _take(self) -> list[Event]:
         events, self._events = self._events, []

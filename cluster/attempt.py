@@ -34,6 +34,11 @@ class Stage(enum.StrEnum):
         """The function that each rank runs."""
         return TRAIN if self is Stage.TRAIN else f"zerofleet.cluster.tasks:{self.value}"
 
+    def when_stopped(self, has_trained: bool) -> str:
+        """For messages: where in its life a run is that is stopped, no rank of it training."""
+        before = "before it went on" if has_trained else "before it trained"
+        return "while the model was exported" if self is Stage.EXPORT else before
+
     @property
     def log_name(self) -> str:
         """Logs are called <this>-00000.log."""

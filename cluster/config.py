@@ -32,6 +32,8 @@ class ClusterConfig(Section):
     """Seconds without any sign of life from a rank before the attempt is ended as hung."""
     stop_timeout_s: PositiveFloat = 300.0
     """Seconds that a stop, or the end of a run, waits for its checkpoint to become durable."""
+    storage_timeout_s: PositiveFloat = 1800.0
+    """Seconds that the start of an attempt (its claim is a file in storage) is tried again while storage is down."""
     max_failures: NonNegativeInt = 3
     """Failures in a row, without a new checkpoint between them, after which the run stops. The count starts anew with progress."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from zerofleet.cluster.attempt import Attempt, Stage
 from zerofleet.cluster.config import ClusterConfig
@@ -22,8 +23,9 @@ from zerofleet.cluster.state import State
 from zerofleet.cluster.suspicion import Suspicion
 from zerofleet.cluster.transitions import Transitions
 from zerofleet.cluster.verdict import Verdict, judge
+from zerofleet.cluster.waiting import Insistence, Limit
 from zerofleet.trainer.data.quarantine import Ranges, num_positions, union
-from zerofleet.trainer.errors import UserError, ZerofleetError
+from zerofleet.trainer.errors import StorageError, UserError, ZerofleetError
 from zerofleet.trainer.events import Control, Event
 from zerofleet.trainer.run_folder import CheckpointId
 
@@ -70,6 +72,7 @@ class Controller(Transitions):
         self._suspicion = Suspicion(group.stacks)
         self._growth = SizeDecision("go on", "")
         self._end: End | None = None
+        self._insistence = Insistence(self._say_storage)
         self.keep_snapshots = True
         """Whether the agents' memory holds what storage does not, as far as is known."""
 
@@ -94,6 +97,9 @@ class Controller(Transitions):
                 self._obey(action, now)
             if self._end is not None:
                 self._wait_for_end(now, self._end)
+            elif self._insistence.is_waiting:
+                self._listen(now)
+                self._insistence.step(now)
             elif not self.state.is_final:
                 _HANDLERS[self.state](self, now)
         except ZerofleetError as error:
@@ -133,7 +139,7 @@ class Controller(Transitions):
 
     def _starting(self, now: float) -> None:
         self._listen(now)
-        if self._has_failed(now):
+        if self._attempt.has_failed(now, _SETTLE_S):
             return self._enter(State.RECOVERING, now, "an attempt failed while it started")
         if self._has_ended(now):
             return self._next_stage(now)
@@ -146,7 +152,7 @@ class Controller(Transitions):
 
     def _running(self, now: float) -> None:
         self._listen(now)
-        if self._has_failed(now) or self._is_silent(now):
+        if self._has_broken(now):
             return self._enter(State.RECOVERING, now, "an attempt failed")
         if self._has_ended(now):
             self._next_stage(now)
@@ -154,7 +160,7 @@ class Controller(Transitions):
     def _resizing(self, now: float) -> None:
         """As if a stop had been asked for; then the run goes on at once, with more nodes."""
         self._listen(now)
-        if self._has_failed(now) or self._is_silent(now):
+        if self._has_broken(now):
             return self._enter(State.RECOVERING, now, "an attempt failed while it was to be resized")
         if self._has_ended(now):
             if self._attempt.is_finished or self._lost_end(now):
@@ -171,7 +177,7 @@ class Controller(Transitions):
         if over:
             self._kill(now)
             cause = f"cluster.stop_timeout_s={self._config.stop_timeout_s:g} was over before the checkpoint was durable"
-        elif self._has_failed(now) or self._is_silent(now):
+        elif self._has_broken(now):
             cause = self._judge(now).sentence
         else:
             return
@@ -199,7 +205,12 @@ class Controller(Transitions):
 
     # -- attempts --------------------------------------------------------------------------------------------------
     def _launch(self, now: float, why: str) -> None:
-        """Starts the next stage of the run; training as a new attempt."""
+        """Starts the next stage of the run as soon as storage lets it."""
+        limit, what = Limit.of(self._config, "storage_timeout_s"), f"the {self._stages[0]} cannot start"
+        self._insistence.begin(now, what, partial(self._start_stage, why), self._fail, limit)
+
+    def _start_stage(self, why: str, now: float) -> None:
+        """Training as a new attempt. Raises StorageError."""
         assert self._job is not None
         stage, number, start = self._stages[0], self._attempt.number, None
         if stage is Stage.TRAIN:
@@ -266,7 +277,7 @@ class Controller(Transitions):
                 self._hear(outcome.event(), now)
                 self._grow_if_it_pays(now)
             else:
-                self._say("incident", **{"class": "storage", "message": outcome.trouble()})
+                self._say_storage(f"{outcome.trouble()}; {self._saves.since()}")
             if outcome.is_settled:
                 self._group.control(Control(settled_step=outcome.checkpoint.step))
 
@@ -287,7 +298,7 @@ class Controller(Transitions):
     def _hear(self, event: Event, now: float) -> None:
         event = event if event.attempt else replace(event, attempt=self._attempt.number)
         self._attempt.hear(event, now)
-        self._saves.hear(event)
+        event = self._saves.hear(event)
         if event.kind in ("written", "unwritten"):
             self._hooks.written(event)
         elif event.kind == "step":
@@ -298,12 +309,9 @@ class Controller(Transitions):
             self._group.replicated(settled.checkpoint, is_whole=not settled.problem)
         self._hooks.emit(event)
 
-    def _has_failed(self, now: float) -> bool:
-        """Whether the attempt has failed, its cause included as far as it will be heard."""
-        return self._attempt.has_failed(now, _SETTLE_S)
-
-    def _is_silent(self, now: float) -> bool:
-        return self._suspicion.look(self._attempt, now, self._config.stall_timeout_s)
+    def _has_broken(self, now: float) -> bool:
+        attempt, stall_s = self._attempt, self._config.stall_timeout_s
+        return attempt.has_failed(now, _SETTLE_S) or self._suspicion.look(attempt, now, stall_s)
 
     def _has_ended(self, now: float) -> bool:
         """Whether all ranks are done and gone, and what they left is durable or cannot be; who does not go is ended."""
@@ -327,13 +335,23 @@ class Controller(Transitions):
     def _newest(self) -> str:
         """The newest checkpoint of the run, in words."""
         known = self._attempt.checkpoint_step
-        if not known and (selected := self._hooks.select(self._excluded, []).checkpoint) is not None:
-            known = selected.step
+        try:
+            if not known and (selected := self._hooks.select(self._excluded, []).checkpoint) is not None:
+                known = selected.step
+        except StorageError as error:
+            return f"whether there is a checkpoint cannot be seen ({error})"
         return f"the newest checkpoint is that of step {known}" if known else "there is no checkpoint yet"
 
     # -- the end ---------------------------------------------------------------------------------------------------
     def _conclude(self, now: float, state: State, why: str, exit_code: int) -> None:
         """Ends the run, after what only the agents' memory holds has been made durable."""
+        rescue, limit = partial(self._rescue, state, why, exit_code), Limit.of(self._config, "stop_timeout_s")
+        self._insistence.begin(
+            now, "what is durable cannot be seen", rescue, partial(self._lose_sight, state, why, exit_code), limit
+        )
+
+    def _rescue(self, state: State, why: str, exit_code: int, now: float) -> None:
+        """Raises StorageError."""
         newest = self._hooks.select(self._excluded, self._group.snapshots())
         if newest.checkpoint is None or not newest.in_memory:
             self.keep_snapshots = False
@@ -345,17 +363,13 @@ class Controller(Transitions):
 
     def _wait_for_end(self, now: float, end: End) -> None:
         self._listen(now)
-        reached, is_durable = end.look(self._saves, now, self._config.stop_timeout_s, self._newest())
+        reached, is_durable = end.look(self._saves, now, self._config.stop_timeout_s, self._newest)
         if reached is not None:
-            self.keep_snapshots = self.keep_snapshots and not is_durable
-            self._end = None
+            self.keep_snapshots, self._end = self.keep_snapshots and not is_durable, None
             self._finish(now, reached.state, reached.why, reached.exit_code)
 
     def _lost_end(self, now: float) -> str:
         return self._saves.lost_end(self._attempt, now, self._config.stop_timeout_s)
-
-    def _finish(self, now: float, state: State, why: str, exit_code: int) -> None:
-        self._stopped(now, why, exit_code) if state is State.STOPPED else self._fail(now, why, exit_code)
 
     # -- requests --------------------------------------------------------------------------------------------------
     def _obey(self, action: str, now: float) -> None:
@@ -372,15 +386,10 @@ class Controller(Transitions):
             self._enter(State.DRAINING, now, "a stop was asked for, and the ranks are saving already")
         elif not is_training and self.state is not State.DRAINING and self._end is None:
             self._kill(now)
-            self._conclude(now, State.STOPPED, f"stopped {self._where_in_its_life()}", 0)
+            self._conclude(now, State.STOPPED, f"stopped {self._attempt.stage.when_stopped(bool(self._claimed))}", 0)
         elif is_training and self._end is None:
             self._group.control(Control("stop"))
             self._enter(State.DRAINING, now, "a stop was asked for: the ranks save at the end of their step")
-
-    def _where_in_its_life(self) -> str:
-        if self._attempt.stage is Stage.EXPORT:
-            return "while the model was exported"
-        return "before it went on" if self._claimed else "before it trained"
 
 
 _HANDLERS: dict[State, Callable[[Controller, float], None]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from zerofleet.cluster.saves import Saves
@@ -19,9 +20,9 @@ class End:
     wait_for: CheckpointId
     since: float
 
-    def look(self, saves: Saves, now: float, timeout_s: float, newest: str) -> tuple[End | None, bool]:
-        """This end with the full reason, once it can be entered, and whether the state is durable. `newest`: the newest
-        checkpoint, in words."""
+    def look(self, saves: Saves, now: float, timeout_s: float, newest: Callable[[], str]) -> tuple[End | None, bool]:
+        """This end with the full reason, once it can be entered, and whether the state is durable. `newest()`: the
+        newest checkpoint, in words, by a look at storage."""
         step = self.wait_for.step
         if saves.durable_step >= step:
             return replace(self, why=f"{self.why}; step {step}, which was in memory, is durable now"), True
@@ -30,4 +31,4 @@ class End:
             return None, False
         reason = lost or saves.too_late(timeout_s)
         kept = f"step {step} is in the nodes' memory only ({reason}): resume while they keep it"
-        return replace(self, why=f"{self.why}; {kept}; {newest}"), False
+        return replace(self, why=f"{self.why}; {kept}; {newest()}"), False

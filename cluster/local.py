@@ -177,11 +177,15 @@ class LocalRay:
         self._process.wait()
 
     def save_logs(self, storage: Storage, folder: str) -> None:
-        """Copies the ends of Ray's own logs, for the post-mortem. What cannot be copied is left out."""
+        """Copies the ends of Ray's own logs, for the post-mortem. What cannot be read is left out; when storage takes one not,
+        it is not asked for the others, each of which may take it a minute."""
         for log in sorted((self._leftover.folder / "session_latest" / "logs").glob("*")):
-            with contextlib.suppress(OSError, StorageError, FileExistsError):
-                if log.is_file() and log.stat().st_size:
-                    storage.create(f"{folder}/{log.name}", log.read_bytes()[-_LOG_TAIL_BYTES:])
+            try:
+                with contextlib.suppress(OSError):
+                    if log.is_file() and log.stat().st_size:
+                        storage.create(f"{folder}/{log.name}", log.read_bytes()[-_LOG_TAIL_BYTES:])
+            except StorageError as error:
+                return _log.warning("Ray's logs were not all kept: %s", error)
 
 
 def new_folder() -> str:

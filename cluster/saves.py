@@ -1,8 +1,9 @@
-"""What a driver knows of its run's saves: which are durable, and why others are not. Pure."""
+"""What a driver knows of its run's saves: which are durable, and why others are not."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 
 from zerofleet.cluster.attempt import Attempt
 from zerofleet.cluster.commits import Outcome
@@ -16,16 +17,27 @@ class Saves:
 
     durable_step: int = 0
     """Newest step that this driver saw become durable."""
+    durable_at: float = 0.0
+    """Wall time of that."""
     _unkept: dict[CheckpointId, str] = field(default_factory=dict)
     """Saves that did not become durable, and why."""
 
     _trouble: tuple[int, str] = (0, "")
     """The step of a save that is still tried, and what storage last said against it."""
 
-    def hear(self, event: Event) -> None:
-        """Takes in what an agent says while it tries."""
-        if event.kind == "incident" and event.phase == "save" and event.data.get("class") == "storage":
-            self._trouble = event.step, event.data["message"]
+    def hear(self, event: Event) -> Event:
+        """Takes in what an agent says while it tries. Returns the event, completed by since when nothing is durable."""
+        if event.kind != "incident" or event.phase != "save" or event.data.get("class") != "storage":
+            return event
+        self._trouble = event.step, event.data["message"]
+        return replace(event, data={**event.data, "message": f"{event.data['message']}; {self.since()}"})
+
+    def since(self) -> str:
+        """Since when nothing has become durable, in words."""
+        if not self.durable_step:
+            return "nothing has become durable since this driver began"
+        at = time.strftime("%H:%M:%S", time.localtime(self.durable_at))
+        return f"nothing has become durable since step {self.durable_step} at {at}"
 
     def too_late(self, limit_s: float) -> str:
         """The reason of a save that had its time."""
@@ -35,11 +47,12 @@ class Saves:
 
     def settle(self, outcome: Outcome) -> None:
         """Takes in what has come of a save."""
+        step = outcome.checkpoint.step
         if not outcome.is_settled:
-            self._trouble = outcome.checkpoint.step, outcome.message
+            self._trouble = step, outcome.message
         elif outcome.is_durable:
             self._unkept.pop(outcome.checkpoint, None)
-            self.durable_step = max(self.durable_step, outcome.checkpoint.step)
+            self.durable_step, self.durable_at = max(self.durable_step, step), time.time()
         else:
             self._unkept[outcome.checkpoint] = outcome.message
 

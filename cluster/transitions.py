@@ -44,6 +44,14 @@ class Transitions:
             self._say("error", type="UserError", message=why, traceback="", user=True)
         self._enter(State.FAILED, now, why)
 
+    def _finish(self, now: float, state: State, why: str, exit_code: int) -> None:
+        self._stopped(now, why, exit_code) if state is State.STOPPED else self._fail(now, why, exit_code)
+
+    def _lose_sight(self, state: State, why: str, exit_code: int, now: float, trouble: str) -> None:
+        """Storage does not say what it holds."""
+        kept = "what the nodes' memory holds stays there: resume while they keep it"
+        self._finish(now, state, f"{why}; {trouble}; {kept}", max(1, exit_code))
+
     def _say_verdict(self, verdict: Verdict, decision: Decision) -> None:
         self._say(
             "verdict",
@@ -54,6 +62,9 @@ class Transitions:
         )
         if decision.quarantine:
             self._say("incident", **{"class": "data", "message": decision.reason, "quarantine": decision.quarantine})
+
+    def _say_storage(self, message: str) -> None:
+        self._say("incident", **{"class": "storage", "message": message})
 
     def _say(self, kind: str, **data: Any) -> None:
         attempt, step = self._place

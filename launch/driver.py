@@ -43,6 +43,7 @@ from zerofleet.launch.config import JobConfig, override_job
 from zerofleet.launch.drivers import DriverRecord, driver_records, effective_job
 from zerofleet.launch.event_log_lines import write_log_line
 from zerofleet.launch.exit_codes import RUN_FAILED
+from zerofleet.launch.requests import RequestWatch
 from zerofleet.trainer import ops
 from zerofleet.trainer.checkpoint.commit import commit
 from zerofleet.trainer.checkpoint.format import Manifest
@@ -161,8 +162,8 @@ class Driver:
         self._number, self._config = number, job.train_config()
         attempts = run.attempts()
         self._last_attempt = attempts[-1].attempt if attempts else 0
-        self._started_at = psutil.Process().create_time()
-        self._seen_request, self._looked_at = 0, float("-inf")
+        interval_s = _LOCAL_REQUEST_INTERVAL_S if run.storage.is_local else _REMOTE_REQUEST_INTERVAL_S
+        self._watch = RequestWatch(run, psutil.Process().create_time(), interval_s)
         self._faults = os.environ.get(FAULTS_VARIABLE, "")
 
     def run(self) -> int:
@@ -201,6 +202,7 @@ class Driver:
         group = RayGroup(cluster.join, Ask.of(self._job.cluster), node_spec, is_ours=is_ours)
         committer = Committer(self._commit)
         controller = self._controller(group, preparation, committer)
+        self._watch.start()
         try:
             while not controller.state.is_final:
                 controller.step(time.monotonic())
@@ -209,6 +211,7 @@ class Driver:
             raise
         finally:
             preparation.cancel()
+            self._watch.close()
             committer.close()
             group.close(controller.keep_snapshots)
         return controller.exit_code
@@ -314,16 +317,8 @@ class Driver:
 
     # -- requests and events ---------------------------------------------------------------------------------------
     def _requests(self) -> list[str]:
-        """Signals, and what the run folder holds: requests that are older than this process were for another driver."""
-        actions = self._stops.take()
-        interval = _LOCAL_REQUEST_INTERVAL_S if self._run.storage.is_local else _REMOTE_REQUEST_INTERVAL_S
-        if time.monotonic() - self._looked_at >= interval:
-            for number, request in self._run.requests(self._seen_request):
-                self._seen_request = number
-                if request["at"] >= self._started_at:
-                    actions.append(request["action"])
-            self._looked_at = time.monotonic()
-        return actions
+        """Signals, and what the run folder holds."""
+        return [*self._stops.take(), *self._watch.take()]
 
     def _fail(self, error: UserError) -> None:
         """The run ends before there is a controller."""

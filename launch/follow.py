@@ -38,24 +38,25 @@ class EventTail:
     def __init__(self, run: RunFolder) -> None:
         self._storage = run.storage
         self._places: dict[str, _Place] = {}
+        self._read_events: list[Event] = []
+        """What was read and not given out yet, since storage failed before the poll was through."""
 
     def poll(self) -> list[Event]:
         """Events that were written since the last poll, in the order of their ends. A line that is not whole yet waits."""
-        events: list[Event] = []
         for stream in STREAMS:
             for attempt in self._storage.list(stream):
-                events += self._poll_folder(f"{stream}/{attempt}")
+                self._poll_folder(f"{stream}/{attempt}")
+        events, self._read_events = self._read_events, []
         return sorted(events, key=lambda event: event.start + event.duration_s)
 
-    def _poll_folder(self, folder: str) -> list[Event]:
-        events: list[Event] = []
+    def _poll_folder(self, folder: str) -> None:
         place = self._places.setdefault(folder, _Place())
         while True:
             # Asked before reading: once the next segment exists, this one grows no more.
             is_closed = self._storage.exists(_segment(folder, place.segment + 1))
-            events += self._read(_segment(folder, place.segment), place)
+            self._read_events += self._read(_segment(folder, place.segment), place)
             if not is_closed:
-                return events
+                return
             place.segment, place.offset = place.segment + 1, 0
 
     def _read(self, path: str, place: _Place) -> list[Event]:

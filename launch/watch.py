@@ -14,6 +14,8 @@ from zerofleet.launch.progress import Progress
 from zerofleet.launch.screens import Screen, choose_screen
 from zerofleet.launch.summary import write_summary
 from zerofleet.launch.words import command, run_argument
+from zerofleet.trainer.errors import StorageError
+from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import RunFolder
 
 _CLAIM_TIMEOUT_S = 60.0
@@ -29,6 +31,8 @@ class Watch:
     tail: EventTail
     progress: Progress
     as_json: bool
+    _is_blind: bool = False
+    """Whether storage did not answer when it was last asked."""
 
     def follow(self) -> int:
         """Shows the run until its driver ends. Returns the exit code; 130 when detached."""
@@ -60,12 +64,24 @@ class Watch:
         interval = poll_interval_s(self.run)
         while True:
             driver_code = self.driver.wait(interval)
-            for event in self.tail.poll():  # after the exit was seen, this reads the rest
+            for event in self._read():  # after the exit was seen, this reads the rest
                 self.progress.apply(event)
                 screen.event(event, self.progress)
             screen.tick(self.progress)
             if driver_code is not None:
                 return driver_code
+
+    def _read(self) -> list[Event]:
+        """New events. Storage that is down ends neither the run nor the watching: what was missed is read later."""
+        try:
+            events = self.tail.poll()
+        except StorageError as error:
+            if not self._is_blind:
+                sys.stderr.write(f"the run cannot be followed until storage answers; it goes on: {error}\n")
+            self._is_blind = True
+            return []
+        self._is_blind = False
+        return events
 
     def _conclude(self, driver_code: int) -> int:
         if not self.progress.is_final:

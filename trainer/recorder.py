@@ -10,7 +10,6 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +37,7 @@ class Recorder:
         self._events = run.writer("events", attempt)
         self._metrics = run.writer("metrics", attempt)
         self._ledger = run.writer("ledger", attempt)
+        self._recalled: list[Event] = []
         self._attempt = attempt
         self._flushed_at = time.monotonic()
         self._tracker = self._open_tracker()
@@ -47,10 +47,10 @@ class Recorder:
         if event.kind in ("step", "eval"):
             self._record_result(event)
         elif event.kind == "recalled":
-            self._record_missing([Event(**fields) for fields in event.data["events"]])
+            self._recalled += [Event(**fields) for fields in event.data["events"]]
         elif event.kind not in _UNRECORDED and not (event.kind == "phase" and event.phase in ("step", "snapshot")):
             self._events.append(event.to_json())
-        if event.kind in _MARKS or time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S:
+        if event.kind in (*_MARKS, "recalled") or time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S:
             self.flush()
 
     def _record_result(self, event: Event) -> None:
@@ -60,20 +60,26 @@ class Recorder:
         self._metrics.append(event.to_json())
         self._track(event)
 
-    def _record_missing(self, events: Sequence[Event]) -> None:
-        """What the snapshot that a rank started from remembers, and whoever listened to its rank 0 has not written down."""
-        self.flush()
-        folders = {
-            f"metrics/attempt-{attempt:04d}" for attempt in {event.attempt for event in events} | {self._attempt}
-        }
+    def _record_missing(self) -> None:
+        """What the snapshot that a rank started from remembers, and whoever listened to its rank 0 has not written down.
+
+        Raises StorageError; tried again at the next flush, since it takes a look at what is there.
+        """
+        if not self._recalled:
+            return
+        self._metrics.flush()
+        attempts = {event.attempt for event in self._recalled} | {self._attempt}
+        folders = [f"metrics/attempt-{attempt:04d}" for attempt in attempts]
         lines = [json.loads(line) for folder in folders for line in read_segments(self._run.storage, folder)]
         known = {(line["attempt"], line["step"], line["kind"]) for line in lines}
-        for event in events:
+        while self._recalled:
+            event = self._recalled.pop(0)  # first: a line that is not written now is kept by its writer
             if (event.attempt, event.step, event.kind) not in known:
                 self._record_result(event)
 
     def make_ledger_durable(self) -> None:
         """What was fed up to a step must survive when the step's checkpoint does. Raises StorageError."""
+        self._record_missing()
         self._ledger.flush(durable=True)
 
     def flush(self) -> None:
@@ -83,6 +89,7 @@ class Recorder:
             every.callback(self._events.flush)
             every.callback(self._metrics.flush)
             every.callback(self._ledger.flush)
+            every.callback(self._record_missing)
 
     def close(self) -> None:
         try:
@@ -94,6 +101,7 @@ class Recorder:
             every.callback(self._events.close)
             every.callback(self._metrics.close)
             every.callback(self._ledger.close)
+            every.callback(self._record_missing)
 
     def _open_tracker(self) -> WandbTracker | None:
         if not self._config.tracking.wandb.enabled:

@@ -17,7 +17,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import psutil
@@ -80,6 +80,12 @@ class AttemptRecord:
     @property
     def is_here(self) -> bool:
         return self.host == socket.gethostname()
+
+    def is_same_claim(self, other: AttemptRecord) -> bool:
+        """Whether both are tries of one process to claim the same."""
+        created_at = psutil.Process().create_time()  # a process id may be that of a process that is gone
+        is_mine = self.is_here and self.pid == os.getpid() and self.claimed_at >= created_at
+        return is_mine and replace(self, claimed_at=other.claimed_at, token=other.token) == other
 
     @property
     def lives_here(self) -> bool:
@@ -169,6 +175,9 @@ class RunFolder:
         try:
             self.storage.create(f"attempts/{attempt:04d}.json", json.dumps(asdict(record), indent=1).encode())
         except FileExistsError as error:
+            there = AttemptRecord(**json.loads(self.storage.read(f"attempts/{attempt:04d}.json")))
+            if there.is_same_claim(record):
+                return there  # of an earlier try, which storage took though it seemed to fail
             raise UserError(
                 f"attempt {attempt} of run {self.name!r} was claimed by another driver or torchrun: that one owns the run. "
                 f"See `zerofleet status {self.name}`; stop it before starting another"

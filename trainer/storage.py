@@ -85,7 +85,7 @@ class Storage:
 
     def __init__(self, url: str) -> None:
         try:
-            self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False) if "://" in url else _local_fs(url)
+            self._fs, root = _open_fs(url)
         except (ValueError, ImportError) as error:
             raise UserError(f"run.storage={url!r} cannot be opened: {error}") from error
         self.url = url.rstrip("/")
@@ -152,8 +152,11 @@ class Storage:
         if self.is_local:
             with self._errors("creating", self.path(path), creates=True):
                 _create_local(Path(self.path(path)), data)
-        else:
+        elif data:
             self.write_stream(path, [data])
+        else:  # a file that nothing is written to is created by s3fs without a look at what is there
+            with self._errors("creating", self.path(path), creates=True):
+                self._fs.pipe_file(self.path(path), b"", mode="create")
 
     def write_stream(self, path: str, chunks: Iterable[bytes | memoryview]) -> int:
         """Writes a new file chunk by chunk and makes it durable (file and folder). Returns its bytes.
@@ -216,8 +219,17 @@ class Storage:
             cause.add_note(f"{full} may be left half-written: removing it failed as well ({error})")
 
 
-def _local_fs(url: str) -> tuple[Any, str]:
-    return fsspec.filesystem("file"), str(Path(url).expanduser().absolute())
+def _open_fs(url: str) -> tuple[Any, str]:
+    """A file system and the path in it. Raises ValueError or ImportError when there is none for `url`."""
+    protocol, is_url, _ = url.partition("://")
+    if not is_url:
+        return fsspec.filesystem("file"), str(Path(url).expanduser().absolute())
+    if protocol in ("s3", "s3a"):
+        from zerofleet.trainer.s3 import S3  # s3fs is an extra
+
+        return S3(use_listings_cache=False), S3._strip_protocol(url)
+    fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    return fs, str(root)
 
 
 def _create_local(path: Path, data: bytes) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from tests.cluster.fakes import event
+from zerofleet.cluster import event_log
 from zerofleet.cluster.event_log import EventLog
+from zerofleet.cluster.policy.backoff import Backoff
 from zerofleet.trainer.errors import StorageError
 
 
@@ -126,4 +129,66 @@ def test_a_ledger_that_cannot_be_made_durable_is_told_to_whoever_asked():
 def test_without_events_there_is_nothing_to_make_durable():
     log = EventLog(opener([]))
     log.make_ledger_durable()
+    log.close()
+
+
+class Flaky(Writer):
+    """Storage is down for the first `failures` calls of what opens or closes it."""
+
+    down: list[int]
+
+    def close(self) -> None:
+        if self.down[0]:
+            self.down[0] -= 1
+            raise StorageError("no route")
+        super().close()
+
+
+def flaky(writers: list[Flaky], failures: list[int]):
+    def open_writer(attempt: int) -> Flaky:
+        if failures[0]:
+            failures[0] -= 1
+            raise StorageError("no route")
+        writers.append(Flaky(attempt))
+        writers[-1].down = failures
+        return writers[-1]
+
+    return open_writer
+
+
+@pytest.fixture
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(Backoff, "next", lambda self: self.__dict__.update(failures=self.failures + 1) or 0.001)
+
+
+def test_events_wait_while_storage_is_down_and_none_is_lost(no_pauses, caplog):
+    writers, failures = [], [3]
+    log = EventLog(flaky(writers, failures))
+    for step in range(5):
+        log.emit(event("step", 1, 0, step))
+    log.make_ledger_durable()
+    failures[0] = 3
+    log.emit(event("step", 2, 0, 5))
+    assert log.close()
+    assert [(w.attempt, w.steps, w.is_closed) for w in writers] == [(1, [0, 1, 2, 3, 4], True), (2, [5], True)]
+    assert "events wait in memory until storage takes them" in caplog.text and "Traceback" not in caplog.text
+
+
+def test_storage_that_stays_down_holds_up_the_end_for_so_long_only(no_pauses, monkeypatch, caplog):
+    monkeypatch.setattr(event_log, "CLOSE_TIMEOUT_S", 0.2)
+    log = EventLog(flaky([], [10**9]))
+    log.emit(event("step", 1, 0, 1))
+    began = time.monotonic()
+    assert not log.close() and time.monotonic() - began < 5
+    assert "no route" in caplog.text
+
+
+def test_a_ledger_that_takes_too_long_is_a_matter_of_storage_and_tried_again(monkeypatch):
+    monkeypatch.setattr(event_log, "SYNC_TIMEOUT_S", 0.05)
+    gate = threading.Event()
+    log = EventLog(lambda attempt: gate.wait(10) and Writer(attempt))
+    log.emit(event("step", 1, 0, 1))
+    with pytest.raises(StorageError, match="not durable within"):
+        log.make_ledger_durable()
+    gate.set()
     log.close()

@@ -19,7 +19,7 @@ checkpoint.keep_every_steps checkpoint.export checkpoint.export_dtype
 deepspeed
 tracking tracking.wandb tracking.wandb.enabled tracking.wandb.project tracking.wandb.entity
 cluster cluster.nodes cluster.ranks_per_node cluster.cpus_per_rank cluster.gpus_per_rank cluster.placement_timeout_s
-cluster.start_timeout_s cluster.stall_timeout_s cluster.stop_timeout_s cluster.max_failures
+cluster.start_timeout_s cluster.stall_timeout_s cluster.stop_timeout_s cluster.storage_timeout_s cluster.max_failures
 """.split()  # noqa: SIM905 - a diff shows the one name that changed
 
 

@@ -118,23 +118,12 @@ def test_a_wrong_override_is_refused_before_it_is_recorded(run, stops):
     assert driver_records(run) == []
 
 
-def test_requests_of_the_folder_and_signals(run, make_driver, monkeypatch):
-    monkeypatch.setattr(driver, "_LOCAL_REQUEST_INTERVAL_S", 0.0)
+def test_the_first_signal_asks_for_a_stop_and_the_second_for_the_end(make_driver):
     made = make_driver()
-    assert made._requests() == []
-    run.request("save")
-    run.request("stop")
-    assert made._requests() == ["save", "stop"]
     assert made._requests() == []
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
     assert made._requests() == ["stop", "end"]
-
-
-def test_requests_from_before_this_driver_are_not_for_it(run, make_driver, monkeypatch):
-    run.request("stop")
-    made = make_driver()
-    monkeypatch.setattr(made, "_started_at", time.time() + 1)
     assert made._requests() == []
 
 

@@ -1,0 +1,150 @@
+"""Runs whose storage is S3 behind a bad network: the losses of a run on a local disk, whatever the network does."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from tests.support.bad_proxy import BLACK_HOLE, NONE, REFUSE, BadProxy, Fault
+from tests.support.cli import Cli, losses, positions, wait_for_end
+from tests.support.s3_server import BUCKET, S3Server, environment
+from zerofleet.trainer.run_folder import RunFolder
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+
+STEPS = 100
+LONG = [f"train.steps={STEPS}", "checkpoint.interval_steps=5", "train.global_batch_size=32"]
+OUTAGE_S = 6.0
+"""Longer than what `trainer/s3.py` bridges by itself."""
+
+
+class S3Cli(Cli):
+    """The command line, its storage behind `proxy`; the tests themselves look past the proxy."""
+
+    def __init__(self, folder, corpus, server, proxy) -> None:
+        super().__init__(folder, corpus)
+        self.url, self.proxy = f"s3://{BUCKET}/{folder.name}", proxy
+        self.settings = {**environment(proxy.port), "ZEROFLEET_STORAGE": self.url}
+
+    def __call__(self, *arguments, **environment):
+        return super().__call__(*arguments, **{**self.settings, **environment})
+
+    def submit(self, name, *arguments, **environment):
+        return super().submit(name, f"run.storage={self.url}", *arguments, **environment)
+
+    def run(self, name):
+        return RunFolder(self.url, name)
+
+
+@pytest.fixture(scope="module")
+def proxy():
+    pytest.importorskip("moto", reason="the S3 server of the tests is moto, of the dev extra")
+    with S3Server() as server, BadProxy(server.port) as running:
+        running.server = server
+        yield running
+
+
+@pytest.fixture
+def cli(tmp_path, tiny_corpus, tiny_cache, proxy, monkeypatch):
+    proxy.fault = NONE
+    proxy.injected.clear()
+    for name, value in environment(proxy.server.port).items():
+        monkeypatch.setenv(name, value)
+    yield S3Cli(tmp_path, tiny_corpus, proxy.server, proxy)
+    proxy.fault = NONE
+
+
+@pytest.fixture(scope="module")
+def local_losses(tmp_path_factory, tiny_corpus, tiny_cache):
+    cli = Cli(tmp_path_factory.mktemp("local"), tiny_corpus)
+    done = cli.submit("local", *LONG)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return losses(cli.run("local"))
+
+
+def wait_for_checkpoint(run, timeout_s=90.0):
+    deadline = time.monotonic() + timeout_s
+    while not run.checkpoints():
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.05)
+
+
+def incidents(run):
+    return [e.data["message"] for e in run.events() if e.kind == "incident" and e.data.get("class") == "storage"]
+
+
+def test_a_run_over_a_slow_network_that_cuts_is_the_run_on_a_local_disk(cli, local_losses):
+    cli.proxy.fault = Fault("delay", delay_s=0.01)
+    assert cli.submit("plain", *LONG, "--detach").returncode == 0
+    run = cli.run("plain")
+    wait_for_checkpoint(run)
+    cli.proxy.fault = Fault("cut", after_bytes=2000, times=3)
+    assert wait_for_end(cli, "plain") == "FINISHED"
+    assert cli.proxy.injected["delay"] and cli.proxy.injected["cut"] == 3
+    assert losses(run) == local_losses, "bitwise"
+    assert positions(run) == list(range(32 * STEPS)) and len(run.attempts()) == 1
+
+
+@pytest.mark.parametrize("fault", [REFUSE, BLACK_HOLE], ids=["refused", "swallowed"])
+def test_training_goes_on_through_an_outage_and_nothing_is_lost(cli, local_losses, fault):
+    assert cli.submit("outage", *LONG, "--detach").returncode == 0
+    run = cli.run("outage")
+    wait_for_checkpoint(run)
+    cli.proxy.fault = fault
+    time.sleep(OUTAGE_S)  # the outage itself
+    before = {checkpoint.step for checkpoint in run.checkpoints()}
+    cli.proxy.fault = NONE
+    assert wait_for_end(cli, "outage") == "FINISHED"
+    assert cli.proxy.injected[fault.kind]
+    assert losses(run) == local_losses, "bitwise"
+    assert positions(run) == list(range(32 * STEPS)) and len(run.attempts()) == 1
+    assert max(checkpoint.step for checkpoint in run.checkpoints()) == STEPS > max(before)
+    told = incidents(run)
+    assert any(re.search(r"training goes on.*nothing has become durable since step \d+ at \d\d:", t) for t in told), (
+        told
+    )
+
+
+def test_a_claim_waits_for_an_outage_to_pass(cli, local_losses):
+    """A rank is killed while storage is down: the restart waits for storage, and goes on from memory."""
+    faults = '[{"kind": "kill", "rank": 1, "step": 60}]'
+    assert cli.submit("claim", *LONG, "--detach", ZEROFLEET_FAULTS=faults).returncode == 0
+    run = cli.run("claim")
+    wait_for_checkpoint(run)
+    cli.proxy.fault = REFUSE
+    time.sleep(3 * OUTAGE_S)
+    cli.proxy.fault = NONE
+    assert wait_for_end(cli, "claim") == "FINISHED"
+    assert [(a.attempt, a.from_memory) for a in run.attempts()] == [(1, False), (2, True)]
+    assert losses(run) == local_losses, "bitwise"
+    assert positions(run) == list(range(32 * STEPS))
+    assert any("the train cannot start: storage is down since" in t for t in incidents(run))
+
+
+def test_an_outage_that_outlives_the_run_is_told_and_resume_goes_on_from_memory(cli, local_losses):
+    assert cli.submit("dark", *LONG, "cluster.stop_timeout_s=5", "--detach").returncode == 0
+    run = cli.run("dark")
+    wait_for_checkpoint(run)
+    cli.proxy.fault = REFUSE
+    driver = next(iter(run.storage.list("drivers")))
+    assert driver
+    deadline = time.monotonic() + 240
+    while any(record.is_alive(0.0) for record in records(run)):
+        assert time.monotonic() < deadline, "the driver did not end"
+        time.sleep(0.5)
+    cli.proxy.fault = NONE
+    resumed = cli("resume", "dark")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert run.attempts()[-1].from_memory and run.attempts()[-1].start_step == STEPS
+    assert max(c.step for c in run.checkpoints()) == STEPS
+    lost = set(local_losses) - set(losses(run))
+    assert not lost and losses(run) == local_losses
+    assert positions(run) == list(range(32 * STEPS))
+
+
+def records(run):
+    from zerofleet.launch.drivers import driver_records
+
+    return driver_records(run)

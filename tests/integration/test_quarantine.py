@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.cli import Cli, losses, positions
 from tests.support.ranks import Plan, job, run_attempt, run_ranks
-from zerofleet.trainer.checkpoint.format import CheckpointReader
+from zerofleet.trainer.checkpoint.reader import CheckpointReader
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]

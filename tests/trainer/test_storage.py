@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import subprocess
 import uuid
@@ -42,8 +41,9 @@ def _claim(arguments):
 
 
 def test_of_many_that_claim_at_once_one_wins(tmp_path):
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        winners = [w for w in pool.map(_claim, [(str(tmp_path), n) for n in range(40)], chunksize=1) if w is not None]
+    """Threads; test_storage_protocol.py has processes."""
+    with ThreadPoolExecutor(4) as pool:
+        winners = [w for w in pool.map(_claim, [(str(tmp_path), n) for n in range(40)]) if w is not None]
     assert len(winners) == 1 and Storage(str(tmp_path)).read("claim") == str(winners[0]).encode()
 
 

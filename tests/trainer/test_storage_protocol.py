@@ -15,8 +15,9 @@ import pytest
 
 from tests.support.s3_server import BUCKET, S3Server, environment
 from zerofleet.trainer.checkpoint.commit import Draft, Written, assemble, commit, partial_digests
-from zerofleet.trainer.checkpoint.format import BLOCK_BYTES, CheckpointReader, Scalars, write_rank_file
+from zerofleet.trainer.checkpoint.format import BLOCK_BYTES, Scalars, write_rank_file
 from zerofleet.trainer.checkpoint.fragments import FragmentKey, Tensor
+from zerofleet.trainer.checkpoint.reader import CheckpointReader
 from zerofleet.trainer.checkpoint.select import select_checkpoint
 from zerofleet.trainer.config import CheckpointConfig
 from zerofleet.trainer.errors import Superseded, UserError

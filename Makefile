@@ -3,7 +3,7 @@ VENV := .venv/bin
 EXTRAS := train,k8s,s3,bench,dev
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest
 
-.PHONY: install lint test test-unit test-integration
+.PHONY: install lint test test-unit test-integration test-faults
 
 install:
 	@./launch/install.sh $(EXTRAS)
@@ -20,3 +20,8 @@ test-unit: install
 
 test-integration: install
 	$(PYTEST) -m integration
+
+# The whole matrix: every fault at every phase, as a dated report. Takes a quarter of an hour.
+test-faults: install
+	OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu $(VENV)/python -m zerofleet.benchmarks.fault_matrix \
+		--output benchmarks/results/$$(date +%F)-faults

@@ -1,8 +1,12 @@
 """Injected faults, scripted as data: `[{"kind": "kill", "rank": 1, "step": 30, "point": "step", "attempt": 1}]`.
 
-`kind` is kill (SIGKILL), raise (an exception), freeze (SIGSTOP: no sign of life, and no exit), nan (a NaN gradient) or spike (a
-loss a hundred times as high). `point` is a phase of events.PHASES; `step` is the step that is running there. `attempt` null strikes
-in every attempt. With `position`, a fault of point `step` lies in the data: it strikes only when the step is fed that position.
+A fault strikes where a rank is. Some kinds the rank does to itself: kill (SIGKILL), raise (an exception), freeze (SIGSTOP: no
+sign of life, and no exit), nan (a NaN gradient), spike (a loss a hundred times as high). The others hit something else (OUTSIDE, cluster/chaos/injector.py): the rank
+that arrives there only says so at the fault's gate, and waits until it has happened. docs/faults.md describes every kind.
+
+`point` is one of POINTS; `step` is the step that is running there. `attempt` null strikes in every attempt, "any" once,
+in whichever attempt gets there first. With `position`, a fault of point `step` lies in the data: it strikes only when the step is fed
+that position.
 """
 
 from __future__ import annotations
@@ -14,11 +18,29 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from zerofleet.cluster.chaos.gate import Arrival, announce
 from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.events import PHASES
 
-KINDS = ("kill", "raise", "freeze", "nan", "spike")
+INSIDE = ("kill", "raise", "freeze", "nan", "spike")
+OUTSIDE = (
+    "kill_agent",
+    "kill_driver",
+    "kill_head",
+    "sigterm",
+    "disk_full",
+    "storage_outage",
+    "flip_byte",
+    "truncate",
+    "zombie",
+)
+KINDS = INSIDE + OUTSIDE
+LASTING = ("disk_full", "storage_outage")
+"""Kinds that last `for_s` seconds."""
+POINTS = tuple(phase for phase in PHASES if phase != "import")
+"""Where the trainer asks whether a fault is due; before its imports are done there is no trainer."""
+ONCE = "any"
 VARIABLE = "ZEROFLEET_FAULTS"
 """Environment variable of the driver that holds the faults of a run."""
 
@@ -29,18 +51,26 @@ class InjectedFault(RuntimeError):
 
 @dataclass(frozen=True)
 class Fault:
-    """Strikes once: when `rank` reaches `point` of `step` in `attempt`."""
+    """Strikes once in an attempt: when `rank` is at `point` of `step`."""
 
     kind: str
     rank: int
     step: int
+    """At the point `step`, which comes at every step, exactly this one; elsewhere the first time from this step on."""
     point: str = "step"
-    attempt: int | None = 1
+    attempt: int | str | None = 1
     position: int | None = None
+    for_s: float | None = None
+    """Seconds that a LASTING fault lasts; None: until the driver has ended."""
+    gate: str = ""
+    """Unix socket at which the rank says that it has arrived, and waits; empty: nobody wants to know."""
 
     def is_due(self, point: str, step: int, ranges: Ranges) -> bool:
         is_fed = self.position is None or any(start <= self.position < end for start, end in ranges)
-        return (self.point, self.step) == (point, step) and is_fed
+        return point == self.point and is_fed and (step == self.step or (point != "step" and step > self.step))
+
+    def __str__(self) -> str:
+        return f"{self.kind} at {self.point} {self.step}"
 
 
 def parse_faults(text: str) -> tuple[Fault, ...]:
@@ -51,23 +81,59 @@ def parse_faults(text: str) -> tuple[Fault, ...]:
         entries = json.loads(text)
     except ValueError as error:
         raise UserError(f"{VARIABLE} is not JSON: {error}") from error
+    faults = faults_of(entries, VARIABLE)
+    if lonely := [fault for fault in faults if not fault.gate and (fault.kind in OUTSIDE or fault.attempt == ONCE)]:
+        raise UserError(f"{VARIABLE}: {lonely[0]} needs somebody outside the run: `zerofleet chaos RECIPE --plan PLAN`")
+    return faults
+
+
+def faults_of(entries: Any, source: str) -> tuple[Fault, ...]:
+    """Faults from parsed JSON or YAML; `source` names it in errors. Raises UserError."""
     if not isinstance(entries, list):
-        raise UserError(f"{VARIABLE} must be a list of faults, not {type(entries).__name__}")
-    return tuple(_parse(entry) for entry in entries)
+        raise UserError(f"{source} must be a list of faults, not {type(entries).__name__}")
+    return tuple(_parse(entry, source) for entry in entries)
 
 
-def _parse(entry: Any) -> Fault:
+def _parse(entry: Any, source: str) -> Fault:
     names = [field.name for field in fields(Fault)]
-    if not isinstance(entry, dict) or not {"kind", "rank", "step"} <= entry.keys() or not entry.keys() <= set(names):
+    if not isinstance(entry, dict) or not {"kind", "step"} <= entry.keys() or not entry.keys() <= set(names):
         raise UserError(
-            f"{VARIABLE}: {entry!r} is not a fault: give kind, rank and step, of the fields {', '.join(names)}"
+            f"{source}: {entry!r} is not a fault: give kind, rank and step, of the fields {', '.join(names)}"
         )
-    fault = Fault(**entry)
-    if fault.kind not in KINDS:
-        raise UserError(f"{VARIABLE}: kind {fault.kind!r} is none of {', '.join(KINDS)}")
-    if fault.point not in PHASES:
-        raise UserError(f"{VARIABLE}: point {fault.point!r} is none of {', '.join(PHASES)}")
+    if entry["kind"] not in KINDS:
+        raise UserError(f"{source}: kind {entry['kind']!r} is none of {', '.join(KINDS)}")
+    if entry["kind"] in INSIDE and "rank" not in entry:
+        raise UserError(f"{source}: {entry!r} is not a fault: give kind, rank and step: {entry['kind']} strikes a rank")
+    fault = Fault(**{"rank": 0, **entry})
+    for problem in _problems(fault):
+        raise UserError(f"{source}: {problem}")
     return fault
+
+
+def _problems(fault: Fault) -> list[str]:
+    found = []
+    if fault.point not in POINTS:
+        found.append(f"point {fault.point!r} is none of {', '.join(POINTS)}")
+    for name, value, least in (("step", fault.step, 0), ("rank", fault.rank, 0)):
+        if not _is_number(value, int) or value < least:
+            found.append(f"{name}={value!r} of {fault.kind} must be a whole number, at least {least}")
+    if fault.attempt not in (None, ONCE) and not (_is_number(fault.attempt, int) and int(fault.attempt) >= 1):
+        found.append(
+            f"attempt={fault.attempt!r} of {fault.kind}: give a number from 1, `any`, or null for every attempt"
+        )
+    if fault.position is not None and not (fault.point == "step" and _is_number(fault.position, int)):
+        found.append(f"position={fault.position!r} of {fault.kind} must be a whole number, and its point `step`")
+    if fault.for_s is not None and fault.kind not in LASTING:
+        found.append(f"for_s belongs to {' and '.join(LASTING)}: {fault.kind} happens at once")
+    if fault.for_s is not None and not (_is_number(fault.for_s, int, float) and fault.for_s > 0):
+        found.append(f"for_s={fault.for_s!r} of {fault.kind} must be a number of seconds above 0")
+    if fault.kind == "storage_outage" and fault.for_s is None:
+        found.append("storage_outage needs for_s, the seconds that it lasts")
+    return found
+
+
+def _is_number(value: Any, *kinds: type) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def format_faults(faults: Sequence[Fault]) -> str:
@@ -79,17 +145,22 @@ class FaultInjector:
     """The trainer's one hook: called as `fault(point, step, ranges)`."""
 
     def __init__(self, faults: Sequence[Fault], rank: int, attempt: int) -> None:
-        self._pending = [fault for fault in faults if fault.rank == rank and fault.attempt in (None, attempt)]
+        self._attempt = attempt
+        self._pending = list(enumerate(faults))
+        self._pending = [(n, f) for n, f in self._pending if f.rank == rank and f.attempt in (None, ONCE, attempt)]
 
     def __call__(self, point: str, step: int, ranges: Ranges = ()) -> str | None:
-        due = next((fault for fault in self._pending if fault.is_due(point, step, ranges)), None)
+        due = next(((number, fault) for number, fault in self._pending if fault.is_due(point, step, ranges)), None)
         if due is None:
             return None
         self._pending.remove(due)
-        if due.kind == "kill":
+        number, fault = due
+        if fault.gate and not announce(fault.gate, Arrival(number, self._attempt, step, os.getpid())):
+            return None
+        if fault.kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        elif due.kind == "freeze":
+        elif fault.kind == "freeze":
             os.kill(os.getpid(), signal.SIGSTOP)
-        elif due.kind == "raise":
+        elif fault.kind == "raise":
             raise InjectedFault(f"injected at {point} of step {step}")
-        return due.kind
+        return fault.kind

@@ -19,6 +19,7 @@ from zerofleet.cluster.zygote_process import spawn_early
 NODE_IP = "127.0.0.2"
 """Loopback: nothing outside this machine reaches the cluster. Ray would replace 127.0.0.1 by the outer address."""
 _PR_SET_CHILD_SUBREAPER = 36
+_VITAL = ("gcs_server", "raylet")
 
 
 def main() -> None:
@@ -28,24 +29,22 @@ def main() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     if request.zygote is not None:
         spawn_early(request.zygote, request.zygote_path)
-    address = _start(request)
+    address, vital = _start(request)
     sys.stdout.write(json.dumps({"address": address}) + "\n")
     sys.stdout.flush()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    while _reap_one():
+    while _reap_one() not in vital:
         pass
 
 
-def _reap_one() -> bool:
-    """Waits for a child to end. False when there are no children."""
-    try:
-        os.wait()
-    except ChildProcessError:
-        return False
-    return True
+def _reap_one() -> int:
+    """Waits for a child to end. Returns its pid."""
+    return os.wait()[0]
 
 
-def _start(request: HeadRequest) -> str:
+def _start(request: HeadRequest) -> tuple[str, set[int]]:
+    """The address, and the processes without which there is no Ray: this one ends with the first of them, so that its driver
+    notices."""
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
@@ -67,7 +66,8 @@ def _start(request: HeadRequest) -> str:
         dashboard_agent_listen_port=0,
     )
     node = HeadNode(parameters, head=True, shutdown_at_exit=False, spawn_reaper=False)
-    return str(node.gcs_address)
+    started = [process for kind in _VITAL for process in node.all_processes[kind]]
+    return str(node.gcs_address), {info.process.pid for info in started}
 
 
 if __name__ == "__main__":

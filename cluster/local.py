@@ -171,6 +171,10 @@ class LocalRay:
             raise LocalRayError(f"Ray did not start within {START_TIMEOUT_S:.0f} s. The end of its output:\n{tail}")
         return LocalRay(process, leftover, address)
 
+    def wait(self) -> int:
+        """Returns when the head has ended, with its exit code (negative: the signal that killed it)."""
+        return self._process.wait()
+
     def stop(self) -> None:
         """Ends every process and removes the folder. May be called twice."""
         self._leftover.end()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from zerofleet.cluster.local import HeadRequest, LocalRay, LocalRayError, ProcessId, new_folder, own_environment
@@ -23,6 +25,7 @@ class OwnRay:
         self.zygote_path = request.zygote_path
         """Where the zygote waits for its agent."""
         self._starting = ThreadPoolExecutor(1, "local-ray").submit(LocalRay.start, request)
+        self._is_ending = False
 
     def join(self) -> None:
         """Makes this process Ray's driver; waits for the start. Raises LocalRayError, ConnectionError."""
@@ -37,8 +40,25 @@ class OwnRay:
             configure_logging=False,
         )
 
+    def watch(self, on_loss: Callable[[int], None]) -> None:
+        """Calls `on_loss(exit code of the head)` in a thread of its own when Ray ends without having been stopped.
+
+        Nobody else in this process may be able to act then: Ray's client blocks whoever asks it something, and ends the
+        process after a minute (ray 2.60, gcs_rpc_server_reconnect_timeout_s).
+        """
+        threading.Thread(target=self._watch, args=(on_loss,), name="ray-watch", daemon=True).start()
+
+    def _watch(self, on_loss: Callable[[int], None]) -> None:
+        try:
+            code = self._starting.result().wait()
+        except LocalRayError:
+            return  # it never came up: whoever joins is told
+        if not self._is_ending:
+            on_loss(code)
+
     def stop(self, storage: Storage, log_folder: str | None) -> None:
         """Ends every process of it; before that copies its logs to `log_folder` of `storage`, when one is given."""
+        self._is_ending = True
         try:
             local = self._starting.result()  # a start that is under way is waited for: it has a limit
         except LocalRayError:

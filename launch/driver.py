@@ -11,13 +11,12 @@ import argparse
 import json
 import logging
 import os
-import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import FrameType
 from typing import Any
 
 import psutil
@@ -43,7 +42,9 @@ from zerofleet.launch.config import JobConfig, override_job
 from zerofleet.launch.drivers import DriverRecord, driver_records, effective_job
 from zerofleet.launch.event_log_lines import write_log_line
 from zerofleet.launch.exit_codes import RUN_FAILED
+from zerofleet.launch.lost_ray import begin_anew, judge_loss
 from zerofleet.launch.requests import RequestWatch
+from zerofleet.launch.stops import Stops
 from zerofleet.trainer import ops
 from zerofleet.trainer.checkpoint.commit import commit
 from zerofleet.trainer.checkpoint.format import Manifest
@@ -60,6 +61,8 @@ _LOCAL_REQUEST_INTERVAL_S = 0.5
 _REMOTE_REQUEST_INTERVAL_S = 3.0
 """Seconds between looks for requests; object stores charge for each."""
 
+_NOTICE_S = 2.0
+"""How long after an error of Ray's its loss may take to be noticed."""
 _BUILD_S = 120.0
 """About how long an op takes to be compiled."""
 
@@ -108,6 +111,8 @@ def drive(storage_url: str, name: str, overrides: Sequence[str] = (), program: P
 def claim(run: RunFolder, overrides: Sequence[str]) -> int:
     """Makes this process the run's driver. Returns its number. UserError when another drives the run."""
     records = driver_records(run)
+    if records and records[-1].is_this_process:
+        return records[-1].number  # it began anew: lost_ray.py
     if records and _is_alive(run, records[-1]):
         raise UserError(
             f"run {run.name!r} is driven by process {records[-1].pid} on {records[-1].host}: stop it first "
@@ -134,24 +139,6 @@ def _is_alive(run: RunFolder, record: DriverRecord) -> bool:
     return record.is_alive(0.0 if is_here else max((event.start for event in run.events()), default=0.0))
 
 
-class Stops:
-    """Signals as requests: the first SIGTERM or SIGINT is a stop, the second ends at once."""
-
-    def __init__(self) -> None:
-        self._pending: list[str] = []
-        self._asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._pending.append("end" if self._asked else "stop")
-        self._asked = True
-
-    def take(self) -> list[str]:
-        taken, self._pending = self._pending, []
-        return taken
-
-
 class Driver:
     """Puts the parts of a run together, runs them, and takes them apart again."""
 
@@ -163,7 +150,9 @@ class Driver:
         attempts = run.attempts()
         self._last_attempt = attempts[-1].attempt if attempts else 0
         interval_s = _LOCAL_REQUEST_INTERVAL_S if run.storage.is_local else _REMOTE_REQUEST_INTERVAL_S
-        self._watch = RequestWatch(run, psutil.Process().create_time(), interval_s)
+        self._started_at = psutil.Process().create_time()
+        self._watch = RequestWatch(run, self._started_at, interval_s)
+        self._newest, self._lost_ray = (self._last_attempt + 1, 0), threading.Event()
         self._faults = os.environ.get(FAULTS_VARIABLE, "")
 
     def run(self) -> int:
@@ -191,7 +180,34 @@ class Driver:
         if address := self._job.cluster.address:
             return JoinedRay(node_spec, address)
         machine = _this_machine()
-        return OwnRay(node_spec, int(machine.cpus), int(machine.gpus))
+        own_ray = OwnRay(node_spec, int(machine.cpus), int(machine.gpus))
+        own_ray.watch(lambda code: self._on_lost_ray(own_ray, code))
+        return own_ray
+
+    def _on_lost_ray(self, own_ray: OwnRay, code: int) -> None:
+        """Begins anew, or ends this process; in a thread of its own, since the others wait for Ray. Does not return."""
+        self._lost_ray.set()
+        try:
+            attempt, step = self._newest
+            verdict = judge_loss(self._run.events(), self._started_at, code, step, self._job.cluster.max_failures)
+            self._emit(Event("verdict", attempt, DRIVER, step, "end", time.time(), data=verdict))
+            if verdict["action"] == "stop":
+                self._say("state", **{"from": "", "to": "FAILED", "why": verdict["sentence"], "exit_code": RUN_FAILED})
+            elif self._stops.is_asked:
+                self._run.request("stop")  # the signal's memory is lost with this program
+            self._log.close()
+            own_ray.stop(self._run.storage, f"logs/ray-{self._number:04d}")
+            if verdict["action"] == "retry":
+                begin_anew()
+        except Exception:  # noqa: BLE001 - whatever it is, this process is of no more use
+            _log.exception("the driver cannot begin anew; `zerofleet resume %s` goes on", self._run.name)
+        finally:
+            os._exit(RUN_FAILED)
+
+    def _stand_aside(self, timeout_s: float) -> None:
+        """Does not return when Ray is lost: then another thread ends this program."""
+        if self._lost_ray.wait(timeout_s):
+            threading.Event().wait()
 
     def _control(self, cluster: OwnRay | JoinedRay, node_spec: NodeSpec) -> int:
         """Prepares the data, and steps the controller to its end."""
@@ -206,7 +222,9 @@ class Driver:
         try:
             while not controller.state.is_final:
                 controller.step(time.monotonic())
+            self._stand_aside(0.0)
         except Exception as error:
+            self._stand_aside(_NOTICE_S)
             self._say("state", **{"from": controller.state, "to": "FAILED", "why": f"the driver failed: {error!r}"})
             raise
         finally:
@@ -330,6 +348,7 @@ class Driver:
 
     def _emit(self, event: Event) -> None:
         """To the run folder, and what is notable to this process's log too."""
+        self._newest = max(self._newest[0], event.attempt), max(self._newest[1], event.step)
         self._log.emit(event)
         write_log_line(event)
 

@@ -6,6 +6,7 @@ drivers/0001.json is created by the driver itself, exclusively: {"host", "pid", 
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import time
@@ -34,6 +35,10 @@ class DriverRecord:
     @property
     def is_here(self) -> bool:
         return self.host == socket.gethostname()
+
+    @property
+    def is_this_process(self) -> bool:
+        return self.is_here and self.pid == os.getpid() and abs(psutil.Process().create_time() - self.pid_created) < 1
 
     def is_alive(self, last_event_at: float) -> bool:
         """Whether the process is there; on another host, whether it said something lately (Unix seconds)."""

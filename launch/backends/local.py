@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from zerofleet.launch.drivers import driver_log, driver_records
 from zerofleet.trainer.run_folder import RunFolder
@@ -28,12 +30,20 @@ class LocalDriver:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait(self, timeout_s: float) -> int | None:
-        """Its exit code (negative: the signal that killed it), or None when it still runs after `timeout_s` seconds."""
+    def wait(self, timeout_s: float | None) -> int | None:
+        """Its exit code (negative: the signal that killed it), or None when it still runs after `timeout_s` seconds (None: waits)."""
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return None
+
+    def end(self, timeout_s: float) -> None:
+        """Asks it to end at once, kills it when it has not within `timeout_s` seconds."""
+        for _ in range(2):  # the first is a stop, which saves; the second ends at once
+            self._process.terminate()
+        if self.wait(timeout_s) is None:
+            self._process.kill()
+            self._process.wait()
 
     def last_error(self) -> str:
         """The last line of its log that says an error; empty when there is none."""
@@ -48,8 +58,14 @@ class LocalDriver:
             return "\n".join(file.read().decode(errors="replace").splitlines()[-num_lines:])
 
 
-def start_driver(run: RunFolder, storage_url: str, overrides: Sequence[str] = ()) -> LocalDriver:
-    """Starts the driver in a session of its own, so that Ctrl-C on the command line does not reach it."""
+def start_driver(
+    run: RunFolder,
+    storage_url: str,
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> LocalDriver:
+    """Starts the driver in a session of its own, so that Ctrl-C on the command line does not reach it. `environment` is added to
+    this process's."""
     number = max((record.number for record in driver_records(run)), default=0) + 1
     log = _log_file(run, number)
     command = [sys.executable, "-P", "-u", "-m", DRIVER_MODULE, storage_url, run.name]
@@ -57,7 +73,12 @@ def start_driver(run: RunFolder, storage_url: str, overrides: Sequence[str] = ()
         command += ["--override", override]
     with storage_errors("writing to", str(log)), log.open("ab") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **environment},
         )
     return LocalDriver(number, process, log)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
-from zerofleet.cluster.faults import Fault, FaultInjector, InjectedFault, format_faults, parse_faults
+from zerofleet.cluster.faults import Fault, FaultInjector, InjectedFault, faults_of, format_faults, parse_faults
 from zerofleet.trainer.errors import UserError
 
 
@@ -50,6 +52,42 @@ def test_a_fault_of_every_attempt():
     for attempt in (1, 7):
         with pytest.raises(InjectedFault, match="save of step 3"):
             FaultInjector([fault], 0, attempt)("save", 3)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"kind": "kill", "step": 3}, "kill strikes a rank"),
+        ({"kind": "kill", "rank": 1, "step": "soon"}, "step='soon' of kill must be a whole number"),
+        ({"kind": "kill", "rank": -1, "step": 3}, "rank=-1 of kill"),
+        ({"kind": "kill", "rank": 1, "step": 3, "attempt": 0}, "attempt=0 of kill"),
+        ({"kind": "kill", "rank": 1, "step": 3, "for_s": 2}, "for_s belongs to disk_full and storage_outage"),
+        ({"kind": "disk_full", "step": 3, "for_s": -1}, "for_s=-1 of disk_full"),
+        ({"kind": "storage_outage", "step": 3}, "storage_outage needs for_s"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(entry, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        faults_of([entry], "plan.yaml")
+
+
+def test_what_strikes_from_outside_needs_somebody_there():
+    (fault,) = faults_of([{"kind": "kill_driver", "step": 3}], "plan.yaml")
+    assert (fault.rank, fault.attempt) == (0, 1)
+    with pytest.raises(UserError, match="zerofleet chaos"):
+        parse_faults(format_faults([fault]))
+    assert parse_faults(format_faults([replace(fault, gate="/tmp/gate")]))[0].gate == "/tmp/gate"
+
+
+def test_a_point_that_is_not_at_every_step_is_waited_for():
+    fault = Fault("nan", 0, 7, "save")
+    assert [FaultInjector([fault], 0, 1)("save", step) for step in (6, 7, 9)] == [None, "nan", "nan"]
+    assert FaultInjector([Fault("nan", 0, 7)], 0, 1)("step", 8) is None
+
+
+def test_nobody_at_the_gate_is_no_fault():
+    fault = Fault("raise", 0, 3, gate="/nonexistent/gate")
+    assert FaultInjector([fault], 0, 1)("step", 3) is None
 
 
 def test_a_fault_in_the_data_strikes_wherever_its_position_is_fed():

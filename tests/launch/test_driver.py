@@ -15,8 +15,9 @@ import pytest
 
 from zerofleet.cluster.event_log import EventLog
 from zerofleet.launch import driver
-from zerofleet.launch.driver import Driver, Program, Stops, claim, drive
+from zerofleet.launch.driver import Driver, Program, claim, drive
 from zerofleet.launch.drivers import driver_records, effective_job
+from zerofleet.launch.stops import Stops
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import RunFolder

@@ -1,0 +1,95 @@
+"""Damage to what a run keeps: its checkpoints in storage and its snapshots in memory. Local storage only."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from zerofleet.cluster.snapshot_writer import remove_snapshots, snapshot_folder
+from zerofleet.trainer.checkpoint.format import Manifest
+from zerofleet.trainer.run_folder import CheckpointId, RunFolder
+
+COMMIT_TIMEOUT_S = 20.0
+"""How long a save that is under way may take until what it writes can be damaged."""
+ZOMBIE_AHEAD = 1000
+"""Steps by which a zombie's checkpoint is newer than any of the run's own."""
+_POLL_S = 0.01
+
+
+def await_target(run: RunFolder, kind: str) -> None:
+    """Returns when there is what a fault of this kind damages: saves that are under way are committed, and there is an older
+    checkpoint to fall back to; for a zombie, an attempt that was succeeded.
+
+    Raises TimeoutError when it does not come to that: the fault would end the run, or prove nothing.
+    """
+    is_there, needs = _TARGETS[kind]
+    deadline = time.monotonic() + COMMIT_TIMEOUT_S
+    while not is_there(run):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"within {COMMIT_TIMEOUT_S:.0f} s run {run.name} had not what {kind} needs: {needs}")
+        time.sleep(_POLL_S)
+
+
+def _is_settled(run: RunFolder) -> bool:
+    folders = run.checkpoint_folders()
+    return bool(folders) and run.storage.exists(folders[-1].manifest)
+
+
+def _has_two_checkpoints(run: RunFolder) -> bool:
+    return _is_settled(run) and len(run.checkpoints()) > 1
+
+
+def _has_a_past(run: RunFolder) -> bool:
+    return _is_settled(run) and len(run.attempts()) > 1
+
+
+def lose_memory(run: RunFolder) -> None:
+    """Every snapshot of the run on this host is gone, as after the loss of the host."""
+    remove_snapshots(Path(snapshot_folder(run.storage.url, run.name)))
+
+
+def flip_byte(run: RunFolder) -> None:
+    """One bit in the middle of a rank file of the newest checkpoint."""
+    path = _newest_file(run)
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+
+
+def truncate(run: RunFolder) -> None:
+    """The second half of a rank file of the newest checkpoint is gone."""
+    path = _newest_file(run)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def raise_zombie(run: RunFolder) -> None:
+    """An attempt that was succeeded commits after all: a checkpoint that is whole, verifies, and is newer than any other."""
+    newest, fenced = run.checkpoints()[-1], run.attempts()[0].attempt
+    zombie = CheckpointId(newest.step + ZOMBIE_AHEAD, fenced, newest.silo)
+    source, target = run.storage.local_path(newest.folder), run.storage.local_path(zombie.folder)
+    target.mkdir(parents=True)
+    for file in source.glob("*.safetensors"):
+        shutil.copyfile(file, target / file.name)
+    manifest = Manifest.from_bytes(run.storage.read(newest.manifest))
+    run.storage.create(zombie.manifest, replace(manifest, step=zombie.step, attempt=fenced).to_bytes())
+
+
+def _newest_file(run: RunFolder) -> Path:
+    return sorted(run.storage.local_path(run.checkpoints()[-1].folder).glob("*.safetensors"))[-1]
+
+
+_OLDER = "a checkpoint before the newest one. Strike later, or lower checkpoint.interval_steps"
+_TARGETS = {
+    "flip_byte": (_has_two_checkpoints, _OLDER),
+    "truncate": (_has_two_checkpoints, _OLDER),
+    "zombie": (
+        _has_a_past,
+        "a checkpoint, and an attempt that was succeeded. Let another fault end the first attempt before it",
+    ),
+}
+"""By kind: whether its target is there, and what that is."""

@@ -1,0 +1,186 @@
+"""Carries a fault plan out from outside the run: waits at the gate, strikes, and keeps a record. Runs where the driver runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from zerofleet.cluster.chaos import damage
+from zerofleet.cluster.chaos.gate import Arrival, Gate
+from zerofleet.cluster.chaos.mounts import RoomyFolder, begin_outage, check_mounts, unmount
+from zerofleet.cluster.faults import LASTING, ONCE, Fault
+from zerofleet.cluster.local import Leftover, leftovers
+from zerofleet.trainer.driver_records import driver_records
+from zerofleet.trainer.run_folder import RunFolder
+
+_HEAD = ("gcs_server", "raylet")
+"""The processes without which there is no Ray; what hangs on them dies with them."""
+
+
+@dataclass(frozen=True)
+class Strike:
+    """A fault that struck at `at` (Unix seconds), where `arrival` says."""
+
+    fault: Fault
+    arrival: Arrival
+    at: float
+    error: str = ""
+    """Why it could not be brought about; then it did not strike."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What struck where."""
+        where = {"point": self.fault.point, "step": self.arrival.step, "rank": self.fault.rank}
+        return {"kind": self.fault.kind, **where, "attempt": self.arrival.attempt}
+
+
+class Injector:
+    """A context: until its end ranks are awaited, and what lasts is lifted there."""
+
+    def __init__(self, run: RunFolder, faults: Sequence[Fault]) -> None:
+        """Before the run folder exists. Raises UserError for a fault that cannot be made here, MountError."""
+        for fault in faults:
+            if fault.kind in LASTING:
+                check_mounts(run, fault.kind)
+        self._run, self._gate = run, Gate(self._strike)
+        self._lasting: dict[int, tuple[threading.Timer | None, Callable[[], None]]] = {}
+        self._lock = threading.Lock()
+        self.faults = tuple(replace(fault, gate=self._gate.path) for fault in faults)
+        self.strikes: list[Strike] = []
+        is_to_fill = any(fault.kind == "disk_full" for fault in faults)
+        self._roomy = RoomyFolder(run.storage.local_path()) if is_to_fill else None
+
+    def __enter__(self) -> Self:
+        self._gate.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """To be left when the driver has ended."""
+        self._gate.__exit__(kind, error, trace)
+        self.lift()
+        if self._roomy is not None:
+            self._roomy.close()
+
+    def lift(self) -> None:
+        """Ends the faults that last. May be called twice."""
+        for number in list(self._lasting):
+            self._lift_one(number)
+
+    def _lift_one(self, number: int) -> None:
+        with self._lock:
+            timer, lift = self._lasting.pop(number, (None, _nothing))
+        if timer is not None:
+            timer.cancel()
+        lift()
+
+    # -- in the gate's thread --------------------------------------------------------------------------------------
+    def _strike(self, arrival: Arrival) -> bool:
+        fault = self.faults[arrival.fault]
+        if fault.attempt == ONCE and any(strike.arrival.fault == arrival.fault for strike in self.strikes):
+            return False
+        try:
+            if fault.kind in _DAMAGES:
+                damage.await_target(self._run, fault.kind)
+            self.strikes.append(
+                Strike(fault, arrival, time.time())
+            )  # first: what it ends may be noticed before it returns
+            if (act := _ACTIONS.get(fault.kind)) is not None:
+                act(self, fault, arrival)
+        except Exception as error:
+            self.strikes.append(Strike(fault, arrival, time.time(), f"{type(error).__name__}: {error}"))
+            raise
+        return True
+
+    def _kill_driver(self, fault: Fault, arrival: Arrival) -> None:
+        os.kill(driver_records(self._run)[-1].pid, signal.SIGKILL)
+
+    def _sigterm(self, fault: Fault, arrival: Arrival) -> None:
+        os.kill(driver_records(self._run)[-1].pid, signal.SIGTERM)
+
+    def _kill_agent(self, fault: Fault, arrival: Arrival) -> None:
+        for process in agents_of(self._run):
+            process.kill()
+
+    def _kill_head(self, fault: Fault, arrival: Arrival) -> None:
+        own = own_ray_of(self._run)
+        for process in own.processes():
+            if process.pid == own.head.pid or process.name() in _HEAD:
+                process.kill()
+
+    def _disk_full(self, fault: Fault, arrival: Arrival) -> None:
+        assert self._roomy is not None
+        self._roomy.fill()
+        self._lift_later(fault, arrival.fault, self._roomy.empty)
+
+    def _storage_outage(self, fault: Fault, arrival: Arrival) -> None:
+        folder = self._run.storage.local_path()
+        begin_outage(folder)
+        self._lift_later(fault, arrival.fault, lambda: unmount(folder))
+
+    def _lift_later(self, fault: Fault, number: int, lift: Callable[[], None]) -> None:
+        timer = threading.Timer(fault.for_s, self._lift_one, [number]) if fault.for_s is not None else None
+        self._lasting[number] = timer, lift
+        if timer is not None:
+            timer.start()
+
+    def _damage(self, fault: Fault, arrival: Arrival) -> None:
+        """With the loss of the memory and of a rank: else nobody would read the checkpoint. The rank is stopped first, so that it
+        makes no new snapshot behind our back."""
+        os.kill(arrival.pid, signal.SIGSTOP)
+        try:
+            _DAMAGES[fault.kind](self._run)
+            damage.lose_memory(self._run)
+        finally:
+            os.kill(arrival.pid, signal.SIGKILL)
+
+
+def _nothing() -> None:
+    """Another has lifted it already."""
+
+
+def own_ray_of(run: RunFolder) -> Leftover:
+    """The local Ray that the run's newest driver has started. Raises LookupError."""
+    driver = driver_records(run)[-1].pid
+    for found in leftovers():
+        if (found.run, found.owner.pid) == (run.name, driver):
+            return found
+    raise LookupError(f"driver {driver} of run {run.name} has no Ray here")
+
+
+def agents_of(run: RunFolder) -> list[psutil.Process]:
+    """The node agents of a run on this host. Raises LookupError when there is none."""
+    found = []
+    for process in own_ray_of(run).processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.name() == "ray::NodeAgent":
+                found.append(process)
+    if not found:
+        raise LookupError(f"run {run.name} has no node agent here")
+    return found
+
+
+_DAMAGES: dict[str, Callable[[RunFolder], None]] = {
+    "flip_byte": damage.flip_byte,
+    "truncate": damage.truncate,
+    "zombie": damage.raise_zombie,
+}
+_ACTIONS: dict[str, Callable[[Injector, Fault, Arrival], None]] = {
+    "kill_driver": Injector._kill_driver,
+    "sigterm": Injector._sigterm,
+    "kill_agent": Injector._kill_agent,
+    "kill_head": Injector._kill_head,
+    "disk_full": Injector._disk_full,
+    "storage_outage": Injector._storage_outage,
+    **dict.fromkeys(_DAMAGES, Injector._damage),
+}
+"""What strikes from outside; a kind that is not here the rank does to itself."""

@@ -1,0 +1,66 @@
+"""What a run has written down, as the proof reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from zerofleet.trainer.events import Event
+from zerofleet.trainer.run_folder import AttemptRecord, RunFolder
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run that has ended."""
+
+    attempts: tuple[AttemptRecord, ...]
+    events: tuple[Event, ...]
+    """In the order of their ends."""
+    steps: tuple[Event, ...]
+    """The `step` events, attempt by attempt."""
+    ledger: tuple[dict[str, Any], ...]
+    """Lines of ledger/: data.ledger.LedgerEntry."""
+
+    @staticmethod
+    def read(run: RunFolder) -> Record:
+        events = sorted(run.events(), key=end_of)
+        steps = [Event(**line) for line in run.read("metrics") if line["kind"] == "step"]
+        return Record(tuple(run.attempts()), tuple(events), tuple(steps), tuple(run.read("ledger")))
+
+    @property
+    def final_state(self) -> str:
+        """The last state that a driver said; empty when there is none."""
+        return next((str(event.data["to"]) for event in reversed(self.events) if event.kind == "state"), "")
+
+    @property
+    def last_verdict(self) -> str:
+        return next((str(e.data["sentence"]) for e in reversed(self.events) if e.kind == "verdict"), "")
+
+    @property
+    def total_s(self) -> float:
+        """From the first event to the end of the last."""
+        return end_of(self.events[-1]) - self.events[0].start if self.events else 0.0
+
+    @property
+    def quarantine(self) -> list[list[int]]:
+        """The position ranges that the run has left out in the end."""
+        return [list(bounds) for bounds in self.attempts[-1].quarantine] if self.attempts else []
+
+    def losses(self) -> dict[int, float]:
+        """Per step, the loss of the last attempt that ran it."""
+        return {event.step: event.data["loss"] for event in sorted(self.steps, key=lambda event: event.attempt)}
+
+    def counted_positions(self) -> list[int]:
+        """Sample positions of the ledger lines that count: every later attempt started at or after their step. Sorted."""
+        starts = {attempt.attempt: attempt.start_step for attempt in self.attempts}
+        lines = [
+            line
+            for line in self.ledger
+            if all(line["step"] <= start for attempt, start in starts.items() if attempt > line["attempt"])
+        ]
+        return sorted(p for line in lines for begin, end in line["ranges"] for p in range(begin, end))
+
+
+def end_of(event: Event) -> float:
+    """Unix seconds."""
+    return event.start + event.duration_s

@@ -1,0 +1,84 @@
+"""Damage is what the product must notice: done to real checkpoints and snapshots, found by the real checks."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkpoints import snapshot, written
+from zerofleet.cluster.chaos import damage
+from zerofleet.cluster.snapshot_writer import snapshot_folder
+from zerofleet.trainer.checkpoint.commit import assemble
+from zerofleet.trainer.checkpoint.select import select_checkpoint
+from zerofleet.trainer.run_folder import CheckpointId, RunFolder
+
+pytestmark = pytest.mark.timeout(30)
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    """Two attempts; the first committed step 7, the second step 14."""
+    run = RunFolder(str(tmp_path), "a")
+    run.claim_attempt(1, None, 2, 1)
+    commit(run, CheckpointId(7, 1))
+    run.claim_attempt(2, CheckpointId(7, 1), 2, 1)
+    commit(run, CheckpointId(14, 2))
+    return run
+
+
+def commit(run: RunFolder, checkpoint: CheckpointId) -> None:
+    manifest = assemble([written(run, checkpoint, rank) for rank in (0, 1)])
+    run.storage.create(checkpoint.manifest, manifest.to_bytes())
+
+
+@pytest.mark.parametrize("how", [damage.flip_byte, damage.truncate])
+def test_a_damaged_checkpoint_is_found(run, how):
+    assert select_checkpoint(run, full=True).checkpoint == CheckpointId(14, 2)
+    how(run)
+    selection = select_checkpoint(run, full=True)
+    assert selection.checkpoint == CheckpointId(7, 1)
+    assert [checkpoint for checkpoint, _ in selection.skipped] == [CheckpointId(14, 2)]
+
+
+def test_a_zombie_verifies_and_is_newer_than_all_and_only_fencing_keeps_it_out(run):
+    damage.raise_zombie(run)
+    zombie = run.checkpoint_folders()[-1]
+    assert (zombie.step, zombie.attempt) == (1014, 1)
+    assert select_checkpoint(run, full=True).checkpoint == CheckpointId(14, 2)
+    run.storage.remove("attempts/0002.json")
+    assert select_checkpoint(run, full=True).checkpoint == zombie
+
+
+def test_what_a_run_could_not_survive_or_would_prove_nothing_does_not_strike(run, monkeypatch):
+    monkeypatch.setattr(damage, "COMMIT_TIMEOUT_S", 0.05)
+    for kind in ("zombie", "flip_byte", "truncate"):
+        damage.await_target(run, kind)
+    run.storage.remove("attempts/0002.json")
+    with pytest.raises(TimeoutError, match="Let another fault end the first attempt"):
+        damage.await_target(run, "zombie")
+    run.storage.remove(CheckpointId(7, 1).folder)
+    with pytest.raises(TimeoutError, match="run a had not what truncate needs: a checkpoint before the newest one"):
+        damage.await_target(run, "truncate")
+
+
+def test_a_save_under_way_is_waited_for(run):
+    newest = CheckpointId(21, 2)
+    parts = [written(run, newest, rank) for rank in (0, 1)]
+    waiting = threading.Thread(target=damage.await_target, args=(run, "flip_byte"))
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    run.storage.create(newest.manifest, assemble(parts).to_bytes())
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_the_memory_of_this_run_is_lost_and_no_others(run, tmp_path):
+    ours, other = (Path(snapshot_folder(RunFolder(str(tmp_path), name).storage.url, name)) for name in ("a", "b"))
+    paths = [snapshot(folder, CheckpointId(3, 1), 0) for folder in (ours, other)]
+    damage.lose_memory(run)
+    assert [path.exists() for path in paths] == [False, True]
+    damage.lose_memory(RunFolder(str(tmp_path), "b"))
+    assert not other.exists()

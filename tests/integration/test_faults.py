@@ -1,0 +1,42 @@
+"""One cell of the fault matrix per fault, and every phase at least once; `make test-faults` runs the others too."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from zerofleet.benchmarks.fault_matrix import CELL_TIMEOUT_S, Workplace, cells, read_matrix
+from zerofleet.cluster.faults import LASTING
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(2 * CELL_TIMEOUT_S + 60)]
+
+MATRIX = read_matrix()
+CELLS = [cell for cell in cells(MATRIX, total_steps=40) if cell.in_tests]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return Workplace(tmp_path_factory.mktemp("faults"), MATRIX)
+
+
+def test_every_fault_and_every_phase_has_a_cell_here():
+    assert {cell.fault for cell in CELLS} == set(MATRIX["faults"])
+    assert {cell.phase for cell in CELLS} == set(MATRIX["phases"])
+    assert len(CELLS) == len(MATRIX["test"])
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+def test_nothing_is_lost(work, cell):
+    if os.geteuid() != 0 and any(fault.kind in LASTING for fault in cell.plan):
+        pytest.skip("mounting needs root")
+    trial, problems = work.run(cell)
+    assert problems == [], f"{problems}; {trial.run.storage.path()}"
+    strike, cost = trial.costs[-1]
+    assert cost.detected_s is not None
+    if trial.record.final_state == "FINISHED":
+        assert cost.restored_s is not None and cost.detected_s <= cost.restored_s
+    if strike.fault.kind in ("flip_byte", "truncate"):
+        assert cost.repeated_steps > 0, "the memory was lost, and the checkpoint before the damaged one taken"
+    if strike.fault.kind in ("kill", "kill_agent", "kill_head", "kill_driver", "freeze", "sigterm", "nan"):
+        assert cost.repeated_steps == 0, "there is a snapshot of every step"

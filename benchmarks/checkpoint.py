@@ -129,9 +129,7 @@ def measure(root: Path, size: Size, num_rounds: int, num_pairs: int, is_cold: bo
     (root / "corpus.jsonl").write_text(corpus())
     saves = job(root, "saves", size.width, size.layers, zero_stage=ZERO_STAGE)
     resized = job(root, "resized", size.width, size.layers, zero_stage=RESIZED_ZERO_STAGE)
-    training = job(
-        root, "training", size.training_width, size.training_layers, global_batch_size=16, micro_batch_size=4
-    )
+    training = job(root, "training", size.training_width, size.training_layers, global_batch_size=8, micro_batch_size=4)
     cache = prepare(saves.data, saves.run.seed, lambda stage, fraction, detail: None).path
     _claim(saves, WORLD_SIZE)
     found = run_group(saves, cache, WORLD_SIZE, 1, serve_saves, measure_saves, num_rounds, root, is_cold)

@@ -60,6 +60,15 @@ def test_byte_ranges_sizes_and_lists(storage):
     assert not storage.exists("x/y")
 
 
+def test_bytes_are_read_straight_into_their_places(storage):
+    storage.write_stream("x", [b"0123456789"])
+    places = [bytearray(4), bytearray(0), bytearray(9)]
+    parts = [bytes(part) for part in storage.read_pieces("x", 2, [memoryview(place) for place in places])]
+    assert b"".join(parts) == b"23456789" and places == [b"2345", b"", b"6789" + bytes(5)], "nothing past the end"
+    with pytest.raises(FileNotFoundError):
+        list(storage.read_pieces("y", 0, [memoryview(bytearray(1))]))
+
+
 def test_segments_are_read_back_in_order_and_go_on_after_a_restart(storage):
     for start in (0, 3):
         writer = storage_writer(storage)

@@ -27,8 +27,9 @@ from zerofleet.trainer.storage import Storage
 FORMAT_VERSION = 1
 BLOCK_BYTES = 16 * 1024 * 1024
 _ALIGNMENT = 64
-READING_THREADS = 4
-"""Per rank: ranges that are read and verified at a time."""
+READING_THREADS = 2
+"""Per rank: ranges that are read and verified at a time. One waits for the disk while the other hashes; more only break up what
+the disk would read in one go."""
 
 
 class DamagedFile(Exception):

@@ -77,11 +77,6 @@ class Controller(Transitions):
         """Whether the agents' memory holds what storage does not, as far as is known."""
 
     @property
-    def attempt(self) -> int:
-        """The attempt that runs, or that comes next."""
-        return self._attempt.number
-
-    @property
     def _place(self) -> tuple[int, int]:
         return self._attempt.number, self._attempt.step
 

@@ -78,7 +78,7 @@ def test_verdicts(simulated, end, sentence):
         simulation.train()
         costs.append(min(simulation.verdict_s(getattr(simulation, end)() or []) for _ in range(3)))
         assert simulation.verdicts[0].startswith(sentence)
-        assert simulation.controller.attempt == 4
+        assert simulation.attempt == 4
     assert costs[1] < MOST * costs[0]
 
 

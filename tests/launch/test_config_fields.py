@@ -13,13 +13,14 @@ data.tokenizer data.tokenizer_vocab_size data.sequence_length data.heldout_fract
 train train.steps train.global_batch_size train.micro_batch_size train.zero_stage train.precision
 train.activation_checkpointing train.gradient_clipping train.learning_rate train.betas train.eps train.weight_decay
 train.schedule train.warmup_steps train.decay_steps train.min_learning_rate_ratio train.eval_interval_steps
-train.eval_sequences train.deterministic train.replica_check_interval_steps
+train.eval_sequences train.deterministic train.loss_spike_threshold train.replica_check_interval_steps
 checkpoint checkpoint.interval_steps checkpoint.interval_s checkpoint.snapshot_interval_steps checkpoint.keep_last
 checkpoint.keep_every_steps checkpoint.export checkpoint.export_dtype
 deepspeed
 tracking tracking.wandb tracking.wandb.enabled tracking.wandb.project tracking.wandb.entity
-cluster cluster.nodes cluster.ranks_per_node cluster.cpus_per_rank cluster.gpus_per_rank cluster.placement_timeout_s
-cluster.start_timeout_s cluster.stall_timeout_s cluster.stop_timeout_s cluster.storage_timeout_s cluster.max_failures
+cluster cluster.address cluster.nodes cluster.min_nodes cluster.replace_timeout_s cluster.ranks_per_node
+cluster.cpus_per_rank cluster.gpus_per_rank cluster.placement_timeout_s cluster.start_timeout_s cluster.stall_timeout_s
+cluster.stop_timeout_s cluster.storage_timeout_s cluster.max_failures cluster.max_quarantined_steps
 """.split()  # noqa: SIM905 - a diff shows the one name that changed
 
 

@@ -106,11 +106,11 @@ def make_saver(source: Source, folder: Path | None, token: str, before_commit: C
     direct = DirectSaver(source, functools.partial(publish_to_agent, source))
     if source.config.checkpoint.snapshot_interval_steps == 0:
         return direct
-    plan = _reserve_buffers(source, folder)
-    return direct if plan == NO_BUFFERS else MemorySaver(source, folder, plan, token)
+    plan, buffers = _reserve_buffers(source, folder)
+    return direct if plan == NO_BUFFERS else MemorySaver(source, buffers, plan, token)
 
 
-def _reserve_buffers(source: Source, folder: Path) -> Buffers:
+def _reserve_buffers(source: Source, folder: Path) -> tuple[Buffers, BufferSet]:
     """As many buffers as every node has room for, the memory of its own ranks' taken. Collective."""
     world = source.world
     mine = sum(key_of(slot).num_bytes for slot in saved_slots(source.adapter))
@@ -121,10 +121,10 @@ def _reserve_buffers(source: Source, folder: Path) -> Buffers:
         sizes[node] = sizes.get(node, 0) + size
     largest, has_buddy = max(sizes.values()), len(sizes) > 1
     plan = min(plan_buffers(memory, largest, has_buddy) for _, _, memory in every)
-    problem = ""
+    buffers, problem = BufferSet(folder, world.rank, plan.own), ""
     if plan != NO_BUFFERS:
         try:
-            BufferSet(folder, world.rank, plan.own).reserve(mine)
+            buffers.reserve(mine)
         except StorageError as error:
             problem = str(error)
     problems: list[str] = [""] * world.world_size
@@ -132,7 +132,7 @@ def _reserve_buffers(source: Source, folder: Path) -> Buffers:
     plan = NO_BUFFERS if any(problems) else plan
     if world.rank == 0:
         _say_where(source, plan, largest, [memory for _, _, memory in every])
-    return plan
+    return plan, buffers
 
 
 def _say_where(source: Source, plan: Buffers, largest: int, memories: list[NodeMemory]) -> None:
@@ -152,9 +152,8 @@ class MemorySaver:
 
     is_background = True
 
-    def __init__(self, source: Source, folder: Path, plan: Buffers, token: str) -> None:
-        self._source, self._token = source, token
-        self._buffers = BufferSet(folder, source.world.rank, plan.own)
+    def __init__(self, source: Source, buffers: BufferSet, plan: Buffers, token: str) -> None:
+        self._source, self._buffers, self._token = source, buffers, token
         self.has_buddy, self.has_room = plan.replicas > 0, plan.can_keep
         self._thread: threading.Thread | None = None
         self._problem: BaseException | None = None

@@ -156,6 +156,8 @@ class BufferSet:
         self._paths = buffer_paths(folder, rank)[:num_buffers]
         self._kept: int | None = None
         """The buffer that is kept, open and locked."""
+        self._mapped: dict[int, mmap.mmap] = {}
+        """By inode. Kept from snapshot to snapshot: touching a page for the first time costs several times its copy."""
 
     def reserve(self, num_bytes: int) -> None:
         """Takes the memory of all buffers, for snapshots of so many bytes. Raises StorageError when it is not there."""
@@ -163,6 +165,7 @@ class BufferSet:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 _reserve(file, num_bytes + _DESCRIPTION_ROOM)
+                self._map(file, num_bytes + _DESCRIPTION_ROOM)
             finally:
                 os.close(file)
 
@@ -200,8 +203,7 @@ class BufferSet:
             where = (meta.attempt, meta.step, len(description), offset, size)
             os.pwrite(file, _PREAMBLE.pack(_MAGIC, _INCOMPLETE, *where), 0)
             os.pwrite(file, description, _DESCRIPTION_AT)
-            mapped = mmap.mmap(file, offset + size)  # unmapped with its last view
-            yield Filling(path, [np.frombuffer(mapped, np.uint8, size, offset)])
+            yield Filling(path, [np.frombuffer(self._map(file, offset + size), np.uint8, size, offset)])
             os.pwrite(file, _PREAMBLE.pack(_MAGIC, _COMPLETE, *where), 0)
             if keep and len(self._paths) >= _ROOM_TO_KEEP:
                 fcntl.flock(file, fcntl.LOCK_SH)
@@ -209,6 +211,15 @@ class BufferSet:
         finally:
             if self._kept != file:
                 _unlock(file)
+
+    def _map(self, file: int, num_bytes: int) -> mmap.mmap:
+        """A mapping of at least the first `num_bytes` of a buffer, its pages touched."""
+        status = os.fstat(file)
+        mapped = self._mapped.get(status.st_ino)
+        if mapped is None or len(mapped) < num_bytes:
+            mapped = mmap.mmap(file, status.st_size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+            self._mapped[status.st_ino] = mapped
+        return mapped
 
     def _let_go(self) -> None:
         if self._kept is not None:

@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import logging
+import socket
 
 from zerofleet.cluster.spec import NodeSpec
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.storage import Storage
+
+_REACH_TIMEOUT_S = 10.0
+
+
+def check_reachable(address: str) -> None:
+    """Before anything is prepared, since Ray itself goes on trying for minutes. Raises UserError when nobody listens there."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _REACH_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise _cannot_join(address, error) from error
+
+
+def _cannot_join(address: str, error: Exception) -> UserError:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return UserError(
+        f"no Ray cluster can be joined at cluster.address={address} ({reason}): give host:port of its head, and "
+        "RAY_AUTH_MODE=token with RAY_AUTH_TOKEN when it wants a token"
+    )
 
 
 class JoinedRay:
@@ -35,11 +55,7 @@ class JoinedRay:
                 configure_logging=False,
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"no Ray cluster can be joined at cluster.address={self._address} ({reason}): give host:port of its head, and "
-                "RAY_AUTH_MODE=token with RAY_AUTH_TOKEN when it wants a token"
-            ) from error
+            raise _cannot_join(self._address, error) from error
         from zerofleet.cluster.ray_group import end_agents_of
 
         end_agents_of(self._run)

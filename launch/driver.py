@@ -29,7 +29,7 @@ from zerofleet.cluster.faults import VARIABLE as FAULTS_VARIABLE
 from zerofleet.cluster.faults import parse_faults
 from zerofleet.cluster.hooks import Hooks, Origin
 from zerofleet.cluster.host import num_cores, visible_gpus
-from zerofleet.cluster.joined_ray import JoinedRay
+from zerofleet.cluster.joined_ray import JoinedRay, check_reachable
 from zerofleet.cluster.local import reap_leftovers
 from zerofleet.cluster.own_ray import OwnRay
 from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits
@@ -238,7 +238,9 @@ class Driver:
         """What can be known before anything is started. Raises UserError."""
         check_job(self._job)
         parse_faults(self._faults)
-        if not self._job.cluster.address:
+        if address := self._job.cluster.address:
+            check_reachable(address)
+        else:
             check_ever_fits(Ask.of(self._job.cluster), [_this_machine()])
 
     def _controller(self, group: Any, preparation: Preparation, committer: Committer) -> Controller:

@@ -68,7 +68,8 @@ class Recorder:
         if not self._recalled:
             return
         self._metrics.flush()
-        attempts = {event.attempt for event in self._recalled} | {self._attempt}
+        # An attempt between may have recalled them too: its recorder wrote them down among its own.
+        attempts = range(min(event.attempt for event in self._recalled), self._attempt + 1)
         folders = [f"metrics/attempt-{attempt:04d}" for attempt in attempts]
         lines = [json.loads(line) for folder in folders for line in read_segments(self._run.storage, folder)]
         known = {(line["attempt"], line["step"], line["kind"]) for line in lines}

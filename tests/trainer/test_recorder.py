@@ -172,3 +172,14 @@ def test_what_a_snapshot_remembers_and_nobody_heard_is_written_once(config):
     assert steps == [(1, 1), (1, 2), (1, 3), (2, 4)]
     assert [line["step"] for line in run.read("metrics") if line["kind"] == "eval"] == [3]
     assert [(line["attempt"], line["step"]) for line in run.read("ledger")] == [(1, 1), (1, 2), (1, 3), (2, 4)]
+
+
+def test_what_an_attempt_has_recalled_that_ended_before_its_first_step_is_not_written_again(config):
+    """A rank is killed while it loads: the next attempt starts from the same snapshot, and recalls the same."""
+    run = RunFolder(config.run.storage, config.run.name)
+    for attempt in (2, 3, 4):
+        recorder = Recorder(run, attempt, config)
+        recorder.on_event(event("recalled", "load", events=[stepped(1).__dict__]))
+        recorder.close()
+    assert [(line["attempt"], line["step"]) for line in run.read("ledger")] == [(1, 1)]
+    assert [(line["attempt"], line["step"]) for line in run.read("metrics")] == [(1, 1)]

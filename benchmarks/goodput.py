@@ -3,9 +3,8 @@
     python -m zerofleet.benchmarks.goodput --output benchmarks/results/DATE-goodput.json [--minutes 15] [--interval-s 60]
 
 A calibration run tells how many steps fill the time; then the same job runs twice: unbroken, and with a fault every
-`interval-s` seconds from its first step on, of a random kind at a random rank (the seed is printed). The wall time of the broken run
-begins with its first step's start and ends with its last step's end; the whole, start-up, last save and export included, is told
-beside it. Its losses have to be those of the unbroken run, bit for bit.
+`interval-s` seconds from its first step on, of a random kind at a random rank (the seed is printed). The wall time is that of the whole
+run, start-up and last save included; the share of training alone is told beside it. The broken run's losses have to be those of the unbroken run, bit for bit.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from zerofleet.benchmarks.environment import fingerprint
 from zerofleet.cluster.chaos.injector import agents_of, own_ray_of
 from zerofleet.launch.chaos.proof import cost_of, median_step_s, problems
 from zerofleet.launch.chaos.record import Record, end_of
-from zerofleet.launch.chaos.trial import named, run_trial
+from zerofleet.launch.chaos.trial import Trial, named, run_trial
 from zerofleet.launch.config import JobConfig, load_job
 from zerofleet.trainer.run_folder import RunFolder
 
@@ -101,12 +100,12 @@ class Striker(threading.Thread):
 
 
 def goodput(record: Record, median_s: float) -> dict[str, float]:
-    """Shares of wall time, of training (first step's start to the last step's end) and of the whole run."""
+    """Shares of wall time: of the whole run, and of its training (the first step's start to the last step's end)."""
     useful_s = len(record.losses()) * median_s
     training_s = max(map(end_of, record.steps)) - min(event.start for event in record.steps)
     return {
-        "goodput": useful_s / training_s,
-        "goodput_with_start_and_end": useful_s / record.total_s,
+        "goodput": useful_s / record.total_s,
+        "goodput_of_training": useful_s / training_s,
         "training_s": training_s,
         "whole_run_s": record.total_s,
         "useful_s": useful_s,
@@ -132,10 +131,10 @@ def by_kind(hits: Sequence[Hit], record: Record) -> dict[str, dict[str, Any]]:
 
 def measure(job: JobConfig, minutes: float, kinds: Sequence[str], interval_s: float, seed: int) -> dict[str, Any]:
     """The benchmark's record."""
-    calibration = run_trial(_with(job, "calibration", CALIBRATION_STEPS), RECIPE)
-    steps = max(CALIBRATION_STEPS, math.ceil(60 * minutes / median_step_s(calibration.record)))
-    print(f"{steps} steps of {median_step_s(calibration.record) * 1e3:.0f} ms; seed {seed}", flush=True)
-    unbroken = run_trial(_with(job, "unbroken", steps), RECIPE).record
+    calibration = _finished(run_trial(_with(job, "calibration", CALIBRATION_STEPS), RECIPE))
+    steps = max(CALIBRATION_STEPS, math.ceil(60 * minutes / median_step_s(calibration)))
+    print(f"{steps} steps of {median_step_s(calibration) * 1e3:.0f} ms; seed {seed}", flush=True)
+    unbroken = _finished(run_trial(_with(job, "unbroken", steps), RECIPE))
     broken_job = _with(job, "broken", steps)
     striker = Striker(RunFolder(broken_job.run.storage, "broken"), kinds, interval_s, seed)
     striker.start()
@@ -161,6 +160,13 @@ def measure(job: JobConfig, minutes: float, kinds: Sequence[str], interval_s: fl
         "hits": [asdict(hit) for hit in striker.hits],
         "environment": fingerprint(),
     }
+
+
+def _finished(trial: Trial) -> Record:
+    """Of a run without faults. Raises SystemExit when it did not finish."""
+    if trial.record.final_state != "FINISHED":
+        raise SystemExit(f"run {trial.run.storage.path()} ended in state {trial.record.final_state or 'none'}")
+    return trial.record
 
 
 def _with(job: JobConfig, name: str, steps: int) -> JobConfig:

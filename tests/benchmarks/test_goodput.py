@@ -28,8 +28,8 @@ def record() -> Record:
 
 def test_a_step_that_is_done_twice_counts_once():
     shares = goodput(record(), 1.0)
-    assert shares["goodput"] == pytest.approx(4.0 / 8.0)
-    assert shares["goodput_with_start_and_end"] == pytest.approx(4.0 / 20.0)
+    assert shares["goodput_of_training"] == pytest.approx(4.0 / 8.0)
+    assert shares["goodput"] == pytest.approx(4.0 / 20.0)
 
 
 def test_the_cost_of_each_kind():

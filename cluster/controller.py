@@ -134,7 +134,7 @@ class Controller(Transitions):
 
     def _starting(self, now: float) -> None:
         self._listen(now)
-        if self._attempt.has_failed(now, _SETTLE_S):
+        if self._has_broken(now):
             return self._enter(State.RECOVERING, now, "an attempt failed while it started")
         if self._has_ended(now):
             return self._next_stage(now)

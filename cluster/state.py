@@ -12,7 +12,7 @@ class State(enum.StrEnum):
     | PENDING    | PREPARING                    | the job is taken |
     | PREPARING  | PLACING                      | the data cache exists |
     | PLACING    | STARTING / FAILED            | enough agents are up and fit / the timeout says what is missing |
-    | STARTING   | RUNNING / RECOVERING         | first step done / a rank or node failed, or the start timed out |
+    | STARTING   | RUNNING / RECOVERING         | first step done / a rank or node failed, a rank was silent for too long, or the start timed out |
     | RUNNING    | RECOVERING                   | a rank or node failed, or a rank was silent for too long |
     | RUNNING    | RESIZING                     | nodes are there that the run has use for, and a step has become durable |
     | RUNNING    | DRAINING / FINISHED          | a stop was asked for / the last step is durable and exported |

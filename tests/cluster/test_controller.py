@@ -228,6 +228,20 @@ def test_silence_is_a_hang_and_the_frozen_rank_is_named():
     assert "stopped by a signal; 2 ranks are silent" in verdict.data["sentence"]
 
 
+def test_a_rank_that_freezes_while_it_starts_is_noticed_long_before_the_start_is_too_late():
+    def train(attempt):
+        building = [event("phase", 1, rank, 0, "build") for rank in (0, 1)]
+        return [building] if attempt == 1 else [ended(2, "finished", 6)]
+
+    h = harness(train, config=ClusterConfig(stall_timeout_s=7, start_timeout_s=600))
+    h.group.on_kill = [exit_of(1, 1, None, 9, killed=True, state_before="T")]
+    started = h.clock.now
+    assert h.run().state is State.FINISHED
+    assert 7 < h.clock.now - started < 10
+    (verdict,) = h.said("verdict")
+    assert (verdict.data["class"], verdict.data["rank"]) == ("hang", 1)
+
+
 def test_a_broken_connection_waits_for_its_cause():
     def train(attempt):
         if attempt == 2:

@@ -42,7 +42,7 @@ class Keeper:
         """A step took so long."""
         self._cadence.stepped(seconds)
 
-    def keep(self, control: Control) -> None:
+    def keep(self, control: Control, is_last: bool = False) -> None:
         """Does what the step's end asks for: nothing, a snapshot, for this node or its buddy too, or a save."""
         step, durable = self._reporter.step, control.action in ("save", "stop")
         replicate = control.action in ("replicate", "save")
@@ -54,7 +54,8 @@ class Keeper:
         if not self._saver.is_background:
             self._reporter.release()  # whether storage takes it or not, and however long that takes
         began = time.perf_counter()
-        self._saver.save(step, durable, list(self._reporter.recent), replicate)
+        waits = is_last or control.action == "stop"  # no later save will make up for this one
+        self._saver.save(step, durable, list(self._reporter.recent), replicate, waits)
         self._snapshot_step, self._stall_s = step, time.perf_counter() - began
         if replicate:
             self._cadence.replica_started(step)

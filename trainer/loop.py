@@ -188,11 +188,11 @@ class Loop:
             last = self.step == train.steps
             if last or (train.eval_interval_steps and self.step % train.eval_interval_steps == 0):
                 self.evaluate()
-            self.keeper.keep(Control("save") if last else control)
+            self.keeper.keep(Control("save") if last else control, is_last=last)
             if control.action == "stop" and not last:
                 return self._end("stopped")
         if self.keeper.saved_step != self.step:
-            self.keeper.keep(Control("save"))
+            self.keeper.keep(Control("save"), is_last=True)
         self._end("finished")
 
     def train_step(self) -> Control:

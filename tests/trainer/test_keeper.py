@@ -19,7 +19,8 @@ class Saver:
         self.saved: list[tuple[int, bool]] = []
         self.recent: list[str] = []
 
-    def save(self, step, durable, recent, replicate) -> None:
+    def save(self, step, durable, recent, replicate, waits) -> None:
+        self.waited = waits
         self.replicated += [step] if replicate else []
         self.saved.append((step, durable))
         self.recent = [(event.kind, event.step) for event in recent]
@@ -132,3 +133,13 @@ def test_while_a_save_is_on_its_way_another_is_sent_only_with_room_for_it(has_ro
     asked = [Control(), Control(replicated_step=1), Control(replicated_step=2), Control(replicated_step=3)]
     assert [rank.step(control).action for control in asked] == ["replicate", "replicate", "save", meanwhile]
     assert rank.step(Control(settled_step=3, replicated_step=4)).action == "replicate"
+
+
+def test_only_the_last_save_waits_for_a_buffer():
+    rank = Rank(interval_steps=1, snapshot_interval_steps=0)
+    waited = []
+    for control, is_last in ((Control("save"), False), (Control("stop"), False), (Control("save"), True)):
+        rank.reporter.step += 1
+        rank.keeper.keep(control, is_last)
+        waited.append(rank.saver.waited)
+    assert waited == [False, True, True]

@@ -38,6 +38,11 @@ from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 from zerofleet.trainer.spikes import RecentLosses
 from zerofleet.trainer.world import World
 
+BUFFER_TIMEOUT_S = 120.0
+"""How long the last save of a run waits for a buffer: the writer has earlier ones to finish, or storage is down."""
+_SIGN_S = 1.0
+"""Between two signs of life while a snapshot is waited for."""
+
 
 class Saver(Protocol):
     """Takes the state of this rank. All ranks call the same method at the same step."""
@@ -51,9 +56,12 @@ class Saver(Protocol):
     has_room: bool
     """Whether it can while another snapshot is on its way to storage."""
 
-    def save(self, step: int, durable: bool, recent: Sequence[Event], replicate: bool = False) -> None:
+    def save(
+        self, step: int, durable: bool, recent: Sequence[Event], replicate: bool = False, waits: bool = False
+    ) -> None:
         """Takes the state after `step` steps; with `durable` it is to reach storage, with `replicate` the node's buddy, where
-        there is one. `recent` is kept beside it: what the newest steps had to say, in case nobody hears it."""
+        there is one. `recent` is kept beside it: what the newest steps had to say, in case nobody hears it. With `waits`, where
+        every buffer is being read, it waits for one; else this step is not kept."""
 
     def settle(self) -> float:
         """To be called before the optimizer changes the state: returns when it has been taken, with the seconds of waiting."""
@@ -158,7 +166,9 @@ class MemorySaver:
         self._thread: threading.Thread | None = None
         self._problem: BaseException | None = None
 
-    def save(self, step: int, durable: bool, recent: Sequence[Event], replicate: bool = False) -> None:
+    def save(
+        self, step: int, durable: bool, recent: Sequence[Event], replicate: bool = False, waits: bool = False
+    ) -> None:
         self.settle()
         source, world, start = self._source, self._source.world, time.time()
         draft = source.draft(step)
@@ -172,7 +182,7 @@ class MemorySaver:
             draft=draft.to_dict() if draft else None,
             events=[asdict(event) for event in recent],
         )
-        arguments = (meta, saved_slots(source.adapter), durable, replicate and self.has_buddy, start)
+        arguments = (meta, saved_slots(source.adapter), durable, replicate and self.has_buddy, waits, start)
         self._thread = threading.Thread(target=self._copy_or_say_why, args=arguments, name="snapshot", daemon=True)
         self._thread.start()
 
@@ -180,7 +190,9 @@ class MemorySaver:
         if self._thread is None:
             return 0.0
         began = time.perf_counter()
-        self._thread.join()
+        while self._thread.is_alive():
+            self._thread.join(_SIGN_S)
+            self._source.alive()
         self._thread = None
         if self._problem is not None:
             raise self._problem
@@ -192,8 +204,11 @@ class MemorySaver:
         except BaseException as error:  # noqa: BLE001 - raised by settle, in the rank's own thread
             self._problem = error
 
-    def _copy(self, meta: SnapshotMeta, slots: list[Slot], durable: bool, replicate: bool, start: float) -> None:
-        with self._buffers.fill(meta, [key_of(slot) for slot in slots], durable and self.has_room) as buffer:
+    def _copy(
+        self, meta: SnapshotMeta, slots: list[Slot], durable: bool, replicate: bool, waits: bool, start: float
+    ) -> None:
+        keys, wait_s = [key_of(slot) for slot in slots], BUFFER_TIMEOUT_S if waits else 0.0
+        with self._buffers.fill(meta, keys, durable and self.has_room, wait_s) as buffer:
             if buffer is not None:
                 for target, slot in zip(buffer.pieces, slots, strict=True):
                     np.copyto(target, to_numpy(slot.saved_view()).view(np.uint8))
@@ -212,7 +227,9 @@ class DirectSaver:
     def __init__(self, source: Source, publish: Callable[[int, Written | None, Exception | None], None]) -> None:
         self._source, self._publish = source, publish
 
-    def save(self, step: int, durable: bool, recent: Sequence[Event], replicate: bool = False) -> None:
+    def save(
+        self, step: int, durable: bool, recent: Sequence[Event], replicate: bool = False, waits: bool = False
+    ) -> None:
         if not durable:
             return
         source, world = self._source, self._source.world

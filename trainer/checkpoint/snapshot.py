@@ -17,6 +17,7 @@ import json
 import mmap
 import os
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ _DESCRIPTION_AT = 64
 _DESCRIPTION_ROOM = 1 << 20
 """Room for the description and the header when a buffer is reserved; it grows when they need more."""
 _NOTHING = (-1, -1)
+_LOOK_S = 0.02
 _PAGE = 4096
 _FILES = "rank-*.snapshot"
 MAX_BUFFERS = 5
@@ -170,16 +172,18 @@ class BufferSet:
                 os.close(file)
 
     @contextlib.contextmanager
-    def fill(self, meta: SnapshotMeta, keys: Sequence[FragmentKey], keep: bool = False) -> Iterator[Filling | None]:
+    def fill(
+        self, meta: SnapshotMeta, keys: Sequence[FragmentKey], keep: bool = False, wait_s: float = 0.0
+    ) -> Iterator[Filling | None]:
         """Gives a buffer to fill; after the block the snapshot is complete. None when every buffer that may be overwritten is
-        being read. With `keep` it is not overwritten before the next one that is kept, where two buffers remain to take
+        being read, for `wait_s` and longer. With `keep` it is not overwritten before the next one that is kept, where two buffers remain to take
         turns: its reader may come late.
 
         Raises StorageError when the memory file system is full.
         """
         header = header_of(keys)
         size = len(header) + sum(key.num_bytes for key in keys)
-        with self.receive(replace(meta, header_bytes=len(header)), size, keep) as buffer:
+        with self.receive(replace(meta, header_bytes=len(header)), size, keep, wait_s) as buffer:
             if buffer is None:
                 yield None
                 return
@@ -188,11 +192,17 @@ class BufferSet:
             yield Filling(buffer.path, _cut(payload[len(header) :], keys))
 
     @contextlib.contextmanager
-    def receive(self, meta: SnapshotMeta, size: int, keep: bool = False) -> Iterator[Filling | None]:
+    def receive(
+        self, meta: SnapshotMeta, size: int, keep: bool = False, wait_s: float = 0.0
+    ) -> Iterator[Filling | None]:
         """As `fill`, for a payload of `size` bytes that is there already, header included: one piece."""
         if keep:
             self._let_go()
         path, file = self._take()
+        gives_up_at = time.monotonic() + wait_s
+        while path is None and time.monotonic() < gives_up_at:
+            time.sleep(_LOOK_S)  # flock knows no timeout, and whoever reads longest may hold the lock for ever
+            path, file = self._take()
         if path is None:
             yield None
             return

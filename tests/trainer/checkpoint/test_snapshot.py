@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -73,6 +74,17 @@ def test_when_all_are_read_none_is_filled(tmp_path):
     assert steps(tmp_path) == [1, 2]
     readers[0].close()
     assert fill(buffers, 4) and steps(tmp_path) == [2, 4]
+
+
+def test_the_last_one_waits_for_a_reader_to_end(tmp_path):
+    buffers = BufferSet(tmp_path, 0, 2)
+    readers = [open_snapshot(fill(buffers, step)) for step in (1, 2)]
+    end = threading.Timer(0.1, readers[0].close)
+    end.start()
+    with buffers.fill(meta(3), KEYS, wait_s=30.0) as filling:
+        assert filling is not None
+    end.join()
+    assert steps(tmp_path) == [2, 3]
 
 
 def test_one_that_is_kept_stays_until_the_next_that_is(tmp_path):

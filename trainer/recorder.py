@@ -12,6 +12,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.events import DRIVER, Event
@@ -55,10 +56,13 @@ class Recorder:
 
     def _record_result(self, event: Event) -> None:
         if entry := event.data.get("ledger"):
-            self._ledger.append(json.dumps(entry, separators=(",", ":")))
-            event = replace(event, data={key: value for key, value in event.data.items() if key != "ledger"})
+            self._record_fed(entry)
+            event = replace(event, data=_without_ledger(event.data))
         self._metrics.append(event.to_json())
         self._track(event)
+
+    def _record_fed(self, entry: dict[str, Any]) -> None:
+        self._ledger.append(json.dumps(entry, separators=(",", ":")))
 
     def _record_missing(self) -> None:
         """What the snapshot that a rank started from remembers, and whoever listened to its rank 0 has not written down.
@@ -68,15 +72,24 @@ class Recorder:
         if not self._recalled:
             return
         self._metrics.flush()
-        # An attempt between may have recalled them too: its recorder wrote them down among its own.
-        attempts = range(min(event.attempt for event in self._recalled), self._attempt + 1)
-        folders = [f"metrics/attempt-{attempt:04d}" for attempt in attempts]
-        lines = [json.loads(line) for folder in folders for line in read_segments(self._run.storage, folder)]
-        known = {(line["attempt"], line["step"], line["kind"]) for line in lines}
+        self._ledger.flush()
+        known = {(line["attempt"], line["step"], line["kind"]) for line in self._written("metrics")}
+        # Asked apart: a disk that was full may have taken the one line and not the other.
+        fed = {(line["attempt"], line["step"]) for line in self._written("ledger")}
         while self._recalled:
             event = self._recalled.pop(0)  # first: a line that is not written now is kept by its writer
+            entry = event.data.get("ledger")
+            if entry and (entry["attempt"], entry["step"]) not in fed:
+                self._record_fed(entry)
             if (event.attempt, event.step, event.kind) not in known:
-                self._record_result(event)
+                self._record_result(replace(event, data=_without_ledger(event.data)))
+
+    def _written(self, stream: str) -> list[dict[str, Any]]:
+        """What there is of the attempts that the recalled events are of, and of those since: one between may have recalled them too,
+        and its recorder wrote them down among its own."""
+        attempts = range(min(event.attempt for event in self._recalled), self._attempt + 1)
+        folders = [f"{stream}/attempt-{attempt:04d}" for attempt in attempts]
+        return [json.loads(line) for folder in folders for line in read_segments(self._run.storage, folder)]
 
     def make_ledger_durable(self) -> None:
         """What was fed up to a step must survive when the step's checkpoint does. Raises StorageError."""
@@ -128,3 +141,7 @@ class Recorder:
         message = f"{what}: {error}"
         data = {"class": "tracking", "message": message}
         self._events.append(Event("incident", self._attempt, DRIVER, 0, "import", time.time(), data=data).to_json())
+
+
+def _without_ledger(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if key != "ledger"}

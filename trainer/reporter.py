@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from zerofleet.trainer.data.quarantine import Ranges
@@ -45,6 +45,12 @@ class Reporter:
         event = self._make(kind, phase, start, duration_s, data)
         self._held.append(event)
         self.recent.append(event)
+
+    def remember(self, events: Sequence[dict[str, Any]]) -> None:
+        """Tells what the snapshot remembers from which this rank starts, and remembers it further: it may be that nobody hears this
+        attempt either."""
+        self.event("recalled", "load", events=events)
+        self.recent.extend(Event(**fields) for fields in events)
 
     def release(self) -> None:
         """Tells what was held."""

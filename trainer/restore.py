@@ -76,7 +76,7 @@ class Restore:
                 reader = SnapshotReader(folder, source, before.world_size, before.token)
                 pinned.callback(reader.close)
                 if self.world.rank == 0:
-                    self.reporter.event("recalled", "load", events=reader.events)
+                    self.reporter.remember(reader.events)
                 return reader
 
             return load(open_reader, source, self.adapter, self.fingerprints, self.device, self._alive)

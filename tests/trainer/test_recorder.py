@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 import uuid
@@ -181,5 +182,20 @@ def test_what_an_attempt_has_recalled_that_ended_before_its_first_step_is_not_wr
         recorder = Recorder(run, attempt, config)
         recorder.on_event(event("recalled", "load", events=[stepped(1).__dict__]))
         recorder.close()
+    assert [(line["attempt"], line["step"]) for line in run.read("ledger")] == [(1, 1)]
+    assert [(line["attempt"], line["step"]) for line in run.read("metrics")] == [(1, 1)]
+
+
+@pytest.mark.parametrize("there", ["ledger", "metrics"])
+def test_of_what_is_recalled_each_stream_gets_what_it_lacks(config, there):
+    """A disk that was full took the one line and not the other."""
+    run = RunFolder(config.run.storage, config.run.name)
+    writer = run.writer(there, 1)
+    told = stepped(1)
+    writer.append(json.dumps(told.data["ledger"]) if there == "ledger" else told.to_json())
+    writer.close()
+    second = Recorder(run, 2, config)
+    second.on_event(event("recalled", "load", events=[told.__dict__]))
+    second.close()
     assert [(line["attempt"], line["step"]) for line in run.read("ledger")] == [(1, 1)]
     assert [(line["attempt"], line["step"]) for line in run.read("metrics")] == [(1, 1)]

@@ -32,4 +32,4 @@ def test_the_newest_are_remembered():
     for step in range(2 * RECENT_EVENTS):
         told.step = step
         told.hold("step", "step", 0.0, 1.0)
-    assert [event.step for event in told.recent][0] == RECENT_EVENTS
+    assert next(event.step for event in told.recent) == RECENT_EVENTS

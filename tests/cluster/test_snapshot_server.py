@@ -105,6 +105,12 @@ def test_a_snapshot_of_another_step_is_not_taken_for_it(tmp_path, there):
         RemoteSnapshot(Holder(1, there.peer, str(path)), FOUR)
 
 
+def test_a_stranger_cannot_make_it_take_memory(there):
+    with there.peer.connect() as connection:
+        connection.sendall(b"\xff\xff\xff\xff")
+        assert connection.recv(1) == b"", "it hangs up without waiting for the rest"
+
+
 def test_a_node_that_dies_while_it_is_read_from(tmp_path):
     """A server that says what it has, and then nothing more."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

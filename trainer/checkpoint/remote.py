@@ -27,6 +27,8 @@ LENGTH = struct.Struct("<I")
 RANGE = struct.Struct("<QQ")
 """Bytes [start, end) of the payload; an empty range asks for the digests instead."""
 ASK_DIGESTS = RANGE.pack(0, 0)
+MOST_BYTES = 64 * 2**20
+"""Of a message: room for the description of a model with 100,000 tensors. A stranger cannot ask for more memory than that."""
 TIMEOUT_S = 20.0
 """How long the other end may be silent."""
 _HOLDERS = "holders.json"
@@ -140,7 +142,10 @@ def receive(connection: socket.socket) -> dict[str, Any]:
     """Raises OSError when the other end is silent or gone, ValueError for what is no message."""
     head = bytearray(LENGTH.size)
     receive_into(connection, memoryview(head))
-    text = bytearray(LENGTH.unpack(head)[0])
+    (size,) = LENGTH.unpack(head)
+    if size > MOST_BYTES:
+        raise ValueError(f"a message of {size} bytes is none of ours, they have at most {MOST_BYTES}")
+    text = bytearray(size)
     receive_into(connection, memoryview(text))
     fields = json.loads(text)
     if not isinstance(fields, dict):

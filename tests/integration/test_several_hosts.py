@@ -56,19 +56,12 @@ class Fleet:
         self.drivers.append(driver)
         return self.cli.run(name)
 
-    def wait_for_step(self, run: RunFolder, step: int, timeout_s: float = 90) -> None:
+    def wait_for_step(self, run: RunFolder, step: int, timeout_s: float = 180) -> None:
         deadline = time.monotonic() + timeout_s
         while max(losses(run), default=0) < step:
             if self.drivers[-1].poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"step {step} was not reached: {self.drivers[-1].communicate(timeout=5)}")
             time.sleep(0.02)
-
-    def wait_for_attempt(self, run: RunFolder, attempt: int, timeout_s: float = 150) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not any(e.attempt == attempt for e in said(run, "loaded")):
-            if self.drivers[-1].poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"attempt {attempt} did not begin: {self.drivers[-1].communicate(timeout=5)}")
-            time.sleep(0.1)
 
     def end(self, timeout_s: float = 150) -> str:
         out, err = self.drivers.pop().communicate(timeout=timeout_s)
@@ -111,20 +104,13 @@ def test_a_killed_host_is_replaced_and_the_run_goes_on_from_its_buddys_memory(fl
     assert len(driver_records(run)) == 1
 
 
-def test_with_fewer_hosts_it_goes_on_and_with_more_it_grows_again(fleet):
-    steps = ["train.steps=5000", "checkpoint.interval_steps=20", "train.learning_rate=0.0001"]
-    run = fleet.submit("elastic", "cluster.nodes=3", "cluster.min_nodes=1", "cluster.replace_timeout_s=2", *steps)
+def test_without_a_spare_it_goes_on_with_fewer_hosts(fleet):
+    run = fleet.submit("shrunk", "cluster.nodes=3", "cluster.min_nodes=1", "cluster.replace_timeout_s=2")
     fleet.wait_for_step(run, 30)
     fleet.hosts[2].kill()
-    fleet.wait_for_attempt(run, 2)
-    fleet.hosts.add()
-    fleet.wait_for_attempt(run, 3)
-    fleet.wait_for_step(run, run.attempts()[-1].start_step + 5)
-    stopped = fleet.cli("stop", "elastic")
-    assert stopped.returncode == 0, stopped.stdout + stopped.stderr + fleet.end()
-    assert [a.world_size for a in run.attempts()] == [3, 2, 3]
-    assert "RESIZING" in [e.data["to"] for e in said(run, "state")]
-    last = max(losses(run))
-    assert positions(run) == list(range(last * 32)), "every position once, whatever the number of ranks"
-    shrunk, grown = said(run, "loaded")
-    assert shrunk.data["from_memory"] and shrunk.data["world_size"] == 3 and grown.data["world_size"] == 2
+    print(fleet.end()[-3000:])
+    assert [a.world_size for a in run.attempts()] == [3, 2]
+    assert max(losses(run)) == STEPS
+    assert positions(run) == list(range(STEPS * 32)), "every position once, whatever the number of ranks"
+    shrunk = said(run, "loaded")[-1]
+    assert shrunk.data["from_memory"] and shrunk.data["world_size"] == 3

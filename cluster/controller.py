@@ -348,7 +348,7 @@ class Controller(Transitions):
     def _rescue(self, state: State, why: str, exit_code: int, now: float) -> None:
         """Raises StorageError."""
         newest = self._hooks.select(self._excluded, self._group.snapshots())
-        if newest.checkpoint is None or not newest.in_memory:
+        if newest.checkpoint is None or newest.checkpoint.step <= self._saves.durable_step or not newest.in_memory:
             self.keep_snapshots = False
             ending = f"; {self._newest()}" if state is State.STOPPED else ""
             return self._finish(now, state, f"{why}{ending}", exit_code)

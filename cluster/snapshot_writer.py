@@ -136,6 +136,8 @@ class SnapshotWriter:
         try:
             return write_payload(*arguments)
         except FileExistsError:
+            if self._storage.exists(meta.checkpoint.manifest):
+                raise  # it is committed: nothing of it is ever written again
             # Of an earlier try that only seemed to fail, or of an agent that ended: nobody else writes for this attempt.
             self._storage.remove(meta.checkpoint.rank_file(meta.rank, meta.world_size))
             return write_payload(*arguments)

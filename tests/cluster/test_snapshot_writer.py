@@ -73,6 +73,20 @@ def test_two_snapshots_become_a_checkpoint(run, writer, heard, tmp_path):
     assert reader.read("w", "master", 0, 100).tolist() == VALUES.tolist()
 
 
+def test_what_is_committed_is_never_written_again(run, writer, heard, tmp_path):
+    paths = [snapshot(tmp_path / "shm", FOUR, rank) for rank in (0, 1)]
+    for rank, path in enumerate(paths):
+        writer.order(path, rank, FOUR)
+    written = [Written.from_dict(e.data) for e in heard.of("written", count=2)]
+    commit(CheckpointConfig(), run, assemble(written), lambda: None)
+    file = run.storage.local_path(FOUR.rank_file(0, 2))
+    before = file.stat().st_ino
+    writer.order(paths[0], 0, FOUR)
+    assert "FileExistsError" in heard.of("unwritten")[0].data["message"]
+    assert file.stat().st_ino == before
+    CheckpointReader(run.storage, FOUR).check_blocks()
+
+
 def test_a_snapshot_is_pinned_until_it_is_written(run, heard, tmp_path, monkeypatch):
     gate = threading.Event()
     write = snapshot_writer.write_payload

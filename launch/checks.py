@@ -32,6 +32,12 @@ def cluster_findings(job: JobConfig) -> Iterator[Finding]:
             "cluster.gpus_per_rank",
             f"it is {cluster.gpus_per_rank:g}: a rank has one GPU of its own or none. Set 0 or 1",
         )
+    if cluster.min_nodes > cluster.nodes:
+        yield Finding(
+            "error",
+            "cluster.min_nodes",
+            f"it is {cluster.min_nodes} and cluster.nodes, the most that the run takes, is {cluster.nodes}: lower it, or raise cluster.nodes",
+        )
     if cluster.gpus_per_rank == 0 and job.model.attn_implementation == "flash_attention_2":
         yield Finding(
             "error",

@@ -55,11 +55,13 @@ class Recorder:
             self.flush()
 
     def _record_result(self, event: Event) -> None:
-        if entry := event.data.get("ledger"):
-            self._record_fed(entry)
-            event = replace(event, data=_without_ledger(event.data))
-        self._metrics.append(event.to_json())
-        self._track(event)
+        """A writer keeps the line that storage does not take: so each stream is given its own, whatever became of the other."""
+        entry, event = event.data.get("ledger"), replace(event, data=_without_ledger(event.data))
+        with contextlib.ExitStack() as every:
+            every.callback(self._track, event)
+            every.callback(self._metrics.append, event.to_json())
+            if entry:
+                every.callback(self._record_fed, entry)
 
     def _record_fed(self, entry: dict[str, Any]) -> None:
         self._ledger.append(json.dumps(entry, separators=(",", ":")))
@@ -79,10 +81,11 @@ class Recorder:
         while self._recalled:
             event = self._recalled.pop(0)  # first: a line that is not written now is kept by its writer
             entry = event.data.get("ledger")
-            if entry and (entry["attempt"], entry["step"]) not in fed:
-                self._record_fed(entry)
+            is_fed = not entry or (entry["attempt"], entry["step"]) in fed
             if (event.attempt, event.step, event.kind) not in known:
-                self._record_result(replace(event, data=_without_ledger(event.data)))
+                self._record_result(replace(event, data=_without_ledger(event.data)) if is_fed else event)
+            elif entry and not is_fed:
+                self._record_fed(entry)
 
     def _written(self, stream: str) -> list[dict[str, Any]]:
         """What there is of the attempts that the recalled events are of, and of those since: one between may have recalled them too,

@@ -46,6 +46,7 @@ def test_validate_and_dry_run_of_every_recipe(tmp_path):
         ("data.sequence_length=257", "the model has 256 positions"),
         ("model.config.vocab_size=8000", "8192 entries and the model's vocabulary has 8000"),
         ("cluster.gpus_per_rank=0.5", "Set 0 or 1"),
+        ("cluster.min_nodes=3", "lower it, or raise cluster.nodes"),
         ("model.attn_implementation=flash_attention_2", "runs on GPUs only"),
     ],
 )

@@ -199,3 +199,19 @@ def test_of_what_is_recalled_each_stream_gets_what_it_lacks(config, there):
     second.close()
     assert [(line["attempt"], line["step"]) for line in run.read("ledger")] == [(1, 1)]
     assert [(line["attempt"], line["step"]) for line in run.read("metrics")] == [(1, 1)]
+
+
+def test_a_ledger_that_takes_nothing_costs_no_metrics(config, monkeypatch):
+    run = RunFolder(config.run.storage, config.run.name)
+    recorder = Recorder(run, 1, config)
+    taken = recorder._ledger.append
+
+    def full(line: str) -> None:
+        taken(line)
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(recorder._ledger, "append", full)
+    with pytest.raises(StorageError):
+        recorder.on_event(stepped(1))
+    recorder.close()
+    assert [line["step"] for line in run.read("ledger")] == [line["step"] for line in run.read("metrics")] == [1]

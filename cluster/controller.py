@@ -294,6 +294,7 @@ class Controller(Transitions):
         event = event if event.attempt else replace(event, attempt=self._attempt.number)
         self._attempt.hear(event, now)
         event = self._saves.hear(event)
+        self._hooks.emit(event)  # first: a commit makes durable what was written down before it
         if event.kind in ("written", "unwritten"):
             self._hooks.written(event)
         elif event.kind == "step":
@@ -302,7 +303,6 @@ class Controller(Transitions):
             if settled.is_news:
                 self._say("incident" if settled.problem else "info", **settled.told())
             self._group.replicated(settled.checkpoint, is_whole=not settled.problem)
-        self._hooks.emit(event)
 
     def _has_broken(self, now: float) -> bool:
         attempt, stall_s = self._attempt, self._config.stall_timeout_s

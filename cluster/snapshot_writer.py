@@ -111,7 +111,10 @@ class SnapshotWriter:
         if rank_file is not None:
             meta = snapshot.meta
             draft = Draft.from_dict(meta.draft) if meta.draft else None
-            written = Written(meta.checkpoint, meta.rank, meta.world_size, rank_file, digests.result(), draft)
+            # Their rank tells them after its next step. Those of the steps before it has told already.
+            results = [event for event in meta.events if event["step"] == meta.step]
+            arguments = (meta.checkpoint, meta.rank, meta.world_size, rank_file, digests.result(), draft, results)
+            written = Written(*arguments)
             self._say("written", order, started, **written.to_dict())
 
     def _write_file(self, order: Order, snapshot: Snapshot, started: float) -> RankFile | None:

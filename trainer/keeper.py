@@ -18,8 +18,8 @@ class Keeper:
         cadence.has_buddy, cadence.has_room = saver.has_buddy, saver.has_room
         self.saved_step: int | None = None
         """The newest step that is durable, or on its way there."""
-        self._snapshot_step, self._stall_s = 0, 0.0
-        """The newest snapshot, and how long the rank has stood still for it."""
+        self._stall_s: float | None = None
+        """How long the rank has stood still for the newest snapshot, which it may not have settled yet."""
 
     def restored(self, step: int, from_memory: bool) -> None:
         """The state of `step` was loaded; from memory it is not durable yet, as far as is known."""
@@ -36,7 +36,10 @@ class Keeper:
 
     def settle(self) -> None:
         """To be called before the optimizer changes the state."""
-        self._stall_s += self._saver.settle()
+        waited_s = self._saver.settle()
+        if self._stall_s is not None:
+            self._cadence.stalled(self._stall_s + waited_s)
+            self._stall_s = None
 
     def stepped(self, seconds: float) -> None:
         """A step took so long."""
@@ -49,14 +52,13 @@ class Keeper:
         if control.action == "none" or self.saved_step == step:
             return self._reporter.release()
         self._reporter.begin("save" if durable else "snapshot")
-        if self._snapshot_step:
-            self._cadence.snapshot_taken(self._snapshot_step, self._stall_s)
         if not self._saver.is_background:
             self._reporter.release()  # whether storage takes it or not, and however long that takes
         began = time.perf_counter()
         waits = is_last or control.action == "stop"  # no later save will make up for this one
         self._saver.save(step, durable, list(self._reporter.recent), replicate, waits)
-        self._snapshot_step, self._stall_s = step, time.perf_counter() - began
+        self._stall_s = time.perf_counter() - began
+        self._cadence.snapshot_started(step)
         if replicate:
             self._cadence.replica_started(step)
         if durable:

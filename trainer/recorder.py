@@ -39,6 +39,8 @@ class Recorder:
         self._metrics = run.writer("metrics", attempt)
         self._ledger = run.writer("ledger", attempt)
         self._recalled: list[Event] = []
+        self._newest: dict[tuple[int, str], int] = {}
+        """By attempt and kind, the newest step whose result was written down."""
         self._attempt = attempt
         self._flushed_at = time.monotonic()
         self._tracker = self._open_tracker()
@@ -46,13 +48,23 @@ class Recorder:
     def on_event(self, event: Event) -> None:
         """Writes an event down. Raises StorageError."""
         if event.kind in ("step", "eval"):
-            self._record_result(event)
+            self._record_news(event)
+        elif event.kind == "written":
+            for fields in event.data.get("results", ()):
+                self._record_news(Event(**fields))
         elif event.kind == "recalled":
             self._recalled += [Event(**fields) for fields in event.data["events"]]
         elif event.kind not in _UNRECORDED and not (event.kind == "phase" and event.phase in ("step", "snapshot")):
             self._events.append(event.to_json())
         if event.kind in (*_MARKS, "recalled") or time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S:
             self.flush()
+
+    def _record_news(self, event: Event) -> None:
+        """A result comes from its rank, and with the rank's file when the step is saved: whichever is first counts, since no
+        checkpoint may be there before what its last step was fed."""
+        if event.step > self._newest.get((event.attempt, event.kind), -1):
+            self._newest[event.attempt, event.kind] = event.step
+            self._record_result(event)
 
     def _record_result(self, event: Event) -> None:
         """A writer keeps the line that storage does not take: so each stream is given its own, whatever became of the other."""

@@ -192,7 +192,7 @@ class Harness:
             prepare=self._prepare,
             select=self._select,
             claim=self._claim,
-            written=self.written.append,
+            written=self._take_written,
             outcomes=self._take_outcomes,
             emit=self.events.append,
             requests=self._take_requests,
@@ -232,6 +232,10 @@ class Harness:
         if self.prepare_error is not None:
             raise self.prepare_error
         return JOB
+
+    def _take_written(self, event: Event) -> None:
+        assert event in self.events, "what comes with a rank's file is written down before its checkpoint can be committed"
+        self.written.append(event)
 
     def _take_outcomes(self) -> list[Outcome]:
         taken, self.outcomes = self.outcomes, []

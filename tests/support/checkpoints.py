@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from zerofleet.trainer.checkpoint.commit import Draft, Written, partial_digests
 from zerofleet.trainer.checkpoint.format import Scalars, write_rank_file
 from zerofleet.trainer.checkpoint.fragments import FragmentKey, Tensor, equal_part
 from zerofleet.trainer.checkpoint.snapshot import BufferSet, SnapshotMeta
+from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 
 VALUES = np.arange(100, dtype=np.float32)
@@ -42,10 +44,13 @@ def written(run: RunFolder, checkpoint: CheckpointId, rank: int, world_size: int
 
 
 def snapshot(folder: Path, checkpoint: CheckpointId, rank: int, world_size: int = 2, token: str = "t") -> Path:
-    """Fills one buffer of a rank."""
+    """Fills one buffer of a rank. Rank 0 remembers the results of this step and of the one before."""
     key, values = fragment(rank, world_size)
     content = None if rank else draft(checkpoint.step).to_dict()
-    meta = SnapshotMeta(checkpoint.step, checkpoint.attempt, checkpoint.silo, rank, world_size, token, draft=content)
+    steps = () if rank else (checkpoint.step - 1, checkpoint.step)
+    events = [asdict(Event("step", checkpoint.attempt, rank, step, "step", 100.0)) for step in steps]
+    who = (checkpoint.step, checkpoint.attempt, checkpoint.silo, rank, world_size)
+    meta = SnapshotMeta(*who, token, draft=content, events=events)
     with BufferSet(folder, rank, 3).fill(meta, [key]) as filling:
         assert filling is not None
         filling.pieces[0][:] = values.view(np.uint8)

@@ -143,3 +143,19 @@ def test_only_the_last_save_waits_for_a_buffer():
         rank.keeper.keep(control, is_last)
         waited.append(rank.saver.waited)
     assert waited == [False, True, True]
+
+
+def test_snapshots_are_as_far_apart_as_they_should_be():
+    rank = Rank(interval_steps=0, snapshot_interval_steps=3)
+    for _ in range(10):
+        rank.step()
+    assert rank.saver.saved == [(3, False), (6, False), (9, False)]
+
+
+def test_what_a_snapshot_costs_is_its_call_and_the_wait_for_it_once():
+    rank = Rank(interval_steps=0, snapshot_interval_steps=3)
+    costs = []
+    rank.keeper._cadence.stalled = costs.append
+    for _ in range(8):
+        rank.step()
+    assert [round(cost, 1) for cost in costs] == [0.5, 0.5]

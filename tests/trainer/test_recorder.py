@@ -6,6 +6,7 @@ import json
 import sys
 import types
 import uuid
+from dataclasses import asdict
 
 import pytest
 
@@ -215,3 +216,24 @@ def test_a_ledger_that_takes_nothing_costs_no_metrics(config, monkeypatch):
         recorder.on_event(stepped(1))
     recorder.close()
     assert [line["step"] for line in run.read("ledger")] == [line["step"] for line in run.read("metrics")] == [1]
+
+
+def written(*results):
+    """A rank's file, with what the step's own results say."""
+    return Event("written", 1, 0, 3, "save", 101.0, 0.5, {"results": [asdict(result) for result in results]})
+
+
+def test_a_step_that_its_rank_has_not_told_yet_is_in_the_ledger_before_its_checkpoint_and_once(config):
+    run = RunFolder(config.run.storage, config.run.name)
+    recorder = Recorder(run, 1, config)
+    recorder.on_event(stepped(2))
+    result = event("eval", "eval", step=3, loss=1.5)
+    recorder.on_event(written(stepped(3), result))
+    recorder.make_ledger_durable()
+    assert [line["step"] for line in run.read("ledger")] == [2, 3]
+    for told in (stepped(3), result, stepped(4)):
+        recorder.on_event(told)
+    recorder.on_event(written(stepped(3), result))
+    recorder.close()
+    assert [line["step"] for line in run.read("ledger")] == [2, 3, 4]
+    assert [(r["kind"], r["step"]) for r in run.read("metrics")] == [("step", 2), ("step", 3), ("eval", 3), ("step", 4)]

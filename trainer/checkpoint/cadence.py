@@ -92,9 +92,12 @@ class Cadence:
     def stepped(self, seconds: float) -> None:
         self._step_s = _mean(self._step_s, seconds)
 
-    def snapshot_taken(self, step: int, stall_s: float) -> None:
+    def snapshot_started(self, step: int) -> None:
         self.snapshot_step = step
-        self._stall_s = _mean(self._stall_s, stall_s)
+
+    def stalled(self, seconds: float) -> None:
+        """The ranks stood still so long for a snapshot."""
+        self._stall_s = _mean(self._stall_s, seconds)
 
     def save_started(self, step: int, now: float) -> None:
         self.in_flight, self.durable_step, self.durable_at = step, step, now

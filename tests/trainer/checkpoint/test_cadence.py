@@ -26,7 +26,8 @@ def run(
             settles_at = math.inf
         done[step] = action = cadence.due(step, now)
         if action != "none":
-            cadence.snapshot_taken(step, stall_s)
+            cadence.snapshot_started(step)
+            cadence.stalled(stall_s)
         if action == "save":
             cadence.save_started(step, now)
             settles_at = now + write_s

@@ -23,7 +23,7 @@ class SaveFailed(RuntimeError):
 def snapshots_of(config: TrainConfig) -> Path:
     """Where the group's snapshots lie."""
     assert config.run.name is not None
-    return Path(snapshot_folder(config.run.storage, config.run.name))
+    return Path(snapshot_folder(RunFolder(config.run.storage, config.run.name)))
 
 
 def serve_saves(config: TrainConfig, connections: list[Connection]) -> None:

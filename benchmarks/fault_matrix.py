@@ -31,6 +31,7 @@ from zerofleet.launch.chaos.trial import Trial, named, reference_for, run_trial
 from zerofleet.launch.config import JobConfig, override_job
 
 MATRIX = Path(__file__).with_name("fault_matrix.yaml")
+RANKS = 2
 CELL_TIMEOUT_S = 180.0
 """A cell that takes longer has failed: nothing may wait without bound."""
 WORDS = "whatever fails no sample is lost or seen twice and every second of the bill is accounted for by the ledger"
@@ -63,7 +64,7 @@ def cells(matrix: dict[str, Any], total_steps: int) -> Iterator[Cell]:
             place = dict(matrix["phases"][phase])
             before = [*row.get("before", []), *place.pop("before", [])]
             entries = before + [{**place, **entry} for entry in row["plan"]]
-            plan = plan_of(entries, total_steps, f"{fault} / {phase}")
+            plan = plan_of(entries, total_steps, RANKS, f"{fault} / {phase}")
             yield Cell(fault, phase, plan, tuple(row.get("job", ())), f"{fault} / {phase}" in matrix["test"])
 
 
@@ -129,7 +130,7 @@ def _tiny_job(folder: Path) -> JobConfig:
                 "eval_sequences": 8,
                 "replica_check_interval_steps": 2,
             },
-            "cluster": {"ranks_per_node": 2, "cpus_per_rank": 0.5},
+            "cluster": {"ranks_per_node": RANKS, "cpus_per_rank": 0.5},
         }
     )
 

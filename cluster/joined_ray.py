@@ -15,9 +15,11 @@ _REACH_TIMEOUT_S = 10.0
 def check_reachable(address: str) -> None:
     """Before anything is prepared, since Ray itself goes on trying for minutes. Raises UserError when nobody listens there."""
     host, _, port = address.rpartition(":")
+    if not (host and port.isdigit() and int(port) < 2**16):
+        raise _cannot_join(address, ValueError("it is not host:port"))
     try:
         socket.create_connection((host, int(port)), _REACH_TIMEOUT_S).close()
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise _cannot_join(address, error) from error
 
 
@@ -39,7 +41,7 @@ class JoinedRay:
     """Each agent starts its own zygote."""
 
     def __init__(self, node: NodeSpec, address: str) -> None:
-        self._run, self._address = node.run, address
+        self._namespace, self._address = node.namespace, address
 
     def join(self) -> None:
         """Makes this process Ray's driver, and ends the agents that a killed driver of this run left there; their snapshots
@@ -49,7 +51,7 @@ class JoinedRay:
         try:
             ray.init(
                 address=self._address,
-                namespace=self._run,
+                namespace=self._namespace,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 configure_logging=False,
@@ -58,7 +60,7 @@ class JoinedRay:
             raise _cannot_join(self._address, error) from error
         from zerofleet.cluster.ray_group import end_agents_of
 
-        end_agents_of(self._run)
+        end_agents_of(self._namespace)
 
     def stop(self, storage: Storage, log_folder: str | None) -> None:
         """The cluster stays. Its logs are its owner's."""

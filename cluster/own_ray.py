@@ -19,7 +19,7 @@ class OwnRay:
 
     def __init__(self, node: NodeSpec, num_cpus: int, num_gpus: int) -> None:
         own_environment()
-        self._run, folder = node.run, new_folder()
+        self._namespace, folder = node.namespace, new_folder()
         zygote = ZygoteSpec(node.preload, node.model_type, node.accelerator, f"{folder}/zygote.log")
         request = HeadRequest(folder, node.run, ProcessId.of(os.getpid()), num_cpus, num_gpus, zygote)
         self.zygote_path = request.zygote_path
@@ -34,7 +34,7 @@ class OwnRay:
 
         ray.init(
             address=local.address,
-            namespace=self._run,
+            namespace=self._namespace,
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=False,

@@ -12,12 +12,22 @@ import numpy as np
 
 from zerofleet.trainer.checkpoint.fragments import digest
 
+_LATE_IMPORTS = (
+    "deepspeed.runtime.zero.muon.original_muon",  # loads torch._inductor; the optimizer check would
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.module_inject.auto_ep_layer",
+    "fsspec.implementations.local",
+)
+"""What a rank would import on its way to the first step."""
+
 
 def preload(model_type: str, note: Callable[[str], None]) -> None:
     """The training loop with torch, DeepSpeed and transformers, their lazy parts, and the model's own module."""
     import_module("zerofleet.trainer.loop")
-    import_module("deepspeed.runtime.zero.muon.original_muon")  # loads torch._inductor; the optimizer check would
-    digest(np.zeros(1, np.float32), 0)  # compiles the kernel: 1 s
+    for name in _LATE_IMPORTS:
+        import_module(name)
+    for dtype in (np.float32, np.uint16):  # masters and moments; values of 16 bits
+        digest(np.zeros(1, dtype), 0)  # compiles the kernel: 1 s
     _import_model(model_type)
     _load_communication_op(note)
 
@@ -40,6 +50,8 @@ def _load_communication_op(note: Callable[[str], None]) -> None:
     make_loadable()
     if get_accelerator().device_name() != "cpu":
         return
+    # DeepSpeed asks for this when it joins a process group, and runs a compiler for the answer: 0.1 s.
+    _ = import_module("deepspeed.ops").__compatible_ops__
     if not is_built(COMMUNICATION_OP):
         note(f"{COMMUNICATION_OP} is not built: ranks use gloo alone. Build it with `python -m zerofleet.trainer.ops`")
         return

@@ -133,7 +133,9 @@ class RayGroup:
 
     def resize(self, num_nodes: int) -> None:
         self.num_nodes = num_nodes
-        nodes = [node for _, node in sorted(self._nodes.items())]
+        nodes = sorted(
+            self._nodes.values(), key=lambda node: (node.report is None, node.rank)
+        )  # who is silent goes first
         for node in nodes[num_nodes:]:
             self._forget(node)
         for rank, node in enumerate(nodes[:num_nodes]):
@@ -148,7 +150,7 @@ class RayGroup:
         bundle = {"CPU": self._ask.cpus} | ({"GPU": self._ask.gpus} if self._ask.gpus else {})
         group = placement_group(
             [bundle],
-            name=f"{self._spec.run}/node-{rank:05d}/{time.time_ns()}",
+            name=f"{self._spec.namespace}/node-{rank:05d}/{time.time_ns()}",
             lifetime="detached",
             bundle_label_selector=[{"ray.io/node-id": resources.node_id}],
         )
@@ -183,7 +185,8 @@ class RayGroup:
                 self._forget(node)
         absent = [n.resources.name for n in self._nodes.values() if n.report is None]
         if absent or len(self._nodes) < self.num_nodes:
-            return Placement(f"{len(absent)} node agent(s) have not come up: {', '.join(absent[:8])}")
+            missing = f"{len(absent)} node agent(s) have not come up: {', '.join(absent[:8])}"
+            return Placement(missing, num_ready=len(self._nodes) - len(absent))
         reports = [self._nodes[rank].report for rank in range(self.num_nodes)]
         return Placement(findings=tuple(compare_nodes([report for report in reports if report])))
 
@@ -191,6 +194,8 @@ class RayGroup:
     def start(
         self, job: JobSpec, attempt: int, num_ranks: int, log_name: str, memory: CheckpointId | None = None
     ) -> None:
+        if len(self._nodes) < self.num_nodes:
+            return  # one was lost since they were placed
         address = self._nodes[0].address if self.num_nodes > 1 else "127.0.0.1"
         try:
             port = ray.get(self._nodes[0].agent.free_port.remote(), timeout=AGENT_TIMEOUT_S)
@@ -322,14 +327,14 @@ def _holders(held: Sequence[SnapshotInfo], memory: CheckpointId | None) -> tuple
     return tuple(Holder(info.meta.rank, info.peer, info.path) for info in chosen if info.peer)
 
 
-def end_agents_of(run: str) -> None:
+def end_agents_of(namespace: str) -> None:
     """Ends the agents of a run that an earlier driver left in the cluster, and frees what they held. This process is the run's
     driver now, and has joined the cluster in the run's namespace."""
     for name in ray.util.list_named_actors():
         with contextlib.suppress(ValueError):  # it ended meanwhile
             ray.kill(ray.get_actor(name))
     for number, entry in placement_group_table().items():
-        if entry["name"].startswith(f"{run}/node-") and entry["state"] != "REMOVED":
+        if entry["name"].startswith(f"{namespace}/node-") and entry["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(number)))
 
 

@@ -21,6 +21,15 @@ from zerofleet.trainer.checkpoint.snapshot import REPLICAS, BufferSet, Snapshot,
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.run_folder import CheckpointId
 
+KEEPALIVE = {
+    socket.TCP_KEEPIDLE: 15,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 3,
+    # Keepalive does not run while something that was sent is not acknowledged. Milliseconds.
+    socket.TCP_USER_TIMEOUT: 30_000,
+}
+"""A reader that has not answered for about 30 s is gone: seconds of silence, then between questions, and their number."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -72,7 +81,7 @@ class SnapshotServer:
             return send(connection, {"error": "it is no longer there"})
         try:
             send(connection, {"meta": asdict(snapshot.meta)})
-            connection.settimeout(None)  # a rank asks when it needs the next range; its end closes the connection
+            _wait_for_reader(connection)
             while (wanted := _next_range(connection)) is not None:
                 if wanted == ASK_DIGESTS:
                     send(connection, dict(partial_digests(snapshot.fragments())))
@@ -107,6 +116,15 @@ class SnapshotServer:
         except StorageError as error:
             return send(connection, {"error": str(error)})
         send(connection, {})
+
+
+def _wait_for_reader(connection: socket.socket) -> None:
+    """A rank asks when it needs the next range, however long that takes, and its end closes the connection. One that was cut off
+    closes nothing: the kernel asks after it, else the snapshot would stay pinned for the life of the run."""
+    connection.settimeout(None)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEPALIVE.items():
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _next_range(connection: socket.socket) -> bytes | None:

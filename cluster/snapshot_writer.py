@@ -23,7 +23,7 @@ from zerofleet.trainer.checkpoint.remote import forget_holders
 from zerofleet.trainer.checkpoint.snapshot import REPLICAS, Snapshot, open_snapshot, snapshot_files
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.events import Event
-from zerofleet.trainer.run_folder import CheckpointId
+from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 from zerofleet.trainer.storage import Storage
 
 MEMORY = Path("/dev/shm")
@@ -38,11 +38,11 @@ _log = logging.getLogger(__name__)
 Emit = Callable[[Event], None]
 
 
-def snapshot_folder(storage_url: str, run: str) -> str:
+def snapshot_folder(run: RunFolder) -> str:
     """Where a node keeps a run's snapshots: the same place whichever driver asks and whatever the node's rank is, and another for
-    every run."""
-    name = xxhash.xxh3_64_hexdigest(f"{storage_url}/{run}".encode())
-    return str(MEMORY / f"zerofleet-{os.getuid()}" / f"{run}-{name}")
+    every run, however its storage is spelled."""
+    name = f"{run.name}-{xxhash.xxh3_64_hexdigest(run.storage.identity.encode())}"
+    return str(MEMORY / f"zerofleet-{os.getuid()}" / name)
 
 
 def remove_snapshots(folder: Path) -> None:

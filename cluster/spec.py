@@ -45,6 +45,8 @@ class NodeSpec:
     """The run folder's logs/, when storage is a local path."""
     storage_url: str
     """The run folder: logs go there when there is no `log_folder`."""
+    namespace: str = ""
+    """Of the run's actors in Ray: no other run on the cluster has it, whatever its name."""
     model_type: str = ""
     """transformers' name of the architecture, so that the zygote imports its module."""
     preload: str = PRELOAD

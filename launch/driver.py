@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
+import xxhash
 
 from zerofleet.cluster.attempt import Stage
 from zerofleet.cluster.commits import Committer
@@ -330,9 +331,10 @@ class Driver:
             accelerator="cuda" if self._job.cluster.gpus_per_rank else "cpu",
             log_folder=str(storage.local_path("logs")) if storage.is_local else None,
             storage_url=storage.url,
+            namespace=_namespace(self._run),
             model_type=str(self._config.model.config.get("model_type", "")),
             preload=self._program.preload,
-            snapshots=snapshot_folder(storage.url, self._run.name),
+            snapshots=snapshot_folder(self._run),
         )
 
     # -- requests and events ---------------------------------------------------------------------------------------
@@ -353,6 +355,14 @@ class Driver:
         self._newest = max(self._newest[0], event.attempt), max(self._newest[1], event.step)
         self._log.emit(event)
         write_log_line(event)
+
+
+def _namespace(run: RunFolder) -> str:
+    """The same for all drivers of a run. Where and when the first one was started tells it from other users' runs of the same name,
+    whose storage may have the same path on another machine."""
+    first = driver_records(run)[0]
+    facts = f"{run.storage.identity} {first.host} {first.pid} {first.started_at}"
+    return f"{run.name}-{xxhash.xxh3_64_hexdigest(facts.encode())}"
 
 
 def _this_machine() -> NodeResources:

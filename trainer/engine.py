@@ -62,6 +62,14 @@ def init_distributed(world: World) -> torch.device:
     return device
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seeds what a rank on `device` draws with. `torch.manual_seed` does so too, but formats a stack for each kind of accelerator
+    that is not in use, in case it will be (torch 2.13: 1.5 ms, with every micro-step)."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def _allow_fp16(device: torch.device) -> None:
     """DeepSpeed refuses fp16 on CPUs without its instructions; torch computes it on any, slowly, which tests of fp16 need."""
     accelerator = get_accelerator()

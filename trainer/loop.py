@@ -24,7 +24,7 @@ from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.cache import DataCache
 from zerofleet.trainer.data.feed import IGNORED_LABEL, Feed, MicroBatch, StepPlan, heldout_blocks
 from zerofleet.trainer.data.ledger import LedgerEntry
-from zerofleet.trainer.engine import build_engine, clips_itself, init_distributed
+from zerofleet.trainer.engine import build_engine, clips_itself, init_distributed, seed_generators
 from zerofleet.trainer.errors import LossSpike, NonFiniteStep, ReplicaDivergence, ZerofleetError
 from zerofleet.trainer.events import Control, ControlSource, Report
 from zerofleet.trainer.exchange import StepShare, StepSum, agree, agree_on, exchange, odd_ranks, replica_digest
@@ -233,7 +233,7 @@ class Loop:
 
     def _loss(self, batch: MicroBatch) -> torch.Tensor:
         """Cross entropy summed over real tokens: a block of padding gives 0 and a zero gradient."""
-        torch.manual_seed(block_seed(self.config.run.seed, self.step, batch.block))
+        seed_generators(block_seed(self.config.run.seed, self.step, batch.block), self.device)
         input_ids = torch.from_numpy(batch.input_ids).to(self.device)
         labels = torch.from_numpy(batch.labels).to(self.device)
         logits = self.engine(input_ids=input_ids).logits

@@ -177,7 +177,7 @@ def draw_initial_weights(model: PreTrainedModel, seed: int) -> None:
             reachable = own + [p for child in module.children() for p in child.parameters(recurse=False)]
             _buffers_to_fp32(module)
             with _gathered(reachable), _in_fp32(reachable):
-                torch.manual_seed(module_seed(seed, name))
+                torch.default_generator.manual_seed(module_seed(seed, name))  # the CPU's, where they are drawn
                 owners[name]._init_weights(module)
 
 

@@ -30,6 +30,7 @@ _REMEDIES = {
     errno.EDQUOT: "the quota is used up: free space there, or set {setting} to another place",
     errno.EROFS: "the file system is mounted read-only: set {setting} to a writable place",
     errno.EACCES: "permission denied: make it writable for this user, or set {setting} to another place",
+    errno.ENOTDIR: "a file is where a folder is needed: set {setting} to a folder",
     errno.EPERM: "not permitted: make it writable for this user, or set {setting} to another place",
 }
 _LOCAL_REMEDY = "check that the storage is reachable and writable"
@@ -101,6 +102,11 @@ class Storage:
         """The full path, for messages and for libraries that take one."""
         return f"{self._root}/{path}" if path else self._root
 
+    @property
+    def identity(self) -> str:
+        """The same for all ways to name this folder that can be told to be the same."""
+        return str(self.local_path().resolve()) if self.is_local else self.url
+
     def local_path(self, path: str = "") -> Path:
         """The path on this machine's disk. Raises ValueError when the storage is remote."""
         if not self.is_local:
@@ -144,6 +150,8 @@ class Storage:
                 entries = self._fs.ls(self.path(path), detail=False)
             except FileNotFoundError:
                 return []
+            if self.is_local and entries == [self.path(path)]:  # what fsspec says of a file
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries)
 
     # -- writing ---------------------------------------------------------------------------------------------------
@@ -192,7 +200,7 @@ class Storage:
         """A new file that is whole and durable after the block, and gone when anything was raised."""
         with self._errors("writing", full, creates=True):
             if self.is_local:
-                Path(full).parent.mkdir(parents=True, exist_ok=True)
+                _make_folder(Path(full).parent)
             file = local_file.NewFile(Path(full)) if self.is_local else self._fs.open(full, "xb")
         try:
             yield file
@@ -232,9 +240,17 @@ def _open_fs(url: str) -> tuple[Any, str]:
     return fs, str(root)
 
 
+def _make_folder(path: Path) -> None:
+    """Raises OSError. A file in its place is no FileExistsError: that would say that someone was here first."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
+
+
 def _create_local(path: Path, data: bytes) -> None:
     """Link rather than open("xb"): a reader never sees half of it, and a crash leaves no half-made claim."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -304,7 +320,7 @@ class SegmentWriter:
         with storage_errors("writing to", self._storage.path(self._folder), creates=True):
             if self._file is None:
                 path = self._storage.local_path(self._segment_path())
-                path.parent.mkdir(parents=True, exist_ok=True)
+                _make_folder(path.parent)
                 self._file, self._written = path.open("xb", buffering=0), 0
                 fsync_folder(path.parent)
             data, done = self._data(), 0

@@ -47,7 +47,7 @@ def _has_a_past(run: RunFolder) -> bool:
 
 def lose_memory(run: RunFolder) -> None:
     """Every snapshot of the run on this host is gone, as after the loss of the host."""
-    remove_snapshots(Path(snapshot_folder(run.storage.url, run.name)))
+    remove_snapshots(Path(snapshot_folder(run)))
 
 
 def flip_byte(run: RunFolder) -> None:

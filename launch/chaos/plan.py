@@ -18,18 +18,18 @@ RESUMED = ("sigterm", "kill_driver")
 """Kinds that end the driver: whoever runs the job resumes it."""
 
 
-def load_plan(path: Path, total_steps: int) -> tuple[Fault, ...]:
-    """The faults of a plan for a run of so many steps. Raises UserError, NotFoundError."""
+def load_plan(path: Path, total_steps: int, num_ranks: int) -> tuple[Fault, ...]:
+    """The faults of a plan for a run of so many steps and ranks. Raises UserError, NotFoundError."""
     try:
         entries = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
         raise NotFoundError(f"plan {path} does not exist") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"plan {path} cannot be read: {' '.join(str(error).split())}") from error
-    return plan_of(entries, total_steps, str(path))
+    return plan_of(entries, total_steps, num_ranks, str(path))
 
 
-def plan_of(entries: Any, total_steps: int, source: str) -> tuple[Fault, ...]:
+def plan_of(entries: Any, total_steps: int, num_ranks: int, source: str) -> tuple[Fault, ...]:
     """The faults of a parsed plan; `source` names it in errors. Raises UserError."""
     if isinstance(entries, list):
         entries = [_with_step(entry, total_steps) if isinstance(entry, dict) else entry for entry in entries]
@@ -39,6 +39,9 @@ def plan_of(entries: Any, total_steps: int, source: str) -> tuple[Fault, ...]:
     for fault in faults:
         if fault.step > total_steps:
             raise UserError(f"{source}: {fault} never strikes, since the run has {total_steps} steps")
+        if fault.rank >= num_ranks:
+            ranks = "one rank, 0" if num_ranks == 1 else f"ranks 0 to {num_ranks - 1}"
+            raise UserError(f"{source}: {fault} never strikes: it waits for rank {fault.rank}, and the run has {ranks}")
         if fault.attempt is None and fault.kind in OUTSIDE:
             raise UserError(f"{source}: {fault} would strike in every attempt: give `attempt: any` or a number")
     return faults

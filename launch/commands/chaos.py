@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     from zerofleet.launch.chaos.plan import DEFAULT, load_plan
     from zerofleet.launch.chaos.trial import named, reference_for, run_trial
 
-    faults = load_plan(arguments.plan or DEFAULT, job.train.steps)
+    faults = load_plan(arguments.plan or DEFAULT, job.train.steps, job.cluster.world_size)
     recipe = Path(arguments.recipe)
     name = job.run.name or _name(recipe)
     job, unbroken = named(job, name), named(job, f"{name}{REFERENCE}")

@@ -234,7 +234,9 @@ class Harness:
         return JOB
 
     def _take_written(self, event: Event) -> None:
-        assert event in self.events, "what comes with a rank's file is written down before its checkpoint can be committed"
+        assert event in self.events, (
+            "what comes with a rank's file is written down before its checkpoint can be committed"
+        )
         self.written.append(event)
 
     def _take_outcomes(self) -> list[Outcome]:

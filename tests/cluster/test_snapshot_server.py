@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import socket
 import threading
 import time
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.support.checkpoints import draft
+from zerofleet.cluster import snapshot_server
 from zerofleet.cluster.replicas import Replicas
 from zerofleet.cluster.replicator import Replicator
 from zerofleet.cluster.snapshot_server import SnapshotServer
@@ -34,6 +37,8 @@ from zerofleet.trainer.run_folder import CheckpointId
 
 pytestmark = pytest.mark.timeout(60)
 
+TCP_REPAIR = 19
+"""Of linux/tcp.h."""
 FOUR, FIVE = CheckpointId(4, 1), CheckpointId(5, 1)
 VALUES = np.arange(100, dtype=np.float32)
 
@@ -78,6 +83,20 @@ def test_while_it_is_read_it_is_not_overwritten(tmp_path, there):
     key, (start, end) = next(iter(remote.header().items()))
     assert np.frombuffer(remote.read(start, end), np.float32).tolist() == VALUES[37:100].tolist() and key.start == 37
     remote.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to close a connection without a word needs root")
+def test_a_reader_that_is_cut_off_does_not_pin_it_for_ever(tmp_path, there, monkeypatch):
+    monkeypatch.setitem(snapshot_server.KEEPALIVE, socket.TCP_KEEPIDLE, 1)
+    path = write(tmp_path / "there", 1, 37, 100)
+    remote = RemoteSnapshot(Holder(1, there.peer, str(path)), FOUR)
+    assert _is_read(path)
+    remote._connection.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)  # closed now, it sends nothing
+    remote.close()
+    deadline = time.monotonic() + 20
+    while _is_read(path):
+        assert time.monotonic() < deadline, "pinned for a reader that is gone"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -227,9 +246,17 @@ def test_a_half_sent_one_does_not_count(tmp_path, here, there):
     assert find_snapshots(tmp_path / "there") == []
 
 
-def _is_locked(path: Path) -> bool:
-    import fcntl
+def _is_read(path: Path) -> bool:
+    """Whether somebody keeps it from being overwritten."""
+    with path.open("rb+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
+
+def _is_locked(path: Path) -> bool:
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

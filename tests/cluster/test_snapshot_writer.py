@@ -159,8 +159,15 @@ def test_closing_does_not_wait_for_storage_and_says_what_was_not_written(run, he
 
 
 def test_folders_differ_by_run():
-    places = {snapshot_folder(url, run) for url in ("/a", "/b") for run in ("x", "y")}
-    assert len(places) == 4 and all(place.startswith("/dev/shm/zerofleet-") for place in places)
+    places = {snapshot_folder(RunFolder(url, run)) for url in ("/a", "/b", "s3://b/a") for run in ("x", "y")}
+    assert len(places) == 6 and all(place.startswith("/dev/shm/zerofleet-") for place in places)
+
+
+def test_one_run_has_one_folder_however_its_storage_is_spelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    spelled = [f"file://{tmp_path}/runs", f"{tmp_path}/runs/", "runs", "./runs", f"{tmp_path}/link"]
+    assert len({snapshot_folder(RunFolder(url, "r")) for url in spelled}) == 1
 
 
 def test_only_snapshots_are_removed_and_folders_that_are_empty_then(tmp_path):

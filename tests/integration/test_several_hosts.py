@@ -63,6 +63,15 @@ class Fleet:
                 raise AssertionError(f"step {step} was not reached: {self.drivers[-1].communicate(timeout=5)}")
             time.sleep(0.02)
 
+    def wait_for_replica(self, run: RunFolder, after: int, timeout_s: float = 180) -> int:
+        """A step later than `after` that the buddies of both nodes have."""
+        deadline = time.monotonic() + timeout_s
+        while not (steps := [step for step in whole_replicas(run) if step > after]):
+            if self.drivers[-1].poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"no replica after step {after}: {self.drivers[-1].communicate(timeout=5)}")
+            time.sleep(0.02)
+        return steps[-1]
+
     def end(self, timeout_s: float = 150) -> str:
         out, err = self.drivers.pop().communicate(timeout=timeout_s)
         return out + err
@@ -77,6 +86,15 @@ def said(run: RunFolder, kind: str) -> list[Event]:
     return [event for event in run.events() if event.kind == kind]
 
 
+def whole_replicas(run: RunFolder) -> list[int]:
+    """Steps of which both ranks' parts lie on the other's node."""
+    ranks: dict[int, set[int]] = {}
+    for event in said(run, "replicated"):
+        if not event.data["message"]:
+            ranks.setdefault(event.step, set()).add(event.rank)
+    return sorted(step for step, heard in ranks.items() if heard == {0, 1})
+
+
 @pytest.fixture
 def fleet(cli, tmp_path_factory):
     with Hosts(3, shared=[Path(tmp_path_factory.getbasetemp())]) as hosts:
@@ -85,7 +103,8 @@ def fleet(cli, tmp_path_factory):
 
 def test_a_killed_host_is_replaced_and_the_run_goes_on_from_its_buddys_memory(fleet, unbroken):
     run = fleet.submit("killed", "cluster.nodes=2")
-    fleet.wait_for_step(run, 40)
+    fleet.wait_for_step(run, 26)
+    replica = fleet.wait_for_replica(run, 25)  # 25 is durable
     victim = fleet.host_of(run, 1)
     assert victim != 0, "the driver's own host would take the driver with it"
     fleet.hosts[victim].kill()
@@ -95,7 +114,7 @@ def test_a_killed_host_is_replaced_and_the_run_goes_on_from_its_buddys_memory(fl
     assert losses(run) == unbroken, "bitwise"
     assert positions(run) == list(range(STEPS * 32)), "every position once"
     loaded = said(run, "loaded")[-1]
-    assert loaded.data["from_memory"] and loaded.step > 25, loaded  # 25 is durable
+    assert loaded.data["from_memory"] and loaded.step >= replica, loaded
     first = next(e for e in run.read("metrics") if e["kind"] == "step" and e["attempt"] == 2)
     print(
         f"from the kill to the next step {first['start'] + first['duration_s'] - killed_at:.1f} s, from step {loaded.step}"

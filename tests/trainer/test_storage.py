@@ -16,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from zerofleet.trainer.errors import StorageError, UserError
-from zerofleet.trainer.storage import Storage, read_segments
+from zerofleet.trainer.storage import SegmentWriter, Storage, read_segments
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -80,7 +80,6 @@ def test_segments_are_read_back_in_order_and_go_on_after_a_restart(storage):
 
 
 def storage_writer(storage):
-    from zerofleet.trainer.storage import SegmentWriter
 
     return SegmentWriter(storage, "log")
 
@@ -117,6 +116,19 @@ def test_a_full_disk_is_said_with_its_path_and_leaves_no_half_file(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a read-only file system needs root")
+@pytest.mark.parametrize("use", [lambda s: s.create("a", b"x"), lambda s: s.write_stream("a", [b"x"]), Storage.list])
+def test_a_file_in_the_place_of_the_folder_is_said(tmp_path, use):
+    (tmp_path / "runs").write_text("mine")
+    with pytest.raises(StorageError, match=r"Not a directory.*set run.storage to a folder"):
+        use(Storage(str(tmp_path / "runs")))
+
+
+def test_a_segment_whose_folder_is_a_file_is_no_claim_of_another(tmp_path):
+    (tmp_path / "events").write_text("mine")
+    with pytest.raises(StorageError, match="set run.storage to a folder"):
+        SegmentWriter(Storage(str(tmp_path)), "events").append("{}")
+
+
 def test_a_read_only_place_is_said(tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(tmp_path)], check=True)
     try:

@@ -70,11 +70,11 @@ def export(
         if target is not None:
             _refuse_foreign_files(place)
         with _workplace(place) as folder:
-            _write_model_files(run, folder, dtype)
             if checkpoint is None:
                 taken = _write_newest(run, folder, dtype, say)
             else:
                 taken = _write_given(run, checkpoint, folder, dtype)
+            _write_model_files(run, folder, dtype)
             _write_marker(run, taken, folder, dtype)
             if target is None and not run.storage.is_local:
                 return _upload(run, folder)
@@ -229,7 +229,12 @@ def _write_marker(run: RunFolder, checkpoint: CheckpointId, folder: Path, dtype:
 
 
 def _write_model_files(run: RunFolder, folder: Path, dtype: Precision) -> None:
-    for name in run.storage.list(MODEL_FOLDER):
+    names = run.storage.list(MODEL_FOLDER)
+    if not names:
+        raise StorageError(
+            f"{run.storage.path(MODEL_FOLDER)} is gone, with the model's config and tokenizer: restore its files"
+        )
+    for name in names:
         (folder / name).write_bytes(run.storage.read(f"{MODEL_FOLDER}/{name}"))
     config = AutoConfig.from_pretrained(folder)
     config.dtype = DTYPES[dtype]

@@ -84,6 +84,7 @@ def digest(values: npt.NDArray[np.generic], start: int) -> int:
     from zerofleet.trainer.checkpoint.kernel import sum_of_mixes  # numba takes a quarter of a second to import
 
     bits = values.reshape(-1).view(f"<u{values.dtype.itemsize}")
+    bits.flags.writeable = False  # of this view alone: numba would compile once more for what may be written to
     return int(sum_of_mixes(bits, np.uint64(start)))
 
 

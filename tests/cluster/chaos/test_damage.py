@@ -76,7 +76,7 @@ def test_a_save_under_way_is_waited_for(run):
 
 
 def test_the_memory_of_this_run_is_lost_and_no_others(run, tmp_path):
-    ours, other = (Path(snapshot_folder(RunFolder(str(tmp_path), name).storage.url, name)) for name in ("a", "b"))
+    ours, other = (Path(snapshot_folder(RunFolder(str(tmp_path), name))) for name in ("a", "b"))
     paths = [snapshot(folder, CheckpointId(3, 1), 0) for folder in (ours, other)]
     damage.lose_memory(run)
     assert [path.exists() for path in paths] == [False, True]

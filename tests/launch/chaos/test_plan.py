@@ -10,7 +10,7 @@ from zerofleet.trainer.errors import NotFoundError, UserError
 
 
 def test_shares_are_steps_of_the_run():
-    plan = plan_of([{"kind": "kill", "rank": 1, "step": share} for share in ("25%", "0.1 %", "100%", 7)], 30, "p")
+    plan = plan_of([{"kind": "kill", "rank": 1, "step": share} for share in ("25%", "0.1 %", "100%", 7)], 30, 2, "p")
     assert [fault.step for fault in plan] == [8, 1, 30, 7]
 
 
@@ -21,6 +21,7 @@ def test_shares_are_steps_of_the_run():
         ("[]", "holds no fault"),
         ("kill", "must be a list of faults, not str"),
         ("[{kind: kill, rank: 1, step: 31}]", "never strikes, since the run has 30 steps"),
+        ("[{kind: kill, rank: 2, step: 3}]", "never strikes: it waits for rank 2, and the run has ranks 0 to 1"),
         ("[{kind: kill_head, step: 3, attempt: null}]", "would strike in every attempt"),
         ("[{kind: earthquake, step: 3}]", "'earthquake' is none of"),
     ],
@@ -29,17 +30,17 @@ def test_what_is_no_plan_is_refused(tmp_path, text, words):
     path = tmp_path / "plan.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=words):
-        load_plan(path, 30)
+        load_plan(path, 30, 2)
 
 
 def test_a_plan_that_is_not_there(tmp_path):
     with pytest.raises(NotFoundError, match="does not exist"):
-        load_plan(tmp_path / "plan.yaml", 30)
+        load_plan(tmp_path / "plan.yaml", 30, 2)
 
 
 def test_the_default_plan_suits_short_and_long_runs():
     for steps in (10, 100_000):
-        plan = load_plan(DEFAULT, steps)
+        plan = load_plan(DEFAULT, steps, 2)
         assert {fault.kind for fault in plan} <= set(KINDS) and not ends_badly(plan)
         assert sorted(fault.step for fault in plan) == [fault.step for fault in plan]
 
@@ -54,4 +55,4 @@ def test_the_default_plan_suits_short_and_long_runs():
     ],
 )
 def test_only_what_is_nan_whatever_it_is_fed_ends_badly(entry, expected):
-    assert ends_badly(plan_of([{"kind": "nan", "rank": 0, "step": 3, **entry}], 30, "p")) is expected
+    assert ends_badly(plan_of([{"kind": "nan", "rank": 0, "step": 3, **entry}], 30, 2, "p")) is expected

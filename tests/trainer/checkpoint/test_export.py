@@ -105,6 +105,20 @@ def test_a_run_without_checkpoints(run, tmp_path):
         export(run, None, tmp_path / "out", "fp32")
 
 
+def test_a_run_whose_ranks_have_not_begun(run, tmp_path):
+    for folder in ("checkpoints", "model"):
+        run.storage.remove(folder)
+    with pytest.raises(NotFoundError, match="no checkpoint that can be exported"):
+        export(run, None, tmp_path / "out", "fp32")
+
+
+def test_the_models_files_are_gone(run, tmp_path):
+    run.storage.remove("model")
+    with pytest.raises(StorageError, match="/model is gone, .*: restore its files"):
+        export(run, None, tmp_path / "out", "fp32")
+    assert not (tmp_path / "out").exists()
+
+
 # -- where it goes ---------------------------------------------------------------------------------------------------
 def test_a_folder_with_files_like_an_exports_own_is_refused(run, tmp_path):
     mine = tmp_path / "project"

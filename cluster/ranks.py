@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,6 @@ class Ranks:
         self._selector.register(self._wake, selectors.EVENT_READ, None)
         self._tasks: list[Callable[[], None]] = []
         self._zygote: ZygoteProcess | None = None
-        self.zygote_ready_s: float | None = None
-        """Seconds that the zygote's imports took."""
         self._closed = False
         self._oom_kills = 0
         # The zygote is started by this thread: PDEATHSIG follows the thread that forked, so it must live as long as the agent.
@@ -141,7 +139,7 @@ class Ranks:
             task()
 
     def _start_zygote(self) -> None:
-        """The one that was started early, when it is still to be had; else one of our own."""
+        """A fork of the one that was started early, when there is one; else one of our own."""
         spec = self._spec
         zygote = adopt(spec.early_zygote) if spec.early_zygote else None
         if zygote is not None:
@@ -210,7 +208,7 @@ class Ranks:
         message = json.loads(data)
         match message["op"]:
             case "ready":
-                self.zygote_ready_s = message["seconds"]
+                self._zygote = replace(self._zygote, pid=message["pid"])
                 self._say("info", message=f"node {self._spec.node_rank}: imports took {message['seconds']:.1f} s")
             case "note":
                 self._say("info", message=message["message"])

@@ -303,7 +303,11 @@ class RayGroup:
     # -- loss and end ----------------------------------------------------------------------------------------------
     def _lose(self, node: _Node, reason: str) -> Event:
         self._forget(node)
-        data = {"node": node.resources.name, "node_rank": node.rank, "message": reason.strip().splitlines()[0]}
+        data = {
+            "node": node.resources.name,
+            "node_rank": node.rank,
+            "message": reason.strip().splitlines()[0].rstrip("."),
+        }
         return Event("node_lost", 0, DRIVER, 0, "end", time.time(), data=data)
 
     def _forget(self, node: _Node) -> None:

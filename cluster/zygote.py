@@ -1,15 +1,18 @@
 """The process that ranks are forked from: it has imported everything, holds no lock and has one thread.
 
 `python -m zerofleet.cluster.zygote ADDRESS PRELOAD MODEL_TYPE PARENT` with ADDRESS one end of a Unix SOCK_SEQPACKET pair
-(its number), or a path to wait at for one agent. Messages are JSON objects with `op`. Down: `fork` (a RankSpec, with the rank's socket as SCM_RIGHTS), `kill` (SIGKILL to all
-children). Up: `note` (message), `ready`, `forked` (rank, pid), `exit` (rank, code, signal). The zygote alone reaps its children, so a
-kill can never hit a stranger that got a dead rank's number. It ends when its socket closes or its parent dies.
+(its number), or a path to wait at for agents: each that calls is given a fork of its own, so that an agent which follows a dead one
+need not import everything again. Messages are JSON objects with `op`. Down: `fork` (a RankSpec, with the rank's socket as
+SCM_RIGHTS), `kill` (SIGKILL to all children). Up: `note` (message), `ready` (pid, seconds of the imports), `forked` (rank, pid),
+`exit` (rank, code, signal). The zygote alone reaps its children, so a kill can never hit a stranger that got a dead rank's number.
+It ends when its socket closes or its parent dies.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import selectors
@@ -129,34 +132,41 @@ class Zygote:
         self._agent.send(json.dumps(message).encode())
 
 
-def _meeting_point(address: str) -> Callable[[], socket.socket]:
-    """How to get the agent's connection: an inherited descriptor is one; at a path the first that calls is waited for."""
-    if address.isdigit():
-        return lambda: socket.socket(fileno=int(address))
+def _listen(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(address)
-    listener.listen(1)
+    listener.bind(path)
+    listener.listen()
+    return listener
 
-    def accept() -> socket.socket:
-        with listener:
-            connection, _ = listener.accept()
-        return connection
 
-    return accept
+def _fork_for_caller(listener: socket.socket) -> tuple[socket.socket, bool]:
+    """Returns once for each caller, in a new process, with the caller's connection, and whether it is the first."""
+    stem = os.getpid()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they ended: the kernel reaps them
+    for number in itertools.count():
+        connection, _ = listener.accept()
+        assert num_threads() == 1, "the zygote has more than one thread: a fork could copy a held lock"
+        if os.fork() == 0:
+            die_with_parent(stem)
+            listener.close()
+            return connection, number == 0
+        connection.close()
+    raise AssertionError("unreachable")
 
 
 def main() -> None:
     started = time.monotonic()
     address, preload, model_type, parent = sys.argv[1:]
     die_with_parent(int(parent))
-    connect, notes = _meeting_point(address), list[str]()
+    listener, notes = None if address.isdigit() else _listen(address), list[str]()
     if preload:
         resolve(preload)(model_type, notes.append)
     seconds = time.monotonic() - started
-    zygote = Zygote(connect())
-    for note in notes:
+    agent, is_first = _fork_for_caller(listener) if listener else (socket.socket(fileno=int(address)), True)
+    zygote = Zygote(agent)
+    for note in notes if is_first else ():
         zygote.send(op="note", message=note)
-    zygote.send(op="ready", seconds=seconds)
+    zygote.send(op="ready", pid=os.getpid(), seconds=seconds if is_first else 0.0)
     zygote.serve()
 
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -27,15 +26,19 @@ class ZygoteSpec:
 class ZygoteProcess:
     """A running zygote and the agent's end of its socket."""
 
-    pid: int
+    pid: int | None
+    """None while one that was started early has not said it: then it has forked nothing."""
     link: socket.socket
     child: subprocess.Popen[bytes] | None
     """None when another process is its parent."""
 
     def kill(self) -> None:
         """To be called only while `link` is open: then the number is still its own."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        if self.pid is None:
+            self.link.shutdown(socket.SHUT_RDWR)  # when it comes to serve, it ends
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> int | None:
         """Its exit code (negative: a signal), or None when only its parent knows."""
@@ -51,20 +54,19 @@ def spawn(spec: ZygoteSpec) -> ZygoteProcess:
 
 
 def spawn_early(spec: ZygoteSpec, path: str) -> None:
-    """A zygote that an agent will adopt by `path`. It dies with the thread that calls this."""
+    """A zygote of which agents will adopt forks by `path`. It dies with the thread that calls this, and the forks with it."""
     _popen(spec, path, [])
 
 
 def adopt(path: str) -> ZygoteProcess | None:
-    """The zygote that waits there for an agent; None when there is none (any more)."""
+    """A fork of the zygote that waits there for agents, or will when its imports are done; None when there is none (any more)."""
     link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         link.connect(path)
     except OSError:
         link.close()
         return None
-    pid, _, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return ZygoteProcess(pid, link, None)
+    return ZygoteProcess(None, link, None)
 
 
 def _popen(spec: ZygoteSpec, address: str, descriptors: list[int]) -> subprocess.Popen[bytes]:

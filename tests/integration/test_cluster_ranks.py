@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -267,28 +269,62 @@ def early(folder: Path) -> str:
     return path
 
 
-def test_a_zygote_that_is_older_than_its_agent(node, tmp_path):
+def test_a_zygote_that_is_older_than_its_agents(node, tmp_path):
+    """Each agent, and each new start of one, has a fork of it, and nobody imports anything again."""
     n = node(early_zygote=early(tmp_path))
     n.start("quiet")
     assert [e.data["code"] for e in n.wait_for("exit", 2)] == [0, 0]
-    assert n.wait_for("info", 2)[0].data["message"] == "noted before anyone listened"
-    assert n.zygote.ppid() == os.getpid()
-    assert "z.sock" in " ".join(n.zygote.cmdline())
+    notes = [e.data["message"] for e in n.wait_for("info", 2)]
+    assert notes[0] == "noted before anyone listened" and notes[1].startswith("node 0: imports took")
+    stem = n.zygote.parent()
+    assert stem.ppid() == os.getpid() and "z.sock" in " ".join(stem.cmdline())
     n.start("wait_for_stop", attempt=2)
     pids = n.pids(2)
     n.zygote.kill()
     assert [e.data["zygote_code"] for e in n.wait_for("exit", 4)[2:]] == [None, None]
     assert gone(pids)
-    n.start("quiet", attempt=3)  # there is none to adopt any more: it has its own
+    n.start("quiet", attempt=3)
     assert [e.data["code"] for e in n.wait_for("exit", 6)[4:]] == [0, 0]
+    assert n.zygote.parent() == stem
+    assert n.wait_for("info", 3)[2].data["message"] == "node 0: imports took 0.0 s"
+    other = node(early_zygote=str(tmp_path / "z.sock"))
+    other.start("quiet")
+    assert [e.data["code"] for e in other.wait_for("exit", 2)] == [0, 0]
+    assert other.zygote.parent() == stem and other.zygote != n.zygote
 
 
-def test_an_early_zygote_ends_with_its_agent(tmp_path, monkeypatch):
+def test_when_it_has_ended_there_is_another(node, tmp_path):
+    n = node(early_zygote=early(tmp_path))
+    n.start("wait_for_stop")
+    pids = n.pids(2)
+    n.zygote.parent().kill()
+    assert n.wait_for("exit", 2) and gone(pids)
+    n.start("quiet", attempt=2)
+    assert [e.data["code"] for e in n.wait_for("exit", 4)[2:]] == [0, 0]
+    assert n.zygote.ppid() == os.getpid()
+
+
+def test_a_fork_of_an_early_zygote_ends_with_its_agent(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     zygote = adopt(early(tmp_path))
-    assert alive(zygote.pid)
+    pid = next(m["pid"] for _ in range(2) if (m := json.loads(zygote.link.recv(4096)))["op"] == "ready")
+    assert alive(pid)
     zygote.link.close()
-    assert gone([zygote.pid])
+    assert gone([pid])
+
+
+def test_ranks_can_be_ended_while_an_early_zygote_still_imports(node, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks_module, "KILL_TIMEOUT_S", 0.5)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(str(tmp_path / "z.sock"))
+    listener.listen()  # and does not answer
+    (tmp_path / "z.log").touch()
+    n = node(early_zygote=str(tmp_path / "z.sock"))
+    n.start("quiet")
+    wait_until(lambda: n.ranks.living(), 2)
+    n.ranks.kill()
+    assert len(n.wait_for("exit", 2)) == 2 and not n.ranks.living()
+    listener.close()
 
 
 def test_nobody_waits_to_be_adopted(tmp_path):

@@ -38,7 +38,14 @@ from zerofleet.trainer.run_folder import RunFolder
 
 KINDS = ("kill", "freeze", "kill_agent")
 RECIPE = Path(__file__).parents[1] / "launch/recipes/quickstart.yaml"
-OVERRIDES = ["checkpoint.export=false", "cluster.max_failures=10"]
+OVERRIDES = [
+    "checkpoint.export=false",
+    "checkpoint.snapshot_interval_steps=1",
+    "cluster.max_failures=10",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=2",
+]
+"""A snapshot at every step, and steps of half a second: at one failure a minute whoever cares would do so."""
 CALIBRATION_STEPS = 60
 BAR = 0.95
 """What the goodput has to reach."""

@@ -11,6 +11,11 @@ from zerofleet.trainer.events import Action
 
 PRIOR_MTBF_S = 24 * 3600.0
 """Mean time between failures before any was seen: one a day."""
+PRIOR_FAILURES = 0.1
+"""What that belief weighs, in failures seen: little, so that a run on bad hardware knows it after one or two."""
+SNAPSHOT_SHARE = 0.005
+"""Of the time, what `auto` spends on snapshots although fewer would lose less on average: a restart then repeats seconds, not
+minutes."""
 SMOOTHING = 0.1
 """Weight of the newest measurement in the running means."""
 WRITE_SHARE = 0.03
@@ -82,10 +87,13 @@ class Cadence:
         """Steps between snapshots, as they are measured now; 0 never."""
         if self.config.snapshot_interval_steps != "auto":
             return self.config.snapshot_interval_steps
-        return self._auto(self._stall_s or 0.0)
+        stall_s = self._stall_s or 0.0
+        affordable = math.ceil(stall_s / (SNAPSHOT_SHARE * self._step_s)) if self._step_s else 1
+        return min(self._auto(stall_s), max(1, affordable))
 
     def _auto(self, cost_s: float) -> int:
-        mtbf_s = (self.observed_s + PRIOR_MTBF_S) / (self.failures + 1)
+        # The posterior mean's inverse for failures at a constant rate, of which a gamma distribution is believed at first.
+        mtbf_s = (self.observed_s + PRIOR_FAILURES * PRIOR_MTBF_S) / (self.failures + PRIOR_FAILURES)
         return max(1, round(daly_interval_s(cost_s, mtbf_s) / self._step_s)) if self._step_s else 1
 
     # -- what happened -----------------------------------------------------------------------------------------------

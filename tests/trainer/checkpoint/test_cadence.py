@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from zerofleet.trainer.checkpoint.cadence import PRIOR_MTBF_S, Cadence, daly_interval_s
+from zerofleet.trainer.checkpoint.cadence import PRIOR_MTBF_S, SNAPSHOT_SHARE, Cadence, daly_interval_s
 from zerofleet.trainer.config import CheckpointConfig
 
 
@@ -82,14 +82,26 @@ def test_a_save_that_costs_more_than_a_failure_is_made_once_per_failure():
 
 
 def test_auto_follows_cost_and_failures():
-    cheap, dear = cadence(), cadence()
-    run(cheap, 500, stall_s=0.001)
-    run(dear, 500, stall_s=0.1)
-    assert 1 <= cheap.snapshot_interval_steps() < dear.snapshot_interval_steps()
-    expected = math.sqrt(2 * 0.1 * PRIOR_MTBF_S)
-    assert dear.snapshot_interval_steps() == pytest.approx(expected, rel=0.05)
-    dear.failures, dear.observed_s = 99, 3600.0
-    assert dear.snapshot_interval_steps() < expected / 8
+    costs = (0.001, 0.1, 10.0)
+    intervals = []
+    for stall_s in costs:
+        made = cadence()
+        run(made, 500, stall_s=stall_s)
+        intervals.append(made.snapshot_interval_steps())
+    steady_s = 10.0 + math.sqrt(2 * 10.0 * PRIOR_MTBF_S)
+    assert intervals == [1, 0.1 / SNAPSHOT_SHARE, pytest.approx(steady_s, rel=0.05)], (
+        "the share is a limit, Daly's the other"
+    )
+    made.failures, made.observed_s = 99, 3600.0
+    assert made.snapshot_interval_steps() < steady_s / 8
+
+
+def test_one_early_failure_is_believed():
+    made = cadence()
+    run(made, 500, stall_s=10.0)
+    before = made.snapshot_interval_steps()
+    made.failures, made.observed_s = 1, 600.0
+    assert made.snapshot_interval_steps() < before / 2
 
 
 def test_auto_begins_with_a_snapshot_after_the_first_step():

@@ -5,7 +5,7 @@
 All ways to save and to load take turns in the same two ranks, on the same engine with the same bytes, and a ratio compares
 two trials of one round. The page cache is emptied before every save and before every cold load, which needs root. What was
 saved is read back after that, and its state compared bitwise by digests. Stalls are upper bounds, with nothing overlapped;
-where an arm is called overlapped, a forward pass runs meanwhile and is not counted. Then another engine, of another world
+where an arm is called overlapped, a forward pass runs meanwhile; the cost counts what the pass takes longer than alone. Then another engine, of another world
 size and ZeRO stage, loads the same state both ways. Last, a small model trains, and steps with a save in flight are
 compared with as many steps without.
 """
@@ -65,6 +65,7 @@ BARS = (
     Bar("stall_s", "zerofleet_overlapped", "dcp_save", 0.1, True),
     Bar("stall_s", "zerofleet_overlapped", "dcp_process", 0.75, True),
     Bar("stall_s", "zerofleet_overlapped", "dcp_process_overlapped", 0.75, True),
+    Bar("cost_s", "zerofleet_overlapped", "dcp_process_overlapped", 0.75, True),
     Bar("durable_s", "dcp_thread", "zerofleet", 1.8, False, stretch=2.5),
     Bar("durable_s", "dcp_process", "zerofleet", 1.8, False, stretch=2.5),
     Bar("load_s", "dcp_save", "zerofleet", 3.0, False),
@@ -129,7 +130,9 @@ def measure(root: Path, size: Size, num_rounds: int, num_pairs: int, is_cold: bo
     (root / "corpus.jsonl").write_text(corpus())
     saves = job(root, "saves", size.width, size.layers, zero_stage=ZERO_STAGE)
     resized = job(root, "resized", size.width, size.layers, zero_stage=RESIZED_ZERO_STAGE)
-    training = job(root, "training", size.training_width, size.training_layers, global_batch_size=8, micro_batch_size=4)
+    training = job(
+        root, "training", size.training_width, size.training_layers, global_batch_size=32, micro_batch_size=4
+    )
     cache = prepare(saves.data, saves.run.seed, lambda stage, fraction, detail: None).path
     _claim(saves, WORLD_SIZE)
     found = run_group(saves, cache, WORLD_SIZE, 1, serve_saves, measure_saves, num_rounds, root, is_cold)

@@ -186,19 +186,28 @@ class SaveTrials:
 
     def _overlapped_trial(self, arm: Arm, number: int) -> Figures:
         """`stall_s`: how long a rank does nothing else, where a forward pass runs between the call and the moment when the
-        state must be taken."""
+        state must be taken. `cost_s`: what the rank loses in all, that the pass takes longer than alone included."""
         self._empty_caches()
         began = time.perf_counter()
         arm.begin(number)
         begun = time.perf_counter()
-        with torch.no_grad():
-            self._loop.engine.module(input_ids=torch.zeros(OVERLAPPED_SHAPE, dtype=torch.int64))
+        self._forward()
         passed = time.perf_counter()
         arm.settle()
         settled = time.perf_counter()
         arm.finish(number)
         arm.remove(number)
-        return {"stall_s": slowest(begun - began + settled - passed), "forward_s": slowest(passed - begun)}
+        alone_s = timed(self._forward)
+        return {
+            "stall_s": slowest(begun - began + settled - passed),
+            "forward_s": slowest(passed - begun),
+            "alone_s": alone_s,
+            "cost_s": slowest(settled - began) - alone_s,
+        }
+
+    def _forward(self) -> None:
+        with torch.no_grad():
+            self._loop.engine.module(input_ids=torch.zeros(OVERLAPPED_SHAPE, dtype=torch.int64))
 
     def _our_trial(self, number: int) -> Figures:
         """`load_*` reads and verifies; `restore_*` is all that a rank does before it trains, proof by digests included."""

@@ -104,6 +104,11 @@ class Attempt:
         """Newest step that is durable or that the attempt started from."""
         return max(self.checkpoint_step, self.start.checkpoint.step if self.start else 0)
 
+    @property
+    def save_in_flight(self) -> tuple[int, int] | None:
+        """Attempt and step of the newest save, while nobody has said that it is durable."""
+        return (self.number, self.ordered_step) if self.ordered_step > self.checkpoint_step else None
+
     def hear(self, event: Event, now: float) -> None:
         """Takes an event in; those of other attempts are none of this one's."""
         if event.attempt != self.number:

@@ -10,7 +10,7 @@ from zerofleet.cluster.attempt import Attempt, Stage
 from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.ending import End
 from zerofleet.cluster.group import Group
-from zerofleet.cluster.hooks import Hooks, Origin, nothing_usable
+from zerofleet.cluster.hooks import Hooks, Origin, Skips, nothing_usable
 from zerofleet.cluster.policy.failure import Decision, Failure, decide
 from zerofleet.cluster.policy.heartbeat import Limits
 from zerofleet.cluster.policy.sizing import Decision as SizeDecision
@@ -62,7 +62,7 @@ class Controller(Transitions):
         self._failures: list[Failure] = []
         self._quarantine: Ranges = ()
         self._excluded: frozenset[Origin] = frozenset()
-        self._told: set[tuple[CheckpointId, str]] = set()
+        self._skips = Skips()
         self._heartbeat_at = float("-inf")
         self._late = ""
         self._last_step = 0
@@ -230,11 +230,8 @@ class Controller(Transitions):
     def _select(self) -> Origin | None:
         """The newest state that can be used. Never silently from scratch: ZerofleetError when there are only bad ones."""
         selection = self._hooks.select(self._excluded, self._group.snapshots())
-        for checkpoint, reason in selection.skipped:
-            if (checkpoint, reason) not in self._told:
-                self._told.add((checkpoint, reason))
-                named = f"the checkpoint of step {checkpoint.step} (attempt {checkpoint.attempt})"
-                self._say("incident", **{"class": "checkpoint", "message": f"{named} was skipped: {reason}"})
+        for message in self._skips.news(selection.skipped, self._attempt.save_in_flight):
+            self._say("incident", **{"class": "checkpoint", "message": message})
         if selection.checkpoint is None and selection.found:
             raise nothing_usable(selection)
         return Origin(selection.checkpoint, selection.in_memory) if selection.checkpoint else None

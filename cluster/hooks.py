@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +35,21 @@ def nothing_usable(selection: Selection) -> ZerofleetError:
         f"none of the run's {selection.found} checkpoints can be used ({reasons}). Restore their files and resume, or submit "
         "the recipe under another run.name to start from scratch"
     )
+
+
+class Skips:
+    """Checkpoints that an attempt could not start from: each is told once for each reason."""
+
+    def __init__(self) -> None:
+        self._told: set[tuple[CheckpointId, str]] = set()
+
+    def news(self, skipped: Iterable[tuple[CheckpointId, str]], in_flight: tuple[int, int] | None) -> Iterator[str]:
+        """What has not been told yet, in sentences. The save of (attempt, step) `in_flight` is no checkpoint yet; what becomes of
+        it is told by whoever commits."""
+        for checkpoint, reason in skipped:
+            if (checkpoint.attempt, checkpoint.step) != in_flight and (checkpoint, reason) not in self._told:
+                self._told.add((checkpoint, reason))
+                yield f"the checkpoint of step {checkpoint.step} (attempt {checkpoint.attempt}) was skipped: {reason}"
 
 
 @dataclass(frozen=True)

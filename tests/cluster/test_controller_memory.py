@@ -199,3 +199,18 @@ def test_what_storage_said_is_in_the_reason_of_the_end():
     h.outcomes = [durable(1)]
     h.selections = [FakeSelection(), in_memory(2)]
     assert "the disk is full" in h.run().why
+
+
+def test_a_save_that_is_on_its_way_is_no_checkpoint_that_was_skipped():
+    def train(attempt):
+        if attempt == 1:
+            return [step(1, 10), snapshot(1, 10, True), step(1, 11), [exit_of(1, 1, None, 9)]]
+        return [step(2, 12), ended(2, "finished", 12)]
+
+    why = "it has no manifest.json: it was never completed"
+    skipped = ((CheckpointId(10, 1), why), (CheckpointId(9, 1), why))
+    start = FakeSelection(CheckpointId(10, 1), skipped, found=1, in_memory=True)
+    h = harness(train, selections=[FakeSelection(), start])
+    h.run()
+    messages = [event.data["message"] for event in h.said("incident")]
+    assert messages == [f"the checkpoint of step 9 (attempt 1) was skipped: {why}"]

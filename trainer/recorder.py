@@ -50,8 +50,9 @@ class Recorder:
         if event.kind in ("step", "eval"):
             self._record_news(event)
         elif event.kind == "written":
-            for fields in event.data.get("results", ()):
-                self._record_news(Event(**fields))
+            for result in (Event(**fields) for fields in event.data.get("results", ())):
+                # Of an attempt before, whoever recorded that one may have been told already: it takes a look at what is there.
+                self._record_news(result) if result.attempt == self._attempt else self._recalled.append(result)
         elif event.kind == "recalled":
             self._recalled += [Event(**fields) for fields in event.data["events"]]
         elif event.kind not in _UNRECORDED and not (event.kind == "phase" and event.phase in ("step", "snapshot")):
@@ -62,9 +63,14 @@ class Recorder:
     def _record_news(self, event: Event) -> None:
         """A result comes from its rank, and with the rank's file when the step is saved: whichever is first counts, since no
         checkpoint may be there before what its last step was fed."""
-        if event.step > self._newest.get((event.attempt, event.kind), -1):
-            self._newest[event.attempt, event.kind] = event.step
+        if self._is_news(event):
             self._record_result(event)
+
+    def _is_news(self, event: Event) -> bool:
+        """Whether this recorder has heard of neither this result nor a later one of its kind; from now on it has."""
+        newest = self._newest.get((event.attempt, event.kind), -1)
+        self._newest[event.attempt, event.kind] = max(newest, event.step)
+        return event.step > newest
 
     def _record_result(self, event: Event) -> None:
         """A writer keeps the line that storage does not take: so each stream is given its own, whatever became of the other."""
@@ -92,9 +98,13 @@ class Recorder:
         fed = {(line["attempt"], line["step"]) for line in self._written("ledger")}
         while self._recalled:
             event = self._recalled.pop(0)  # first: a line that is not written now is kept by its writer
-            entry = event.data.get("ledger")
-            is_fed = not entry or (entry["attempt"], entry["step"]) in fed
-            if (event.attempt, event.step, event.kind) not in known:
+            self._is_news(event)  # not, if its rank should tell it still
+            entry, key = event.data.get("ledger"), (event.attempt, event.step, event.kind)
+            is_known, is_fed = key in known, not entry or (entry["attempt"], entry["step"]) in fed
+            known.add(key)
+            if entry:
+                fed.add((entry["attempt"], entry["step"]))
+            if not is_known:
                 self._record_result(replace(event, data=_without_ledger(event.data)) if is_fed else event)
             elif entry and not is_fed:
                 self._record_fed(entry)

@@ -237,3 +237,22 @@ def test_a_step_that_its_rank_has_not_told_yet_is_in_the_ledger_before_its_check
     recorder.close()
     assert [line["step"] for line in run.read("ledger")] == [2, 3, 4]
     assert [(r["kind"], r["step"]) for r in run.read("metrics")] == [("step", 2), ("step", 3), ("eval", 3), ("step", 4)]
+
+
+@pytest.mark.parametrize("recalled_first", [True, False])
+def test_a_snapshot_that_is_written_out_in_a_later_attempt_brings_nothing_twice(config, recalled_first):
+    """Attempt 1 recorded step 2 and, on a disk that was full, not step 3. Attempt 2 starts from its snapshot, and writes it out."""
+    run = RunFolder(config.run.storage, config.run.name)
+    first = Recorder(run, 1, config)
+    first.on_event(stepped(2))
+    first.close()
+    second = Recorder(run, 2, config)
+    recalled = Event("recalled", 2, 0, 0, "load", 102.0, 0.0, {"events": [asdict(stepped(2)), asdict(stepped(3))]})
+    for event in (recalled, written(stepped(3))) if recalled_first else (written(stepped(3)), recalled):
+        second.on_event(event)
+    second.make_ledger_durable()
+    second.on_event(stepped(3))
+    second.on_event(stepped(4, attempt=2))
+    second.close()
+    assert [line["step"] for line in run.read("ledger")] == [2, 3, 4]
+    assert [line["step"] for line in run.read("metrics")] == [2, 3, 4]

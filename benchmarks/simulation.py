@@ -45,6 +45,10 @@ class SimulatedGroup:
     def world_size(self) -> int:
         return self.num_nodes * RANKS_PER_NODE
 
+    @property
+    def is_whole(self) -> bool:
+        return True
+
     def say(self, events: list[Event]) -> None:
         nodes = range(0, len(events), RANKS_PER_NODE)
         self.batch = [pickle.dumps(events[node : node + RANKS_PER_NODE]) for node in nodes]

@@ -20,6 +20,7 @@ from zerofleet.cluster.host import interface_of
 from zerofleet.cluster.preflight import NodeReport, inspect_node
 from zerofleet.cluster.ranks import Ranks
 from zerofleet.cluster.replicator import Replicator
+from zerofleet.cluster.results import KINDS, ResultLog
 from zerofleet.cluster.snapshot_server import SnapshotServer
 from zerofleet.cluster.snapshot_writer import SnapshotWriter, remove_snapshots
 from zerofleet.cluster.spec import AttemptSpec, NodeSpec, RankSpec, SnapshotInfo
@@ -54,6 +55,9 @@ class NodeAgent:
         self._server = (
             SnapshotServer(self._snapshots, spec.address, spec.secret) if self._snapshots and spec.secret else None
         )
+        self._results = ResultLog(self._snapshots, spec.namespace) if self._snapshots else None
+        if self._results and (unheard := self._results.recall()):
+            self._emit(Event("recalled", 0, DRIVER, 0, "load", time.time(), data={"events": unheard}))
         self._ranks = Ranks(spec, self._logs / f"agent-{spec.node_rank:05d}.log", self._hear)
         threading.Thread(target=self._watch_lease, name="lease", daemon=True).start()
 
@@ -152,6 +156,9 @@ class NodeAgent:
 
     def _hear(self, event: Event) -> None:
         """What a rank says. A snapshot that is to go somewhere is pinned at once."""
+        if self._results and event.kind in KINDS:
+            with contextlib.suppress(OSError):  # no room: it is heard all the same, unless the driver dies
+                self._results.append(event)
         self._emit(event)
         if event.kind != "snapshot":
             return

@@ -50,14 +50,16 @@ class _RankState:
     """When a rank was last heard of (monotonic seconds), and where it was."""
 
     seen_at: float
+    start_step: int
     phase: str = "import"
     step: int = 0
+    """As the rank says it: 0 until it has loaded a state."""
     node: str = ""
     has_exited: bool = False
 
     @property
     def place(self) -> Place:
-        return Place(self.node, self.phase, self.step)
+        return Place(self.node, self.phase, max(self.step, self.start_step))
 
 
 @dataclass
@@ -94,7 +96,7 @@ class Attempt:
         if self.start is not None:
             self.step = self.start.checkpoint.step
             self.checkpoint_step = 0 if self.start.in_memory else self.step
-        self._ranks = {rank: _RankState(self.started_at, step=self.step) for rank in range(self.num_ranks)}
+        self._ranks = {rank: _RankState(self.started_at, self.step) for rank in range(self.num_ranks)}
         if self.limits is not None and self.stage is Stage.TRAIN:
             self._heartbeat = Heartbeat(self.limits, self.num_ranks, self.started_at)
             self._stragglers = Stragglers(self.num_ranks)

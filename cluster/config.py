@@ -35,7 +35,7 @@ class ClusterConfig(Section):
     storage_timeout_s: PositiveFloat = 1800.0
     """Seconds that the start of an attempt (its claim is a file in storage) is tried again while storage is down."""
     max_failures: NonNegativeInt = 3
-    """Failures in a row, without a new checkpoint between them, after which the run stops. The count starts anew with progress."""
+    """Failures in a row, without a later step or a new checkpoint between them, after which the run stops. The count starts anew with progress."""
 
     max_quarantined_steps: NonNegativeInt = 3
     """Steps of the whole run whose samples may be left out because they gave a non-finite gradient, or a loss spike, twice from the same state; the next one stops the run. 0 leaves nothing out."""

@@ -210,6 +210,10 @@ class Controller(Transitions):
         stage, number, start = self._stages[0], self._attempt.number, None
         if stage is Stage.TRAIN:
             start = self._select()
+        if not self._group.is_whole:  # else what the lost node holds would be passed over for good
+            self._kill(now)
+            return self._enter(State.PLACING, now, "a node was lost meanwhile")
+        if stage is Stage.TRAIN:
             number = self._claimed + 1
             self._quarantine = self._hooks.claim(number, start, self._group.world_size, self._quarantine)
             self._claimed = number

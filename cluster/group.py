@@ -35,6 +35,10 @@ class Group(Protocol):
     @property
     def world_size(self) -> int: ...
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether none of the nodes has been lost since they were placed."""
+
     def resize(self, num_nodes: int) -> None:
         """From now on another number of nodes. The ranks have ended; node ranks begin at 0 without gaps."""
 

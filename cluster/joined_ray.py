@@ -15,7 +15,7 @@ _REACH_TIMEOUT_S = 10.0
 def check_reachable(address: str) -> None:
     """Before anything is prepared, since Ray itself goes on trying for minutes. Raises UserError when nobody listens there."""
     host, _, port = address.rpartition(":")
-    if not (host and port.isdigit() and int(port) < 2**16):
+    if not (host and port.isdecimal() and port.isascii() and int(port) < 2**16):
         raise _cannot_join(address, ValueError("it is not host:port"))
     try:
         socket.create_connection((host, int(port)), _REACH_TIMEOUT_S).close()

@@ -78,7 +78,7 @@ class HeadRequest:
 
     @property
     def zygote_path(self) -> str:
-        """Where that zygote waits for its agent."""
+        """Where that zygote waits for agents."""
         return f"{self.folder}/zygote.sock"
 
     def to_json(self) -> str:

@@ -23,7 +23,7 @@ class OwnRay:
         zygote = ZygoteSpec(node.preload, node.model_type, node.accelerator, f"{folder}/zygote.log")
         request = HeadRequest(folder, node.run, ProcessId.of(os.getpid()), num_cpus, num_gpus, zygote)
         self.zygote_path = request.zygote_path
-        """Where the zygote waits for its agent."""
+        """Where the zygote waits for agents."""
         self._starting = ThreadPoolExecutor(1, "local-ray").submit(LocalRay.start, request)
         self._is_ending = False
 

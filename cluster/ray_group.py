@@ -91,6 +91,10 @@ class RayGroup:
     def world_size(self) -> int:
         return self.num_nodes * self._ask.ranks_per_node
 
+    @property
+    def is_whole(self) -> bool:
+        return len(self._nodes) == self.num_nodes
+
     def _connect(self, connect: Callable[[], None]) -> None:
         try:
             connect()
@@ -194,8 +198,8 @@ class RayGroup:
     def start(
         self, job: JobSpec, attempt: int, num_ranks: int, log_name: str, memory: CheckpointId | None = None
     ) -> None:
-        if len(self._nodes) < self.num_nodes:
-            return  # one was lost since they were placed
+        if not self.is_whole:
+            raise ZerofleetError("a node was lost while the ranks were to be started")
         address = self._nodes[0].address if self.num_nodes > 1 else "127.0.0.1"
         try:
             port = ray.get(self._nodes[0].agent.free_port.remote(), timeout=AGENT_TIMEOUT_S)
@@ -240,6 +244,7 @@ class RayGroup:
         waiting = {node.poll: node for node in self._nodes.values()}
         events, self._lost = self._lost, []
         if not waiting:
+            time.sleep(timeout_s)  # nobody is left who could say anything
             return events
         first, rest = ray.wait(list(waiting), num_returns=1, timeout=timeout_s)
         more = ray.wait(rest, num_returns=len(rest), timeout=0)[0] if first and rest else []

@@ -1,4 +1,4 @@
-"""Sends a node's snapshots to its buddy, behind the ranks' backs: a thread of the node agent, at the lowest priority."""
+"""Sends a node's snapshots to its buddy, behind the ranks' backs: a thread of the node agent, at a low priority."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from typing import Any
 import xxhash
 
 from zerofleet.cluster.policy.backoff import Backoff
+from zerofleet.cluster.results import ResultLog
 from zerofleet.trainer.checkpoint.commit import Draft, Written, partial_digests
 from zerofleet.trainer.checkpoint.format import RankFile, write_payload
 from zerofleet.trainer.checkpoint.remote import forget_holders
@@ -49,6 +50,7 @@ def remove_snapshots(folder: Path) -> None:
     """Gives a node's memory back: the snapshots in `folder`, replicas included, and nothing else; then the folders that are
     empty."""
     forget_holders(folder)
+    ResultLog.remove_all(folder)
     for path in snapshot_files(folder):
         path.unlink(missing_ok=True)
     for empty in (folder / REPLICAS, folder, folder.parent):
@@ -111,9 +113,8 @@ class SnapshotWriter:
         if rank_file is not None:
             meta = snapshot.meta
             draft = Draft.from_dict(meta.draft) if meta.draft else None
-            # Their rank tells them after its next step. Those of the steps before it has told already.
-            results = [event for event in meta.events if event["step"] == meta.step]
-            arguments = (meta.checkpoint, meta.rank, meta.world_size, rank_file, digests.result(), draft, results)
+            # All of them: their rank tells the newest after its next step, and of those before nobody may have heard either.
+            arguments = (meta.checkpoint, meta.rank, meta.world_size, rank_file, digests.result(), draft, meta.events)
             written = Written(*arguments)
             self._say("written", order, started, **written.to_dict())
 

@@ -76,7 +76,10 @@ class Zygote:
 
     def _receive(self) -> bool:
         """One message. False when the agent has closed."""
-        data, descriptors, _, _ = socket.recv_fds(self._agent, MESSAGE_BYTES, 1)
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._agent, MESSAGE_BYTES, 1)
+        except ConnectionResetError:
+            data = b""
         if not data:
             return False
         message = json.loads(data)
@@ -168,6 +171,11 @@ def main() -> None:
         zygote.send(op="note", message=note)
     zygote.send(op="ready", pid=os.getpid(), seconds=seconds if is_first else 0.0)
     zygote.serve()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(
+        0
+    )  # to take all that was imported apart again takes two seconds of a core, which the next agent's ranks need
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Heartbeats, progress, goodput and the ledger are readings of the one event strea
 | `eval`       | rank 0        | loss, tokens |
 | `snapshot`   | every rank    | its state is in memory: `path` of the buffer (None: none was free), `durable`, `replicate`: where it is to go |
 | `replicated` | agent         | the node's buddy has its snapshots of a step: `checkpoint`, `world_size`, `message` (why not; else empty) |
-| `written`    | agent or rank | a rank file is in storage: a commit.Written, with the `results` of its step that nobody may have heard |
+| `written`    | agent or rank | a rank file is in storage: a commit.Written, with `results`, those of the newest steps, which nobody may have heard |
 | `unwritten`  | agent or rank | it will not be: `checkpoint`, `message` |
 | `checkpoint` | who commits   | a manifest was written: `bytes`, `path` |
 | `recalled`   | rank 0        | `events`: what a snapshot remembered of the steps before it, should nobody have heard them |

@@ -49,7 +49,8 @@ class Keeper:
         """Does what the step's end asks for: nothing, a snapshot, for this node or its buddy too, or a save."""
         step, durable = self._reporter.step, control.action in ("save", "stop")
         replicate = control.action in ("replicate", "save")
-        if control.action == "none" or self.saved_step == step:
+        is_taken = durable or (control.action != "none" and self._saver.is_background)
+        if not is_taken or self.saved_step == step:
             return self._reporter.release()
         self._reporter.begin("save" if durable else "snapshot")
         if not self._saver.is_background:

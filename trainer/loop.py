@@ -20,10 +20,12 @@ from zerofleet.trainer.checkpoint.adapters import adapter_for
 from zerofleet.trainer.checkpoint.cadence import Cadence
 from zerofleet.trainer.checkpoint.export import publish_model_files
 from zerofleet.trainer.checkpoint.save import Saver, Source, make_saver
+from zerofleet.trainer.checkpoint.select import newest_commit_at
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.cache import DataCache
 from zerofleet.trainer.data.feed import IGNORED_LABEL, Feed, MicroBatch, StepPlan, heldout_blocks
 from zerofleet.trainer.data.ledger import LedgerEntry
+from zerofleet.trainer.driver_records import driver_records
 from zerofleet.trainer.engine import build_engine, clips_itself, init_distributed, seed_generators
 from zerofleet.trainer.errors import LossSpike, NonFiniteStep, ReplicaDivergence, ZerofleetError
 from zerofleet.trainer.events import Control, ControlSource, Report
@@ -39,8 +41,7 @@ from zerofleet.trainer.schedule import learning_rate
 from zerofleet.trainer.spikes import RecentLosses
 from zerofleet.trainer.world import World
 
-_SPIKE = 100.0
-"""What an injected spike multiplies a rank's loss with."""
+_SPIKE = 100.0  # what an injected spike multiplies a rank's loss with
 
 
 def nothing_to_do() -> None:
@@ -143,11 +144,14 @@ class Loop:
         return make_saver(source, self._snapshots, self.record.token, self._before_commit)
 
     def _make_cadence(self) -> Cadence:
+        run_s = time.time() - self.attempts[0].claimed_at
+        # Not since this attempt's start: the next may come before a save is due.
+        commit_at = newest_commit_at(self.folder) if self.config.checkpoint.interval_s and not self.world.rank else None
         return Cadence(
             self.config.checkpoint,
-            failures=len(self.attempts) - 1,
-            observed_s=time.time() - self.attempts[0].claimed_at,
-            durable_at=time.monotonic(),
+            failures=max(0, len(self.attempts) - max(1, len(driver_records(self.folder)))),  # a resume is none
+            observed_s=run_s,
+            durable_at=time.monotonic() - (time.time() - commit_at if commit_at else run_s),
         )
 
     def _check_fragments(self) -> None:

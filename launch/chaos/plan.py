@@ -41,7 +41,9 @@ def plan_of(entries: Any, total_steps: int, num_ranks: int, source: str) -> tupl
             raise UserError(f"{source}: {fault} never strikes, since the run has {total_steps} steps")
         if fault.rank >= num_ranks:
             ranks = "one rank, 0" if num_ranks == 1 else f"ranks 0 to {num_ranks - 1}"
-            raise UserError(f"{source}: {fault} never strikes: it waits for rank {fault.rank}, and the run has {ranks}")
+            raise UserError(
+                f"{source}: {fault} never strikes: it waits for rank {fault.rank}, and the run has {ranks}. Give the run more ranks, or another plan by --plan"
+            )
         if fault.attempt is None and fault.kind in OUTSIDE:
             raise UserError(f"{source}: {fault} would strike in every attempt: give `attempt: any` or a number")
     return faults

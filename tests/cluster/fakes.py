@@ -67,6 +67,7 @@ class FakeGroup:
 
     def __init__(self, clock: Clock, train: Script, world_size: int = 2) -> None:
         self.num_nodes, self._ranks_per_node, self._clock, self._train = 1, world_size, clock, train
+        self.is_whole = True
         self.names = ["a"]
         """The nodes that the run has or could have."""
         self.placements: list[Placement] = [Placement()]

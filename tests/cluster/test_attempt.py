@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from tests.cluster.fakes import ended, event, exit_of, harness
+from zerofleet.cluster.attempt import Attempt, Stage
 from zerofleet.cluster.config import ClusterConfig
+from zerofleet.cluster.hooks import Origin
 from zerofleet.cluster.policy.stragglers import WINDOW_STEPS, WINDOWS
+from zerofleet.trainer.run_folder import CheckpointId
 
 NUM_RANKS = 4
 LONG = WINDOW_STEPS * WINDOWS
@@ -55,3 +58,13 @@ def test_ranks_that_all_end_with_an_exit_code_are_not_said_to_have_ended_well():
     h = harness(lambda a: [[event("phase", 1, 0, 1)], exits], config=ClusterConfig(max_failures=0))
     h.run()
     assert "rank 0 on node a, in phase step after step 1, ended with exit code 3 and said nothing" in h.controller.why
+
+
+def test_a_rank_that_starts_from_a_later_step_is_where_it_says():
+    attempt = Attempt(2, Stage.TRAIN, Origin(CheckpointId(7, 1), in_memory=True), 1, 0.0)
+    for phase in ("init", "build", "load"):
+        attempt.hear(event("phase", 2, 0, 0, phase), 1.0)
+        assert f"1 in phase {phase}" in attempt.where_ranks_are()
+        assert attempt._ranks[0].place.step == 7
+    attempt.hear(event("phase", 2, 0, 8, "step"), 2.0)
+    assert "1 in phase step" in attempt.where_ranks_are() and attempt._ranks[0].place.step == 8

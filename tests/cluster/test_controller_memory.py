@@ -214,3 +214,23 @@ def test_a_save_that_is_on_its_way_is_no_checkpoint_that_was_skipped():
     h.run()
     messages = [event.data["message"] for event in h.said("incident")]
     assert messages == [f"the checkpoint of step 9 (attempt 1) was skipped: {why}"]
+
+
+def test_a_node_that_is_lost_while_the_state_is_chosen_is_replaced_before_anything_is_claimed():
+    """What it holds would be passed over, and the claim would keep it out for good."""
+
+    def train(attempt):
+        if attempt == 1:
+            return [step(1, 11), snapshot(1, 11, False), [exit_of(1, 1, None, 9)]]
+        return [step(2, 12), ended(2, "finished", 12)]
+
+    h = harness(train, selections=[FakeSelection(), FakeSelection(), in_memory(11)])
+
+    def lose() -> list:
+        h.group.is_whole = len(h.claims) != 1 or h.group.num_kills > 1
+        return h.group.infos
+
+    h.group.snapshots = lose
+    assert h.run().state is State.FINISHED
+    assert h.claims == [(1, None), (2, Origin(CheckpointId(11, 1), in_memory=True))]
+    assert "a node was lost meanwhile" in [event.data["why"] for event in h.said("state")]

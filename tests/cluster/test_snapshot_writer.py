@@ -67,7 +67,7 @@ def test_two_snapshots_become_a_checkpoint(run, writer, heard, tmp_path):
         writer.order(snapshot(tmp_path / "shm", FOUR, rank), rank, FOUR)
     events = heard.of("written", count=2)
     assert [(e.attempt, e.rank, e.step) for e in events] == [(1, 0, 4), (1, 1, 4)]
-    assert [[r["step"] for r in e.data["results"]] for e in events] == [[4], []], "nobody else may have heard them"
+    assert [[r["step"] for r in e.data["results"]] for e in events] == [[3, 4], []], "nobody else may have heard them"
     commit(CheckpointConfig(), run, assemble([Written.from_dict(e.data) for e in events]), lambda: None)
     reader = CheckpointReader(run.storage, FOUR)
     reader.check_blocks()

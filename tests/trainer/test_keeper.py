@@ -159,3 +159,12 @@ def test_what_a_snapshot_costs_is_its_call_and_the_wait_for_it_once():
     for _ in range(8):
         rank.step()
     assert [round(cost, 1) for cost in costs] == [0.5, 0.5]
+
+
+def test_where_nothing_is_kept_in_memory_a_snapshot_that_is_due_costs_nothing_and_counts_for_nothing():
+    rank = Rank(is_background=False, interval_steps=3, snapshot_interval_steps=1)
+    costs = []
+    rank.keeper._cadence.stalled = costs.append
+    for _ in range(7):
+        rank.step()
+    assert rank.saver.saved == [(3, True), (6, True)] and len(costs) == 2

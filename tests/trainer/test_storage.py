@@ -115,7 +115,6 @@ def test_a_full_disk_is_said_with_its_path_and_leaves_no_half_file(tmp_path):
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a read-only file system needs root")
 @pytest.mark.parametrize("use", [lambda s: s.create("a", b"x"), lambda s: s.write_stream("a", [b"x"]), Storage.list])
 def test_a_file_in_the_place_of_the_folder_is_said(tmp_path, use):
     (tmp_path / "runs").write_text("mine")
@@ -129,6 +128,7 @@ def test_a_segment_whose_folder_is_a_file_is_no_claim_of_another(tmp_path):
         SegmentWriter(Storage(str(tmp_path)), "events").append("{}")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a read-only file system needs root")
 def test_a_read_only_place_is_said(tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(tmp_path)], check=True)
     try:

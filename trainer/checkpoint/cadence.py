@@ -71,7 +71,12 @@ class Cadence:
     def _save_is_due(self, step: int, now: float) -> bool:
         every = self._save_interval_steps()
         # Past due counts too: while a save was in flight its successor's step may have gone by.
-        by_steps = bool(every) and step // every > self.durable_step // every
+        if (
+            self.config.interval_steps == "auto"
+        ):  # which moves: of a number that moves there is always a multiple just ahead
+            by_steps = step - self.durable_step >= every
+        else:
+            by_steps = bool(every) and step // every > self.durable_step // every
         return by_steps or bool(self.config.interval_s and now - self.durable_at >= self.config.interval_s)
 
     def _snapshot_is_due(self, step: int) -> bool:

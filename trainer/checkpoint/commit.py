@@ -60,7 +60,7 @@ class Written:
     draft: Draft | None = None
     """Rank 0's."""
     results: list[dict[str, Any]] = field(default_factory=list)
-    """Rank 0's: the events of the step itself, which nobody may have heard yet; to be written down before the commit."""
+    """Rank 0's: the newest steps' events, which nobody may have heard yet; to be written down before the commit."""
 
     def to_dict(self) -> dict[str, Any]:
         """As an event carries it."""

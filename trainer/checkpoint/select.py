@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zerofleet.trainer.checkpoint.format import DamagedFile
+from zerofleet.trainer.checkpoint.format import DamagedFile, Manifest
 from zerofleet.trainer.checkpoint.reader import CheckpointReader
 from zerofleet.trainer.checkpoint.snapshot import SnapshotMeta
 from zerofleet.trainer.config import DEFAULT_SILO
@@ -44,6 +45,14 @@ def newest_snapshot(
         if len(found) == world_size and checkpoint not in exclude and not run.fenced(checkpoint, attempts)
     ]
     return max(whole, key=lambda checkpoint: (checkpoint.step, checkpoint.attempt), default=None)
+
+
+def newest_commit_at(run: RunFolder) -> float | None:
+    """When the newest checkpoint was committed (Unix seconds); None without one that says so."""
+    for checkpoint in reversed(run.checkpoints()):
+        with contextlib.suppress(FileNotFoundError, DamagedFile):
+            return Manifest.from_bytes(run.storage.read(checkpoint.manifest)).created_at
+    return None
 
 
 def verify_checkpoint(run: RunFolder, checkpoint: CheckpointId, full: bool = False) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from random import Random
 
 import pytest
 
@@ -106,3 +108,16 @@ def test_one_early_failure_is_believed():
 
 def test_auto_begins_with_a_snapshot_after_the_first_step():
     assert cadence().due(1, 0.0) == "snapshot"
+
+
+def test_auto_saves_as_far_apart_as_it_means_to_when_steps_take_now_more_and_now_less():
+    made, saves, random = cadence(interval_steps="auto", snapshot_interval_steps=0), [], Random(0)
+    made._stall_s, made._write_s = 0.5, 10.0
+    for step in range(1, 20_001):
+        if made.due(step, float(step)) == "save":
+            saves.append(step)
+            made.save_started(step, float(step))
+            made.settled(step, step + 10.0)
+        made.stepped(random.gauss(1.0, 0.1))
+    gaps = [later - earlier for earlier, later in pairwise(saves)]
+    assert min(gaps[5:]) > 0.9 * made._save_interval_steps(), saves

@@ -1,0 +1,50 @@
+"""What rank 0 has told, kept beside the snapshots: should the driver die, ranks train on for a while, and nobody else hears them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from zerofleet.trainer.events import Event
+
+MAX_LINES = 2048
+"""Of one of the two files that take turns: a minute of steps (an agent's lease) of 30 ms, at least."""
+KINDS = ("step", "eval")
+
+
+class ResultLog:
+    """The newest MAX_LINES to 2 x MAX_LINES results of a run, in a folder in memory. One writer."""
+
+    def __init__(self, folder: Path, run: str) -> None:
+        """`run` tells this run from another that had the folder before."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._newer, self._older = (folder / f"results-{run}.{age}.jsonl" for age in ("newer", "older"))
+        lines = _read(self._newer)
+        self._newer.write_bytes("".join(f"{line}\n" for line in lines).encode())  # without what a kill cut short
+        self._file, self._num_lines = self._newer.open("ab", buffering=0), len(lines)
+
+    def append(self, event: Event) -> None:
+        """Raises OSError when there is no room."""
+        if self._num_lines >= MAX_LINES:
+            self._file.close()
+            self._newer.replace(self._older)
+            self._file, self._num_lines = self._newer.open("ab", buffering=0), 0
+        self._file.write(event.to_json().encode() + b"\n")
+        self._num_lines += 1
+
+    def recall(self) -> list[dict[str, Any]]:
+        """What an agent before left, oldest first: events, as `recalled` carries them."""
+        return [asdict(Event.from_json(line)) for path in (self._older, self._newer) for line in _read(path)]
+
+    @staticmethod
+    def remove_all(folder: Path) -> None:
+        """Of whichever run."""
+        for path in folder.glob("results-*.jsonl"):
+            path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> list[str]:
+    """Whole lines; one that a kill cut short is left out."""
+    data = path.read_bytes() if path.exists() else b""
+    return data[: data.rfind(b"\n") + 1].decode().splitlines()

@@ -1,0 +1,46 @@
+"""Results that outlive their agent and their driver."""
+
+from __future__ import annotations
+
+from zerofleet.cluster import results
+from zerofleet.cluster.results import ResultLog
+from zerofleet.cluster.snapshot_writer import remove_snapshots
+from zerofleet.trainer.events import Event
+
+
+def result(step: int) -> Event:
+    return Event("step", 1, 0, step, "step", 100.0 + step, 0.5, {"loss": 1.5, "ledger": {"step": step}})
+
+
+def steps(log: ResultLog) -> list[int]:
+    return [event["step"] for event in log.recall()]
+
+
+def test_the_next_agent_finds_them_in_order_as_they_were(tmp_path):
+    log = ResultLog(tmp_path, "r-1")
+    assert log.recall() == []
+    for step in (1, 2, 3):
+        log.append(result(step))
+    found = [Event(**fields) for fields in ResultLog(tmp_path, "r-1").recall()]
+    assert found == [result(1), result(2), result(3)]
+    assert ResultLog(tmp_path, "r-2").recall() == [], "another run of this name knows nothing of them"
+
+
+def test_the_newest_are_kept_and_no_more_than_twice_as_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "MAX_LINES", 4)
+    log = ResultLog(tmp_path, "r-1")
+    for step in range(1, 12):
+        log = log if step % 3 else ResultLog(tmp_path, "r-1")
+        log.append(result(step))
+        assert steps(log)[-4:] == list(range(max(1, step - 3), step + 1)) and len(steps(log)) <= 8
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out_and_they_go_with_the_snapshots(tmp_path):
+    ResultLog(tmp_path / "run", "r-1").append(result(1))
+    with (tmp_path / "run/results-r-1.newer.jsonl").open("a") as file:
+        file.write('{"kind": "st')
+    log = ResultLog(tmp_path / "run", "r-1")
+    log.append(result(2))
+    assert steps(log) == [1, 2]
+    remove_snapshots(tmp_path / "run")
+    assert not (tmp_path / "run").exists()

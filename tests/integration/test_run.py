@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
+import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from tests.support.cli import Cli, kill_rank_at, losses, positions, wait_for_end
+from zerofleet.cluster.snapshot_writer import snapshot_folder
 from zerofleet.launch.drivers import driver_records
+from zerofleet.trainer.reporter import RECENT_EVENTS
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -47,6 +53,32 @@ def test_kill_9_of_a_rank_at_a_random_step_changes_nothing(cli, unbroken, seed):
     assert len(verdicts) == 1 and f"rank {rank}" in verdicts[0] and "SIGKILL" in verdicts[0]
     assert losses(run) == unbroken, "bitwise"
     assert positions(run) == list(range(STEPS * 8)), "every position once"
+
+
+def test_steps_that_ranks_did_after_their_driver_was_killed_are_all_in_the_ledger(cli):
+    """More of them than a snapshot remembers."""
+    steps = 600
+    kept = ["checkpoint.interval_steps=0", "checkpoint.snapshot_interval_steps=1", "checkpoint.export=false"]
+    assert cli.submit("orphaned", f"train.steps={steps}", *kept, "--detach").returncode == 0
+    run = cli.run("orphaned")
+    wait_until(lambda: max(losses(run), default=0) >= 20)
+    os.kill(driver_records(run)[-1].pid, signal.SIGKILL)
+    heard = max(losses(run))
+    (told,) = Path(snapshot_folder(run)).glob("results-*.newer.jsonl")
+    wait_until(lambda: len(told.read_bytes().splitlines()) > heard + 2 * RECENT_EVENTS)
+    resumed = cli("resume", "orphaned")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    second = run.attempts()[1]
+    assert second.from_memory and second.start_step > heard + RECENT_EVENTS, second
+    assert sorted(losses(run)) == list(range(1, steps + 1))
+    assert positions(run) == list(range(steps * 8)), "every position once"
+
+
+def wait_until(is_so: Callable[[], bool], timeout_s: float = 90) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 SLOW = ["train.steps=60", "checkpoint.interval_steps=4", "train.global_batch_size=32", "train.learning_rate=0.003"]

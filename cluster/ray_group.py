@@ -199,7 +199,14 @@ class RayGroup:
         self, job: JobSpec, attempt: int, num_ranks: int, log_name: str, memory: CheckpointId | None = None
     ) -> None:
         if not self.is_whole:
-            raise ZerofleetError("a node was lost while the ranks were to be started")
+            missing = min(set(range(self.num_nodes)) - set(self._nodes))
+            data = {
+                "node": f"node {missing}",
+                "node_rank": missing,
+                "message": "it was gone before its ranks were started",
+            }
+            self._lost.append(Event("node_lost", 0, DRIVER, 0, "end", time.time(), data=data))
+            return
         address = self._nodes[0].address if self.num_nodes > 1 else "127.0.0.1"
         try:
             port = ray.get(self._nodes[0].agent.free_port.remote(), timeout=AGENT_TIMEOUT_S)

@@ -31,7 +31,7 @@ class ClusterConfig(Section):
     stall_timeout_s: PositiveFloat = 600.0
     """Seconds without any sign of life from a rank before the attempt is ended as hung."""
     stop_timeout_s: PositiveFloat = 300.0
-    """Seconds that a stop, or the end of a run, waits for its checkpoint to become durable."""
+    """Seconds that a stop, or the end of a run, waits for its checkpoint to become durable, and then for its last records to be written (those for a minute at most)."""
     storage_timeout_s: PositiveFloat = 1800.0
     """Seconds that the start of an attempt (its claim is a file in storage) is tried again while storage is down."""
     max_failures: NonNegativeInt = 3

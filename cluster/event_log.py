@@ -67,11 +67,11 @@ class EventLog:
                 f"the ledger was not durable within {SYNC_TIMEOUT_S:g} s: storage is slow or down"
             ) from error
 
-    def close(self) -> bool:
-        """Returns when everything has been written, or cannot be within CLOSE_TIMEOUT_S. Whether it was handed to a writer
-        that could be closed."""
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> bool:
+        """Returns when everything has been written, or cannot be within `timeout_s`, and CLOSE_TIMEOUT_S for what was begun. Whether it
+        was handed to a writer that could be closed."""
         self._queue.put(None)
-        self._thread.join(CLOSE_TIMEOUT_S)
+        self._thread.join(timeout_s)
         self._given_up.set()
         self._thread.join(CLOSE_TIMEOUT_S)
         return self._is_whole and not self._thread.is_alive()

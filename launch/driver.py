@@ -25,7 +25,7 @@ import xxhash
 from zerofleet.cluster.attempt import Stage
 from zerofleet.cluster.commits import Committer
 from zerofleet.cluster.controller import Controller
-from zerofleet.cluster.event_log import EventLog
+from zerofleet.cluster.event_log import CLOSE_TIMEOUT_S, EventLog
 from zerofleet.cluster.faults import VARIABLE as FAULTS_VARIABLE
 from zerofleet.cluster.faults import parse_faults
 from zerofleet.cluster.hooks import Hooks, Origin
@@ -106,7 +106,7 @@ def drive(storage_url: str, name: str, overrides: Sequence[str] = (), program: P
     try:
         return Driver(run, job, number, log, program, stops).run()
     finally:
-        log.close()
+        log.close(min(CLOSE_TIMEOUT_S, job.cluster.stop_timeout_s))
 
 
 def claim(run: RunFolder, overrides: Sequence[str]) -> int:

@@ -109,13 +109,17 @@ class Injector:
 
     def _kill_agent(self, fault: Fault, arrival: Arrival) -> None:
         for process in agents_of(self._run):
-            process.kill()
+            with contextlib.suppress(
+                psutil.NoSuchProcess
+            ):  # it went with another of them
+                process.kill()
 
     def _kill_head(self, fault: Fault, arrival: Arrival) -> None:
         own = own_ray_of(self._run)
         for process in own.processes():
-            if process.pid == own.head.pid or process.name() in _HEAD:
-                process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it went with another of them
+                if process.pid == own.head.pid or process.name() in _HEAD:
+                    process.kill()
 
     def _disk_full(self, fault: Fault, arrival: Arrival) -> None:
         assert self._roomy is not None

@@ -20,7 +20,7 @@ from zerofleet.cluster.host import interface_of
 from zerofleet.cluster.preflight import NodeReport, inspect_node
 from zerofleet.cluster.ranks import Ranks
 from zerofleet.cluster.replicator import Replicator
-from zerofleet.cluster.results import KINDS, ResultLog
+from zerofleet.cluster.results import ResultLog
 from zerofleet.cluster.snapshot_server import SnapshotServer
 from zerofleet.cluster.snapshot_writer import SnapshotWriter, remove_snapshots
 from zerofleet.cluster.spec import AttemptSpec, NodeSpec, RankSpec, SnapshotInfo
@@ -28,7 +28,7 @@ from zerofleet.cluster.stacks import RankStack
 from zerofleet.trainer.checkpoint.remote import Peer, write_holders
 from zerofleet.trainer.checkpoint.snapshot import find_snapshots
 from zerofleet.trainer.errors import StorageError
-from zerofleet.trainer.events import DRIVER, Control, Event
+from zerofleet.trainer.events import DRIVER, RESULTS, Control, Event
 from zerofleet.trainer.run_folder import CheckpointId
 from zerofleet.trainer.storage import Storage
 from zerofleet.trainer.world import World
@@ -156,7 +156,7 @@ class NodeAgent:
 
     def _hear(self, event: Event) -> None:
         """What a rank says. A snapshot that is to go somewhere is pinned at once."""
-        if self._results and event.kind in KINDS:
+        if self._results and event.kind in RESULTS:
             with contextlib.suppress(OSError):  # no room: it is heard all the same, unless the driver dies
                 self._results.append(event)
         self._emit(event)

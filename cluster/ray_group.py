@@ -137,9 +137,8 @@ class RayGroup:
 
     def resize(self, num_nodes: int) -> None:
         self.num_nodes = num_nodes
-        nodes = sorted(
-            self._nodes.values(), key=lambda node: (node.report is None, node.rank)
-        )  # who is silent goes first
+        # Who is silent goes first.
+        nodes = sorted(self._nodes.values(), key=lambda node: (node.report is None, node.rank))
         for node in nodes[num_nodes:]:
             self._forget(node)
         for rank, node in enumerate(nodes[:num_nodes]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,6 @@ from zerofleet.trainer.events import Event
 
 MAX_LINES = 2048
 """Of one of the two files that take turns: a minute of steps (an agent's lease) of 30 ms, at least."""
-KINDS = ("step", "eval")
 
 
 class ResultLog:
@@ -21,21 +22,25 @@ class ResultLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._newer, self._older = (folder / f"results-{run}.{age}.jsonl" for age in ("newer", "older"))
         lines = _read(self._newer)
-        self._newer.write_bytes("".join(f"{line}\n" for line in lines).encode())  # without what a kill cut short
         self._file, self._num_lines = self._newer.open("ab", buffering=0), len(lines)
+        self._file.truncate(sum(len(line) + 1 for line in lines))  # without what a kill cut short
 
     def append(self, event: Event) -> None:
-        """Raises OSError when there is no room."""
+        """Raises OSError when there is no room; what is there stays whole."""
         if self._num_lines >= MAX_LINES:
-            self._file.close()
             self._newer.replace(self._older)
-            self._file, self._num_lines = self._newer.open("ab", buffering=0), 0
-        self._file.write(event.to_json().encode() + b"\n")
+            fresh = self._newer.open("ab", buffering=0)
+            self._file.close()
+            self._file, self._num_lines = fresh, 0
+        line, before = event.to_json().encode() + b"\n", os.fstat(self._file.fileno()).st_size
+        if self._file.write(line) < len(line):
+            self._file.truncate(before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._newer))
         self._num_lines += 1
 
     def recall(self) -> list[dict[str, Any]]:
         """What an agent before left, oldest first: events, as `recalled` carries them."""
-        return [asdict(Event.from_json(line)) for path in (self._older, self._newer) for line in _read(path)]
+        return [asdict(Event.from_json(line.decode())) for path in (self._older, self._newer) for line in _read(path)]
 
     @staticmethod
     def remove_all(folder: Path) -> None:
@@ -44,7 +49,7 @@ class ResultLog:
             path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> list[str]:
+def _read(path: Path) -> list[bytes]:
     """Whole lines; one that a kill cut short is left out."""
     data = path.read_bytes() if path.exists() else b""
-    return data[: data.rfind(b"\n") + 1].decode().splitlines()
+    return data[: data.rfind(b"\n") + 1].splitlines()

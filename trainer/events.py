@@ -12,7 +12,7 @@ Heartbeats, progress, goodput and the ledger are readings of the one event strea
 | `written`    | agent or rank | a rank file is in storage: a commit.Written, with `results`, those of the newest steps, which nobody may have heard |
 | `unwritten`  | agent or rank | it will not be: `checkpoint`, `message` |
 | `checkpoint` | who commits   | a manifest was written: `bytes`, `path` |
-| `recalled`   | rank 0        | `events`: what a snapshot remembered of the steps before it, should nobody have heard them |
+| `recalled`   | rank 0, agent | `events`: results that a snapshot, or an agent before, remembered, should nobody have heard them |
 | `incident`   | anyone        | `class`, `message`: something a user should know |
 | `info`       | anyone        | `message`: arithmetic, sizes, what was loaded |
 | `loaded`     | rank 0        | the state was restored: step, from_attempt, digests verified |
@@ -38,6 +38,9 @@ from typing import Any, Literal
 
 DRIVER = -1
 """The `rank` of events that the driver makes."""
+
+RESULTS = frozenset(("step", "eval"))
+"""Kinds that tell what a step came to: rank 0 may hold them back, and metrics/ has them."""
 
 PHASES = ("import", "init", "build", "load", "step", "eval", "snapshot", "save", "end")
 

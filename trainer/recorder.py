@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zerofleet.trainer.config import TrainConfig
-from zerofleet.trainer.events import DRIVER, Event
+from zerofleet.trainer.events import DRIVER, RESULTS, Event
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.storage import read_segments
 from zerofleet.trainer.tracking import WandbTracker
@@ -47,7 +47,7 @@ class Recorder:
 
     def on_event(self, event: Event) -> None:
         """Writes an event down. Raises StorageError."""
-        if event.kind in ("step", "eval"):
+        if event.kind in RESULTS:
             self._record_news(event)
         elif event.kind == "written":
             for result in (Event(**fields) for fields in event.data.get("results", ())):

@@ -109,15 +109,13 @@ class Injector:
 
     def _kill_agent(self, fault: Fault, arrival: Arrival) -> None:
         for process in agents_of(self._run):
-            with contextlib.suppress(
-                psutil.NoSuchProcess
-            ):  # it went with another of them
+            with contextlib.suppress(psutil.NoSuchProcess):  # it went with another
                 process.kill()
 
     def _kill_head(self, fault: Fault, arrival: Arrival) -> None:
         own = own_ray_of(self._run)
         for process in own.processes():
-            with contextlib.suppress(psutil.NoSuchProcess):  # it went with another of them
+            with contextlib.suppress(psutil.NoSuchProcess):  # it went with another
                 if process.pid == own.head.pid or process.name() in _HEAD:
                     process.kill()
 

@@ -19,7 +19,7 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 
-from zerofleet.trainer.events import Event
+from zerofleet.trainer.events import RESULTS, Event
 
 FLOOR_S = 2.0
 """The shortest limit."""
@@ -47,9 +47,7 @@ _FLOORS_S = dict.fromkeys(("import", "init", "build", "load", "save", "end"), SL
 _START_UP = frozenset(("import", "init", "build", "load"))
 _NO_SIGNS = frozenset(("exit", "error", "snapshot", "written", "unwritten", "checkpoint"))
 """Kinds that others say about a rank (its agent, its copying thread), and its end."""
-_RESULTS = frozenset(("step", "eval"))
-"""Kinds that rank 0 may hold back: then they tell of an earlier time than the signs before them."""
-_PLACED = _RESULTS | {"phase"}
+_PLACED = RESULTS | {"phase"}
 """Kinds that tell which phase the rank is in."""
 
 Silence = tuple[int, str, float]
@@ -202,7 +200,7 @@ class Heartbeat:
     def _take(self, rank: _Rank, event: Event) -> None:
         said_at = event.start + event.duration_s
         gap_s = said_at - rank.said_at if rank.said_at is not None else 0.0
-        is_late_news = event.kind in _RESULTS and gap_s < 0
+        is_late_news = event.kind in RESULTS and gap_s < 0
         self._learn(rank, event, gap_s)
         # Events travel, for who knows how long: the difference of the clocks is that of the event which travelled least.
         apart_s = self._clock - said_at

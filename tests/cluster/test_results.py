@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
+import pytest
+
 from zerofleet.cluster import results
 from zerofleet.cluster.results import ResultLog
 from zerofleet.cluster.snapshot_writer import remove_snapshots
@@ -44,3 +49,18 @@ def test_a_line_that_a_kill_cut_short_is_left_out_and_they_go_with_the_snapshots
     assert steps(log) == [1, 2]
     remove_snapshots(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_without_room_what_is_there_stays_whole(tmp_path):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(tmp_path)], check=True)
+    try:
+        log, kept = ResultLog(tmp_path, "r-1"), 0
+        with pytest.raises(OSError, match="No space left"):
+            for kept in range(1000):
+                log.append(result(kept))
+        with pytest.raises(OSError, match="No space left"):
+            log.append(result(kept))
+        assert steps(ResultLog(tmp_path, "r-1")) == list(range(kept))
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)  # the logs are still open

@@ -90,11 +90,11 @@ def test_a_reader_that_is_cut_off_does_not_pin_it_for_ever(tmp_path, there, monk
     monkeypatch.setitem(snapshot_server.KEEPALIVE, socket.TCP_KEEPIDLE, 1)
     path = write(tmp_path / "there", 1, 37, 100)
     remote = RemoteSnapshot(Holder(1, there.peer, str(path)), FOUR)
-    assert _is_read(path)
+    assert _is_held(path, fcntl.LOCK_EX)
     remote._connection.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)  # closed now, it sends nothing
     remote.close()
     deadline = time.monotonic() + 20
-    while _is_read(path):
+    while _is_held(path, fcntl.LOCK_EX):
         assert time.monotonic() < deadline, "pinned for a reader that is gone"
         time.sleep(0.05)
 
@@ -240,26 +240,17 @@ def test_a_half_sent_one_does_not_count(tmp_path, here, there):
         connection.sendall(snapshot.payload[: len(snapshot.payload) // 2])
     replica = buffer_paths(tmp_path / "there" / REPLICAS, 0)[0]
     deadline = time.monotonic() + 10
-    while _is_locked(replica):
+    while _is_held(replica, fcntl.LOCK_SH):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert find_snapshots(tmp_path / "there") == []
 
 
-def _is_read(path: Path) -> bool:
-    """Whether somebody keeps it from being overwritten."""
-    with path.open("rb+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-def _is_locked(path: Path) -> bool:
+def _is_held(path: Path, against: int) -> bool:
+    """Whether somebody holds a lock that keeps others from this one: LOCK_EX from writing, LOCK_SH from reading too."""
     with path.open("rb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(file, against | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False

@@ -71,9 +71,8 @@ class Cadence:
     def _save_is_due(self, step: int, now: float) -> bool:
         every = self._save_interval_steps()
         # Past due counts too: while a save was in flight its successor's step may have gone by.
-        if (
-            self.config.interval_steps == "auto"
-        ):  # which moves: of a number that moves there is always a multiple just ahead
+        if self.config.interval_steps == "auto":
+            # Not multiples: of a number that moves with every measurement there is always one just ahead.
             by_steps = step - self.durable_step >= every
         else:
             by_steps = bool(every) and step // every > self.durable_step // every

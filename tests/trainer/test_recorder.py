@@ -256,3 +256,15 @@ def test_a_snapshot_that_is_written_out_in_a_later_attempt_brings_nothing_twice(
     second.close()
     assert [line["step"] for line in run.read("ledger")] == [2, 3, 4]
     assert [line["step"] for line in run.read("metrics")] == [2, 3, 4]
+
+
+def test_what_an_attempt_before_has_recorded_is_not_recorded_again_with_its_file(config):
+    run = RunFolder(config.run.storage, config.run.name)
+    first = Recorder(run, 1, config)
+    first.on_event(stepped(3))
+    first.close()
+    second = Recorder(run, 2, config)
+    second.on_event(written(stepped(3)))
+    second.make_ledger_durable()
+    second.close()
+    assert [line["step"] for line in run.read("ledger")] == [line["step"] for line in run.read("metrics")] == [3]

@@ -3,7 +3,8 @@
     python -m zerofleet.benchmarks.fault_matrix --output benchmarks/results/DATE-faults [--only "kill rank" ...]
 
 Writes DATE-faults.json and DATE-faults.md, anew after every cell. Exit code 1 when a cell does not hold. A cell is a tiny fp32 Llama on
-two ranks with a snapshot at every step and a checkpoint every seventh.
+two ranks with a snapshot at every step and a checkpoint every seventh. Faults of nodes run over hosts that are network namespaces
+(benchmarks/hosts), outages of S3 against a server behind a proxy (benchmarks/s3).
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import yaml
 
 from zerofleet.benchmarks.environment import fingerprint
+from zerofleet.benchmarks.fault_places import OverHosts, OverS3, Place, ThisHost, why_not_over
 from zerofleet.cluster.faults import Fault
 from zerofleet.launch.chaos.plan import plan_of
 from zerofleet.launch.chaos.trial import Trial, named, reference_for, run_trial
@@ -32,7 +35,7 @@ from zerofleet.launch.config import JobConfig, override_job
 
 MATRIX = Path(__file__).with_name("fault_matrix.yaml")
 RANKS = 2
-CELL_TIMEOUT_S = 180.0
+CELL_TIMEOUT_S = 240.0
 """A cell that takes longer has failed: nothing may wait without bound."""
 WORDS = "whatever fails no sample is lost or seen twice and every second of the bill is accounted for by the ledger"
 
@@ -45,6 +48,8 @@ class Cell:
     phase: str
     plan: tuple[Fault, ...]
     overrides: tuple[str, ...]
+    place: str
+    """On this host when empty, else `hosts` or `s3`."""
     in_tests: bool
     """Whether `make test` runs it."""
 
@@ -65,7 +70,8 @@ def cells(matrix: dict[str, Any], total_steps: int) -> Iterator[Cell]:
             before = [*row.get("before", []), *place.pop("before", [])]
             entries = before + [{**place, **entry} for entry in row["plan"]]
             plan = plan_of(entries, total_steps, RANKS, f"{fault} / {phase}")
-            yield Cell(fault, phase, plan, tuple(row.get("job", ())), f"{fault} / {phase}" in matrix["test"])
+            in_tests = f"{fault} / {phase}" in matrix["test"]
+            yield Cell(fault, phase, plan, tuple(row.get("job", ())), row.get("place", ""), in_tests)
 
 
 def read_matrix() -> dict[str, Any]:
@@ -81,6 +87,22 @@ class Workplace:
         _write_corpus(folder / "corpus")
         self.job = override_job(_tiny_job(folder), matrix["job"])
         self._unbroken: Trial | None = None
+        self.places: dict[str, Place] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for place in self.places.values():
+            place.close()
+
+    def place(self, name: str) -> Place:
+        """Made when it is first needed."""
+        if name not in self.places:
+            self.places[name] = OverHosts(self._folder) if name == "hosts" else OverS3() if name == "s3" else ThisHost()
+        return self.places[name]
 
     @property
     def unbroken(self) -> Trial:
@@ -95,7 +117,7 @@ class Workplace:
         """The cell's run and what it fails to show."""
         unbroken = self.unbroken
         job = override_job(self.job, [f"run.name={cell.run_name}", *cell.overrides])
-        trial = run_trial(job, self._folder, cell.plan, CELL_TIMEOUT_S)
+        trial = self.place(cell.place).run(job, self._folder, cell.plan, CELL_TIMEOUT_S)
         reference = reference_for(trial, unbroken, job, self._folder, CELL_TIMEOUT_S)
         return trial, trial.problems(reference, job)
 
@@ -215,14 +237,16 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that a run that is driven is ended
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     matrix, folder, results = read_matrix(), Path(tempfile.mkdtemp(prefix="zf-faults-")), []
-    work = Workplace(folder, matrix)
-    for cell in cells(matrix, work.job.train.steps):
-        if arguments.only and not {cell.fault, cell.name} & set(arguments.only):
-            continue
-        trial, problems = work.run(cell)
-        results.append(cell_result(cell, trial, problems))
-        print(f"{_row(results[-1])} {'; '.join(problems)}", flush=True)
-        write_report(arguments.output, work, matrix, results)
+    with Workplace(folder, matrix) as work:
+        for cell in cells(matrix, work.job.train.steps):
+            if arguments.only and not {cell.fault, cell.name} & set(arguments.only):
+                continue
+            if reason := why_not_over(cell.place):
+                sys.exit(f"{cell.name}: {reason}")
+            trial, problems = work.run(cell)
+            results.append(cell_result(cell, trial, problems))
+            print(f"{_row(results[-1])} {'; '.join(problems)}", flush=True)
+            write_report(arguments.output, work, matrix, results)
     if any(result["problems"] for result in results):
         sys.exit(f"cells do not hold; their runs lie in {folder}")
     shutil.rmtree(folder)

@@ -19,11 +19,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from zerofleet.cluster.chaos.gate import Arrival, announce
+from zerofleet.cluster.chaos.node import strike_node
 from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.events import PHASES
 
 INSIDE = ("kill", "raise", "freeze", "nan", "spike")
+NODE = ("kill_node", "cut_node", "slow_node")
 OUTSIDE = (
     "kill_agent",
     "kill_driver",
@@ -35,8 +37,10 @@ OUTSIDE = (
     "truncate",
     "zombie",
 )
-KINDS = INSIDE + OUTSIDE
-LASTING = ("disk_full", "storage_outage")
+KINDS = INSIDE + NODE + OUTSIDE
+MOUNTED = ("disk_full", "storage_outage")
+"""Kinds that mount something over the run folder."""
+LASTING = (*MOUNTED, "cut_node", "slow_node")
 """Kinds that last `for_s` seconds."""
 POINTS = tuple(phase for phase in PHASES if phase != "import")
 """Where the trainer asks whether a fault is due; before its imports are done there is no trainer."""
@@ -61,9 +65,9 @@ class Fault:
     attempt: int | str | None = 1
     position: int | None = None
     for_s: float | None = None
-    """Seconds that a LASTING fault lasts; None: until the driver has ended."""
+    """Seconds that a LASTING fault lasts; None: until the driver has ended, and of a node for good."""
     gate: str = ""
-    """Unix socket at which the rank says that it has arrived, and waits; empty: nobody wants to know."""
+    """Where the rank says that it has arrived, and waits (chaos/gate.py); empty: nobody wants to know."""
 
     def is_due(self, point: str, step: int, ranges: Ranges) -> bool:
         is_fed = self.position is None or any(start <= self.position < end for start, end in ranges)
@@ -102,8 +106,9 @@ def _parse(entry: Any, source: str) -> Fault:
         )
     if entry["kind"] not in KINDS:
         raise UserError(f"{source}: kind {entry['kind']!r} is none of {', '.join(KINDS)}")
-    if entry["kind"] in INSIDE and "rank" not in entry:
-        raise UserError(f"{source}: {entry!r} is not a fault: give kind, rank and step: {entry['kind']} strikes a rank")
+    if entry["kind"] in INSIDE + NODE and "rank" not in entry:
+        whom = "a rank" if entry["kind"] in INSIDE else "the node of a rank"
+        raise UserError(f"{source}: {entry!r} is not a fault: give kind, rank and step: {entry['kind']} strikes {whom}")
     fault = Fault(**{"rank": 0, **entry})
     for problem in _problems(fault):
         raise UserError(f"{source}: {problem}")
@@ -124,7 +129,7 @@ def _problems(fault: Fault) -> list[str]:
     if fault.position is not None and not (fault.point == "step" and _is_number(fault.position, int)):
         found.append(f"position={fault.position!r} of {fault.kind} must be a whole number, and its point `step`")
     if fault.for_s is not None and fault.kind not in LASTING:
-        found.append(f"for_s belongs to {' and '.join(LASTING)}: {fault.kind} happens at once")
+        found.append(f"for_s belongs to {', '.join(LASTING)}: {fault.kind} happens at once")
     if fault.for_s is not None and not (_is_number(fault.for_s, int, float) and fault.for_s > 0):
         found.append(f"for_s={fault.for_s!r} of {fault.kind} must be a number of seconds above 0")
     if fault.kind == "storage_outage" and fault.for_s is None:
@@ -163,4 +168,6 @@ class FaultInjector:
             os.kill(os.getpid(), signal.SIGSTOP)
         elif fault.kind == "raise":
             raise InjectedFault(f"injected at {point} of step {step}")
+        elif fault.kind in NODE:
+            strike_node(fault.kind, fault.for_s)
         return fault.kind

@@ -99,7 +99,7 @@ def _open(path: Path, checkpoint: CheckpointId) -> Snapshot | None:
 def _send(snapshot: Snapshot, buddy: Peer) -> str:
     """Returns why the buddy has not taken it, else nothing. Raises OSError, ValueError."""
     with buddy.connect() as connection:
-        request = {"meta": asdict(snapshot.meta), "payload_bytes": len(snapshot.payload)}
+        request = {"meta": vars(snapshot.meta), "payload_bytes": len(snapshot.payload)}
         send(connection, {"op": "put", "secret": buddy.secret, **request})
         if "error" in (answer := receive(connection)):
             return str(answer["error"])

@@ -10,7 +10,6 @@ import logging
 import socket
 import socketserver
 import threading
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,7 @@ class SnapshotServer:
         if snapshot is None:
             return send(connection, {"error": "it is no longer there"})
         try:
-            send(connection, {"meta": asdict(snapshot.meta)})
+            send(connection, {"meta": vars(snapshot.meta)})
             _wait_for_reader(connection)
             while (wanted := _next_range(connection)) is not None:
                 if wanted == ASK_DIGESTS:

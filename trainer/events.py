@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 DRIVER = -1
@@ -60,7 +60,7 @@ class Event:
 
     def to_json(self) -> str:
         """One line; NaN and infinity are written as JavaScript does (`NaN`), which Python reads back."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return json.dumps(vars(self), separators=(",", ":"))
 
     @staticmethod
     def from_json(line: str) -> Event:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,10 +17,11 @@ import psutil
 
 from zerofleet.cluster.chaos import damage
 from zerofleet.cluster.chaos.gate import Arrival, Gate
-from zerofleet.cluster.chaos.mounts import RoomyFolder, begin_outage, check_mounts, unmount
-from zerofleet.cluster.faults import LASTING, ONCE, Fault
+from zerofleet.cluster.chaos.mounts import MountedOutage, Outage, RoomyFolder, check_mounts
+from zerofleet.cluster.faults import MOUNTED, NODE, ONCE, Fault
 from zerofleet.cluster.local import Leftover, leftovers
 from zerofleet.trainer.driver_records import driver_records
+from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.run_folder import RunFolder
 
 _HEAD = ("gcs_server", "raylet")
@@ -45,12 +47,17 @@ class Strike:
 class Injector:
     """A context: until its end ranks are awaited, and what lasts is lifted there."""
 
-    def __init__(self, run: RunFolder, faults: Sequence[Fault]) -> None:
-        """Before the run folder exists. Raises UserError for a fault that cannot be made here, MountError."""
+    def __init__(
+        self, run: RunFolder, faults: Sequence[Fault], cluster_address: str = "", outage: Outage | None = None
+    ) -> None:
+        """Before the run folder exists. `cluster_address` is the host:port of a Ray cluster that the run joins; `outage` is what
+        storage_outage does, where it is not a mount. Raises UserError for a fault that cannot be made here, MountError."""
         for fault in faults:
-            if fault.kind in LASTING:
+            _check_place(fault.kind, is_joined=bool(cluster_address))
+            if fault.kind in MOUNTED and not (outage and fault.kind == "storage_outage"):
                 check_mounts(run, fault.kind)
-        self._run, self._gate = run, Gate(self._strike)
+        self._outage = outage
+        self._run, self._gate = run, Gate(self._strike, _own_address(cluster_address) if cluster_address else "")
         self._lasting: dict[int, tuple[threading.Timer | None, Callable[[], None]]] = {}
         self._lock = threading.Lock()
         self.faults = tuple(replace(fault, gate=self._gate.path) for fault in faults)
@@ -125,9 +132,9 @@ class Injector:
         self._lift_later(fault, arrival.fault, self._roomy.empty)
 
     def _storage_outage(self, fault: Fault, arrival: Arrival) -> None:
-        folder = self._run.storage.local_path()
-        begin_outage(folder)
-        self._lift_later(fault, arrival.fault, lambda: unmount(folder))
+        outage = self._outage or MountedOutage(self._run.storage.local_path())
+        outage.begin()
+        self._lift_later(fault, arrival.fault, outage.end)
 
     def _lift_later(self, fault: Fault, number: int, lift: Callable[[], None]) -> None:
         timer = threading.Timer(fault.for_s, self._lift_one, [number]) if fault.for_s is not None else None
@@ -144,6 +151,28 @@ class Injector:
             damage.lose_memory(self._run)
         finally:
             os.kill(arrival.pid, signal.SIGKILL)
+
+
+def _check_place(kind: str, is_joined: bool) -> None:
+    """Raises UserError where a fault of this kind has nothing to strike."""
+    if kind in NODE and not is_joined:
+        raise UserError(
+            f"{kind} strikes a node of a Ray cluster that the run joins: give cluster.address and at least two nodes. "
+            "A run that starts its own Ray has this host only; kill_head ends that"
+        )
+    if is_joined and kind in (*MOUNTED, *_DAMAGES, "kill_agent", "kill_head"):
+        raise UserError(
+            f"{kind} reaches what runs on this host only, and the run joins a Ray cluster: leave it out of the plan, or leave "
+            "cluster.address out of the job"
+        )
+
+
+def _own_address(cluster_address: str) -> str:
+    """Of this host, as the cluster's nodes see it: what it sends to the head comes from there. Sends nothing."""
+    host, _, port = cluster_address.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+        link.connect((host, int(port)))
+        return str(link.getsockname()[0])
 
 
 def _nothing() -> None:

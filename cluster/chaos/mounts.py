@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Protocol
 
 from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.run_folder import RunFolder
@@ -57,10 +58,28 @@ class RoomyFolder:
         kept.rename(self._folder)
 
 
-def begin_outage(folder: Path) -> None:
-    """Raises MountError."""
-    _mount("--bind", str(folder), str(folder))
-    _mount("-o", "remount,bind,ro", str(folder))
+class Outage(Protocol):
+    """Storage that goes away and comes back."""
+
+    def begin(self) -> None:
+        """From now on it takes nothing."""
+
+    def end(self) -> None:
+        """It is as it was before."""
+
+
+class MountedOutage:
+    """Of a folder, which becomes read-only. Both raise MountError."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def begin(self) -> None:
+        _mount("--bind", str(self._folder), str(self._folder))
+        _mount("-o", "remount,bind,ro", str(self._folder))
+
+    def end(self) -> None:
+        unmount(self._folder)
 
 
 def unmount(folder: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from zerofleet.cluster.chaos.injector import Injector, Strike
-from zerofleet.cluster.faults import LASTING, VARIABLE, Fault, format_faults
+from zerofleet.cluster.chaos.mounts import Outage
+from zerofleet.cluster.faults import MOUNTED, VARIABLE, Fault, format_faults
 from zerofleet.cluster.local import reap_leftovers
 from zerofleet.launch.backends.local import LocalDriver, start_driver
 from zerofleet.launch.chaos.plan import RESUMED
@@ -92,15 +93,16 @@ def run_trial(
     faults: tuple[Fault, ...] = (),
     timeout_s: float | None = None,
     claim: AttemptRecord | None = None,
+    outage: Outage | None = None,
 ) -> Trial:
-    """Runs a job, which has a name, to its end; `claim` is an attempt before its own. Raises UserError when the name is taken or
-    a fault cannot be made here."""
+    """Runs a job, which has a name, to its end; `claim` is an attempt before its own, `outage` what storage_outage does, where it is not a
+    mount. Raises UserError when the name is taken or a fault cannot be made here."""
     assert job.run.name is not None
     run = RunFolder(job.run.storage, job.run.name)
     if run.storage.list():
         raise UserError(f"run {job.run.name!r} exists already in {job.run.storage}: choose another run.name")
     began, num_resumes = time.monotonic(), 0
-    with Injector(run, faults) as injector:
+    with Injector(run, faults, job.cluster.address, outage) as injector:
         create_run(job, recipe)
         if claim is not None:
             run.storage.create(f"attempts/{claim.attempt:04d}.json", json.dumps(asdict(claim)).encode())
@@ -135,7 +137,7 @@ def _make_sure_of_the_end(driver: LocalDriver) -> None:
 def _resumes_called_for(injector: Injector) -> int:
     """How many of the faults that struck end the driver, or keep it from saving until somebody helps."""
     return sum(
-        strike.fault.kind in RESUMED or (strike.fault.kind in LASTING and strike.fault.for_s is None)
+        strike.fault.kind in RESUMED or (strike.fault.kind in MOUNTED and strike.fault.for_s is None)
         for strike in injector.strikes
         if not strike.error
     )

@@ -61,9 +61,10 @@ def test_a_fault_of_every_attempt():
         ({"kind": "kill", "rank": 1, "step": "soon"}, "step='soon' of kill must be a whole number"),
         ({"kind": "kill", "rank": -1, "step": 3}, "rank=-1 of kill"),
         ({"kind": "kill", "rank": 1, "step": 3, "attempt": 0}, "attempt=0 of kill"),
-        ({"kind": "kill", "rank": 1, "step": 3, "for_s": 2}, "for_s belongs to disk_full and storage_outage"),
+        ({"kind": "kill", "rank": 1, "step": 3, "for_s": 2}, "for_s belongs to disk_full, storage_outage"),
         ({"kind": "disk_full", "step": 3, "for_s": -1}, "for_s=-1 of disk_full"),
         ({"kind": "storage_outage", "step": 3}, "storage_outage needs for_s"),
+        ({"kind": "cut_node", "step": 3}, "cut_node strikes the node of a rank"),
     ],
 )
 def test_what_makes_no_sense_is_refused(entry, words):

@@ -1,4 +1,4 @@
-"""The hosts of tests/support/hosts.py: that they are apart as machines are, can be killed, cut off and slowed, and leave nothing."""
+"""The hosts of benchmarks/hosts/harness.py: that they are apart as machines are, can be killed, cut off and slowed, and leave nothing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.hosts import Hosts, why_not
-from tests.support.switch import ROOT
+from zerofleet.benchmarks.hosts.harness import Hosts, why_not
+from zerofleet.benchmarks.hosts.switch import ROOT
 
 pytestmark = [
     pytest.mark.integration,
@@ -127,6 +127,21 @@ def test_through_a_cut_a_connection_hangs_and_then_goes_on(hosts):
     assert sender.wait(10) == 0
 
 
+def test_a_node_that_cuts_itself_off_is_silent_for_its_time(hosts):
+    """The fault `cut_node`, as a rank brings it about: nothing that its node sends arrives, and no connection breaks."""
+    ticks = hosts[2].start(program("receive_ticks", hosts[2].address))
+    assert ticks.stdout.readline() == "listening\n"
+    sender = hosts[1].start(program("send_ticks", hosts[2].address))
+    assert float(ticks.stdout.readline()) < 5
+    strike = "from zerofleet.cluster.chaos.node import strike_node; strike_node('cut_node', 1.0)"
+    done = hosts[1].run([sys.executable, "-P", "-c", strike])
+    assert done.returncode == 0, done.stderr
+    out, err = ticks.communicate(timeout=30)
+    assert 0.9 < max(map(float, out.splitlines())) < 10, err[-2000:]
+    assert sender.wait(10) == 0
+    assert "tbf" not in hosts[1].run(["tc", "qdisc", "show"]).stdout, "it is as it was"
+
+
 def test_a_slow_host_is_slow_until_it_is_not(hosts):
     listener = hosts[2].start(program("echo", hosts[2].address))
     assert listener.stdout.readline() == "listening\n"
@@ -170,7 +185,7 @@ def test_a_host_that_is_cut_off_is_noticed(hosts):
 
 def test_hosts_end_with_the_process_that_made_them():
     script = (
-        "import sys; from tests.support.hosts import Hosts; from tests.integration.test_hosts import namespaces_of\n"
+        "import sys; from zerofleet.benchmarks.hosts.harness import Hosts; from tests.integration.test_hosts import namespaces_of\n"
         "with Hosts(1) as hosts: print(*namespaces_of(hosts), flush=True); sys.stdin.read()"
     )
     owner = subprocess.Popen(

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from tests.support.bad_proxy import NONE, REFUSE, BadProxy, Fault
 from tests.support.cli import Cli, losses, positions, wait_for_end
-from tests.support.s3_server import BUCKET, S3Server, environment
+from zerofleet.benchmarks.s3.proxy import NONE, REFUSE, BadProxy, Fault
+from zerofleet.benchmarks.s3.server import BUCKET, S3Server, environment
 from zerofleet.trainer.run_folder import RunFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]

@@ -7,8 +7,8 @@ import time
 import fsspec
 import pytest
 
-from tests.support.bad_proxy import BLACK_HOLE, LOSE_ANSWER, NONE, REFUSE, BadProxy, Fault
-from tests.support.s3_server import BUCKET, S3Server, environment
+from zerofleet.benchmarks.s3.proxy import BLACK_HOLE, LOSE_ANSWER, NONE, REFUSE, BadProxy, Fault
+from zerofleet.benchmarks.s3.server import BUCKET, S3Server, environment
 from zerofleet.trainer import s3
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.storage import SegmentWriter, Storage, read_segments

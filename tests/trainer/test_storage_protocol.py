@@ -13,7 +13,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from tests.support.s3_server import BUCKET, S3Server, environment
+from zerofleet.benchmarks.s3.server import BUCKET, S3Server, environment
 from zerofleet.trainer.checkpoint.commit import Draft, Written, assemble, commit, partial_digests
 from zerofleet.trainer.checkpoint.format import BLOCK_BYTES, Scalars, write_rank_file
 from zerofleet.trainer.checkpoint.fragments import FragmentKey, Tensor

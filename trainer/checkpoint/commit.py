@@ -40,7 +40,8 @@ class Draft:
     recent_losses: list[float] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        tensors = {name: vars(tensor) for name, tensor in self.tensors.items()}
+        return {**vars(self), "scalars": asdict(self.scalars), "tensors": tensors}
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> Draft:
@@ -64,7 +65,9 @@ class Written:
 
     def to_dict(self) -> dict[str, Any]:
         """As an event carries it."""
-        return asdict(self)
+        draft = self.draft.to_dict() if self.draft else None
+        parts = {"checkpoint": asdict(self.checkpoint), "rank_file": asdict(self.rank_file), "draft": draft}
+        return {**vars(self), **parts}
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> Written:

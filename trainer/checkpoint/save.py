@@ -96,15 +96,19 @@ class Source:
             scalars=self.adapter.scalars(),
             tensors=self.adapter.tensors(),
             fingerprints=self.fingerprints,
-            versions={
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("zerofleet", "torch", "deepspeed", "transformers")},
-            },
+            versions=_versions(),
             recent_losses=self.losses.values(),
         )
 
     def event(self, kind: str, step: int, start: float, duration_s: float, **data: Any) -> None:
         self.report(Event(kind, self.world.attempt, self.world.rank, step, "save", start, duration_s, data))
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Looked up once: each takes milliseconds on the disk, and a snapshot is taken at every step."""
+    packages = ("zerofleet", "torch", "deepspeed", "transformers")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def make_saver(source: Source, folder: Path | None, token: str, before_commit: Callable[[], None]) -> Saver:
@@ -180,7 +184,7 @@ class MemorySaver:
             world_size=world.world_size,
             token=self._token,
             draft=draft.to_dict() if draft else None,
-            events=[asdict(event) for event in recent],
+            events=[vars(event) for event in recent],
         )
         arguments = (meta, saved_slots(source.adapter), durable, replicate and self.has_buddy, waits, start)
         self._thread = threading.Thread(target=self._copy_or_say_why, args=arguments, name="snapshot", daemon=True)

@@ -19,7 +19,7 @@ import os
 import struct
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,7 @@ class BufferSet:
             yield None
             return
         try:
-            description = json.dumps(asdict(meta)).encode()
+            description = json.dumps(vars(meta)).encode()  # not asdict, which copies all of it first
             offset = -(-(_DESCRIPTION_AT + len(description)) // _PAGE) * _PAGE
             _reserve(file, offset + size)
             where = (meta.attempt, meta.step, len(description), offset, size)

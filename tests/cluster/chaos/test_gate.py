@@ -70,3 +70,26 @@ def test_nothing_is_left_of_a_gate():
         assert Path(gate.path).exists()
     assert not Path(gate.path).parent.exists()
     assert announce(gate.path, Arrival(0, 1, 2, os.getpid())) is False
+
+
+def test_ranks_of_other_hosts_come_over_the_network():
+    seen = []
+
+    def strike(arrival: Arrival) -> bool:
+        seen.append(arrival.step)
+        return True
+
+    with Gate(strike, "127.0.0.1") as gate:
+        assert gate.path.startswith("127.0.0.1:")
+        assert announce(gate.path, Arrival(0, 1, 17, 1)) is True
+        where = gate.path.rpartition("/")[0]
+        assert announce(f"{where}/guessed", Arrival(0, 1, 18, 1)) is False, "whoever does not know the token"
+        host, _, port = where.rpartition(":")
+        for line in (b"[]\n", b"no json\n", b'{"token": 3}\n', b"\n", b'"' + bytes(5000)):
+            with socket.create_connection((host, int(port)), 5) as link:
+                link.sendall(line)
+                link.shutdown(socket.SHUT_WR)
+                assert link.recv(1) == b""
+        assert announce(gate.path, Arrival(0, 1, 19, 1)) is True, "it goes on listening"
+    assert seen == [17, 19]
+    assert announce(gate.path, Arrival(0, 1, 20, 1)) is False, "nobody is there any more"

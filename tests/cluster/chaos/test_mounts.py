@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from zerofleet.cluster.chaos.mounts import RoomyFolder, begin_outage, check_mounts, unmount
+from zerofleet.cluster.chaos.mounts import MountedOutage, RoomyFolder, check_mounts
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.run_folder import RunFolder
 
@@ -37,14 +37,15 @@ def test_a_full_disk_has_room_again_and_what_was_written_is_kept(tmp_path):
 def test_in_an_outage_open_files_go_on_and_nothing_new_is_made(tmp_path):
     (tmp_path / "old").write_text("old")
     with (tmp_path / "open").open("w") as file:
-        begin_outage(tmp_path)
+        outage = MountedOutage(tmp_path)
+        outage.begin()
         try:
             with pytest.raises(OSError) as caught:
                 (tmp_path / "new").write_text("new")
             assert caught.value.errno == errno.EROFS
             file.write("more")
         finally:
-            unmount(tmp_path)
+            outage.end()
     assert (tmp_path / "open").read_text() == "more"
     (tmp_path / "new").write_text("new")
 

@@ -1,4 +1,4 @@
-"""`python -m tests.support.slow_link NEAR FAR DELAY_MS RATE_MBIT`: carries frames between two network devices, late and slowly.
+"""`python -m zerofleet.benchmarks.hosts.slow_link NEAR FAR DELAY_MS RATE_MBIT`: carries frames between two network devices, late and slowly.
 
 What `tc netem` does, on kernels without it. Ends when its stdin closes. Says "up" when it carries frames.
 """

@@ -9,6 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 """The project's folder."""
+PYTHON_PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+"""So that a host finds the modules that this process has, those of `tests` too."""
 NETWORK_DEVICE = "eth0"
 """A host's end of its cable."""
 
@@ -67,8 +69,8 @@ class Switch:
         self._do("ip", "link", "set", f"far{index}", "master", "switch", "up")
         names_and_numbers = [f"port{index}", f"near{index}", str(delay_ms), str(rate_mbit)]
         self._links[index] = carrier = subprocess.Popen(
-            [*self._enter(), sys.executable, "-P", "-m", "tests.support.slow_link", *names_and_numbers],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            [*self._enter(), sys.executable, "-P", "-m", "zerofleet.benchmarks.hosts.slow_link", *names_and_numbers],
+            env={**os.environ, "PYTHONPATH": PYTHON_PATH},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,4 +1,4 @@
-"""`python -m tests.support.host_raylet SPEC`: the first process of a host that tests/support/hosts.py makes; runs Ray's processes.
+"""`python -m zerofleet.benchmarks.hosts.raylet SPEC`: the first process of a host that benchmarks/hosts/harness.py makes; runs Ray's processes.
 
 It is the init of its own PID namespace, so that whatever runs on the host dies with it, and it dies when its stdin closes.
 Speaks JSON lines on stdout: one when the host's folders are its own, one when Ray is up. Between them it waits for a
@@ -15,7 +15,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.support.switch import NETWORK_DEVICE, mac_address
+from zerofleet.benchmarks.hosts.switch import NETWORK_DEVICE, mac_address
 
 GCS_PORT = 6379
 """Free on a host that has just come into being."""

@@ -1,4 +1,4 @@
-"""An S3 server (moto) in a process of its own: `with S3Server() as server:`, or `python -m tests.support.s3_server BUCKET`.
+"""An S3 server (moto) in a process of its own: `with S3Server() as server:`, or `python -m zerofleet.benchmarks.s3.server BUCKET`.
 
 The process says its port on stdout and ends when its stdin closes. It holds everything in memory.
 """
@@ -12,11 +12,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from http.client import HTTPConnection
-from pathlib import Path
 from typing import Any
 
 BUCKET = "runs"
-ROOT = Path(__file__).parents[2]
 
 Start = Callable[..., Any]
 
@@ -26,10 +24,9 @@ class S3Server:
 
     def __enter__(self) -> S3Server:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.s3_server", BUCKET],
+            [sys.executable, "-m", "zerofleet.benchmarks.s3.server", BUCKET],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            cwd=ROOT,
             text=True,
         )
         assert self._process.stdout is not None

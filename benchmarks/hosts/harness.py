@@ -25,8 +25,8 @@ from typing import IO
 
 import psutil
 
-from tests.support.host_raylet import GCS_PORT, MOST_HOSTS, HostSpec, host_address
-from tests.support.switch import NETWORK_DEVICE, ROOT, Switch
+from zerofleet.benchmarks.hosts.raylet import GCS_PORT, MOST_HOSTS, HostSpec, host_address
+from zerofleet.benchmarks.hosts.switch import NETWORK_DEVICE, PYTHON_PATH, ROOT, Switch
 
 QUICK_TO_NOTICE = {
     "RAY_health_check_initial_delay_ms": "500",
@@ -65,7 +65,7 @@ class Host:
         self._spec, self._switch, self._environment = spec, switch, environment
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the host
         self._network = -1
-        command = [sys.executable, "-P", "-m", "tests.support.host_raylet", spec.to_json()]
+        command = [sys.executable, "-P", "-m", "zerofleet.benchmarks.hosts.raylet", spec.to_json()]
         self._outer = subprocess.Popen(
             ["unshare", *_NAMESPACES, "--fork", "--kill-child=KILL", "--mount-proc", *command],
             env=dict(environment),
@@ -177,7 +177,9 @@ class Hosts:
         `settings`: environment variables of every process on every host."""
         self._subnet = f"10.{random.randrange(256)}.{random.randrange(256)}"
         self._num_cpus = num_cpus
-        folders = {str(folder.resolve()) for folder in (*shared, ROOT, Path(sys.prefix), Path(sys.base_prefix))}
+        modules = [Path(folder).absolute() for folder in PYTHON_PATH.split(os.pathsep)]
+        installed = [Path(sys.prefix), Path(sys.base_prefix)]
+        folders = {str(folder.resolve()) for folder in (*shared, ROOT, *modules, *installed)}
         self._shared = tuple(sorted(folder for folder in folders if folder.startswith("/tmp/")))
         self._environment = _environment(settings)
         self._hosts: list[Host] = []
@@ -233,7 +235,7 @@ def _environment(settings: Mapping[str, str]) -> dict[str, str]:
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "TMPDIR"}
     return {
         **inherited,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": PYTHON_PATH,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -1,7 +1,8 @@
 # Every target makes .venv first, when it is not there. `make test` is what CI runs.
 VENV := .venv/bin
 EXTRAS := train,k8s,s3,bench,dev
-PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest
+# Two at a time, each file by one of them: what takes long in most tests is a single process that starts.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: install lint test test-unit test-integration test-faults
 

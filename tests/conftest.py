@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,22 @@ WORDS = [
     "the",
     "ledger",
 ]
+
+
+_OWN_TEMP = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A temporary folder for each of several workers: a driver ends what dead drivers have left there, and those of another
+    worker's tests are none of its business. Short: Ray's sockets lie in it."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        config.stash[_OWN_TEMP] = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="zf-", dir="/tmp")
+        tempfile.tempdir = None  # it is looked up once
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _OWN_TEMP in config.stash:
+        shutil.rmtree(config.stash[_OWN_TEMP], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

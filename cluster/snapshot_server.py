@@ -13,8 +13,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from zerofleet.trainer.checkpoint.buffers import REPLICA_BUFFERS
 from zerofleet.trainer.checkpoint.commit import partial_digests
-from zerofleet.trainer.checkpoint.memory import REPLICA_BUFFERS
 from zerofleet.trainer.checkpoint.remote import ASK_DIGESTS, RANGE, TIMEOUT_S, Peer, receive, receive_into, send
 from zerofleet.trainer.checkpoint.snapshot import REPLICAS, BufferSet, Snapshot, SnapshotMeta, open_snapshot
 from zerofleet.trainer.errors import StorageError

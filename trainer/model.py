@@ -18,13 +18,12 @@ from transformers import initialization as hf_initialization
 from zerofleet.trainer.batch import module_seed
 from zerofleet.trainer.config import ModelConfig, Precision, TrainConfig
 from zerofleet.trainer.errors import UserError
+from zerofleet.trainer.sizing import VOCABULARY_MULTIPLE
 
 if TYPE_CHECKING:
     from zerofleet.trainer.data.cache import DataCache
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-VOCABULARY_MULTIPLE = 64
-"""Without `vocab_size`, the tokenizer's size is rounded up to this: matmuls are faster on aligned shapes."""
 
 
 def resolve_config(model: ModelConfig, tokenizer_size: int) -> PretrainedConfig:

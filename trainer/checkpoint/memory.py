@@ -1,4 +1,4 @@
-"""How much memory snapshots may take, and reading a state back from them: those of the node's own memory, which every rank of
+"""How much memory there is for snapshots, and reading a state back from them: those of the node's own memory, which every rank of
 the node may map, and for ranks whose snapshots lie elsewhere those that other nodes hold."""
 
 from __future__ import annotations
@@ -6,16 +6,15 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from zerofleet.trainer.checkpoint.buffers import NodeMemory
 from zerofleet.trainer.checkpoint.commit import Draft, add_parts, partial_digests
 from zerofleet.trainer.checkpoint.format import DamagedFile, FragmentTable, Manifest
 from zerofleet.trainer.checkpoint.remote import Holder, RemoteSnapshot, read_holders
 from zerofleet.trainer.checkpoint.snapshot import (
-    MAX_BUFFERS,
     REPLICAS,
     Snapshot,
     buffer_paths,
@@ -25,56 +24,16 @@ from zerofleet.trainer.checkpoint.snapshot import (
 from zerofleet.trainer.run_folder import CheckpointId
 
 _CGROUP_LIMIT, _CGROUP_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-MEMORY_SHARE = 0.5
-"""Of the memory that is free when a run starts, what its buffers may take at most: the rest is for the ranks and the page
-cache."""
 
 
-@dataclass(frozen=True)
-class NodeMemory:
-    """One node's memory as its ranks see it, in bytes. What this run's buffers hold already counts as free."""
-
-    free_shm_bytes: int
-    free_bytes: int
-
-    @staticmethod
-    def of(folder: Path) -> NodeMemory:
-        """As it is now, for buffers in `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        ours = sum(path.stat().st_blocks * 512 for path in snapshot_files(folder))
-        free = psutil.virtual_memory().available
-        with contextlib.suppress(OSError, ValueError):  # "max", or no cgroup: no limit
-            free = min(free, int(_CGROUP_LIMIT.read_text()) - int(_CGROUP_USED.read_text()))
-        return NodeMemory(shutil.disk_usage(folder).free + ours, free + ours)
-
-
-@dataclass(frozen=True, order=True)
-class Buffers:
-    """How many snapshots a node holds: of its own ranks, and of its buddy's."""
-
-    own: int
-    replicas: int
-
-    @property
-    def can_keep(self) -> bool:
-        """Whether a rank may keep a buffer for a writer that comes late, and still have two to take turns."""
-        return self.own >= (MAX_BUFFERS if self.replicas else 3)
-
-
-REPLICA_BUFFERS = 2
-"""One that is whole while the other is received."""
-_ALONE = (Buffers(3, 0), Buffers(2, 0))
-_WITH_BUDDY = tuple(Buffers(own, REPLICA_BUFFERS) for own in (MAX_BUFFERS, 4, 3)) + _ALONE
-"""Best first. With three of its own beside replicas, no snapshot is taken while one is sent; with fewer than two, a rank that is
-killed while it fills one has nothing left."""
-NO_BUFFERS = Buffers(0, 0)
-
-
-def plan_buffers(memory: NodeMemory, snapshot_bytes: int, has_buddy: bool) -> Buffers:
-    """What fits, for snapshots of `snapshot_bytes` (of all the node's ranks together, and of the buddy's). Pure."""
-    room = min(memory.free_shm_bytes, int(memory.free_bytes * MEMORY_SHARE)) // max(1, snapshot_bytes)
-    choices = _WITH_BUDDY if has_buddy else _ALONE
-    return next((choice for choice in choices if choice.own + choice.replicas <= room), NO_BUFFERS)
+def node_memory(folder: Path) -> NodeMemory:
+    """This node's memory as it is now, for buffers in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = sum(path.stat().st_blocks * 512 for path in snapshot_files(folder))
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # "max", or no cgroup: no limit
+        free = min(free, int(_CGROUP_LIMIT.read_text()) - int(_CGROUP_USED.read_text()))
+    return NodeMemory(shutil.disk_usage(folder).free + ours, free + ours)
 
 
 class SnapshotReader(FragmentTable):

@@ -23,10 +23,11 @@ import torch
 import torch.distributed as dist
 
 from zerofleet.trainer.checkpoint.adapters import DTYPE_NAMES, Adapter, Slot
+from zerofleet.trainer.checkpoint.buffers import NO_BUFFERS, Buffers, NodeMemory, plan_buffers
 from zerofleet.trainer.checkpoint.commit import Draft, Fragments, Written, assemble, commit, partial_digests
 from zerofleet.trainer.checkpoint.format import write_rank_file
 from zerofleet.trainer.checkpoint.fragments import FragmentKey
-from zerofleet.trainer.checkpoint.memory import NO_BUFFERS, Buffers, NodeMemory, plan_buffers
+from zerofleet.trainer.checkpoint.memory import node_memory
 from zerofleet.trainer.checkpoint.snapshot import BufferSet, SnapshotMeta
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.order import step_positions
@@ -127,7 +128,7 @@ def _reserve_buffers(source: Source, folder: Path) -> tuple[Buffers, BufferSet]:
     world = source.world
     mine = sum(key_of(slot).num_bytes for slot in saved_slots(source.adapter))
     every: list[tuple[int, int, NodeMemory]] = [None] * world.world_size  # type: ignore[list-item]
-    dist.all_gather_object(every, (world.node_rank, mine, NodeMemory.of(folder)))
+    dist.all_gather_object(every, (world.node_rank, mine, node_memory(folder)))
     sizes: dict[int, int] = {}
     for node, size, _ in every:
         sizes[node] = sizes.get(node, 0) + size

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zerofleet.trainer.checkpoint.buffers import DESCRIPTION_ROOM_BYTES, MAX_BUFFERS
 from zerofleet.trainer.checkpoint.format import header_of, parse_header
 from zerofleet.trainer.checkpoint.fragments import DTYPES, FragmentKey
 from zerofleet.trainer.errors import StorageError
@@ -36,15 +37,10 @@ _PREAMBLE = struct.Struct("<8sQQQQQQ")
 """Magic, state, attempt and step, bytes of the description, offset and bytes of the payload."""
 _INCOMPLETE, _COMPLETE = 0, 1
 _DESCRIPTION_AT = 64
-_DESCRIPTION_ROOM = 1 << 20
-"""Room for the description and the header when a buffer is reserved; it grows when they need more."""
 _NOTHING = (-1, -1)
 _LOOK_S = 0.02
 _PAGE = 4096
 _FILES = "rank-*.snapshot"
-MAX_BUFFERS = 5
-"""Two take turns: a rank that is killed while it fills one has the other still whole. One for a writer, one for what is sent to
-the buddy, and one for the step that the buddies have."""
 _ROOM_TO_KEEP = 3
 """From so many buffers on one can be kept for a reader while two take turns."""
 REPLICAS = "replicas"
@@ -166,8 +162,8 @@ class BufferSet:
         for path in self._paths:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                _reserve(file, num_bytes + _DESCRIPTION_ROOM)
-                self._map(file, num_bytes + _DESCRIPTION_ROOM)
+                _reserve(file, num_bytes + DESCRIPTION_ROOM_BYTES)
+                self._map(file, num_bytes + DESCRIPTION_ROOM_BYTES)
             finally:
                 os.close(file)
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from tests.support.checkpoints import draft
+from zerofleet.trainer.checkpoint.buffers import Buffers, NodeMemory, plan_buffers
 from zerofleet.trainer.checkpoint.format import DamagedFile, Scalars
 from zerofleet.trainer.checkpoint.fragments import FragmentKey, digest
-from zerofleet.trainer.checkpoint.memory import Buffers, NodeMemory, SnapshotReader, plan_buffers
+from zerofleet.trainer.checkpoint.memory import SnapshotReader, node_memory
 from zerofleet.trainer.checkpoint.snapshot import REPLICAS, BufferSet, SnapshotMeta
 from zerofleet.trainer.run_folder import CheckpointId
 
@@ -39,9 +40,9 @@ def test_a_buffer_is_kept_only_where_two_are_left_to_take_turns():
 
 
 def test_what_the_buffers_hold_already_counts_as_free(tmp_path):
-    before = NodeMemory.of(tmp_path)
+    before = node_memory(tmp_path)
     BufferSet(tmp_path, 0, 3).reserve(8 << 20)
-    after = NodeMemory.of(tmp_path)
+    after = node_memory(tmp_path)
     assert after.free_shm_bytes > before.free_shm_bytes - (8 << 20)
 
 

@@ -7,6 +7,10 @@ from typing import Annotated
 from pydantic import Field
 
 from zerofleet.trainer.config import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from zerofleet.trainer.lint import Finding
+
+__all__ = ["ClusterConfig", "Finding", "NonNegativeInt", "PositiveFloat", "PositiveInt", "Section"]
+"""What `k8s` knows of the other packages it knows from here."""
 
 
 class ClusterConfig(Section):

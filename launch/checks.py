@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from zerofleet.launch.config import JobConfig
 from zerofleet.trainer.errors import UserError
@@ -14,7 +14,12 @@ from zerofleet.trainer.lint import Finding, lint
 
 def check_job(job: JobConfig) -> None:
     """Writes warnings to stderr. Raises UserError with all errors, one per line."""
-    findings = [*lint(job.train_config(), job.cluster.world_size), *cluster_findings(job)]
+    refuse_errors([*lint(job.train_config(), job.cluster.world_size), *cluster_findings(job)])
+
+
+def refuse_errors(findings: Iterable[Finding]) -> None:
+    """Writes warnings to stderr. Raises UserError with all errors, one per line."""
+    findings = list(findings)
     for finding in findings:
         if finding.level == "warning":
             sys.stderr.write(f"{finding}\n")

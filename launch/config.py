@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from zerofleet.cluster.config import ClusterConfig
-from zerofleet.launch.config_fields import ConfigField, config_fields, explain, unknown_key
-from zerofleet.launch.recipe_text import Override, parse_mapping, parse_overrides, set_path
+from zerofleet.launch.config_fields import ConfigField, config_fields, unknown_key, validated
+from zerofleet.launch.recipe_text import Override, parse_mapping, parse_overrides, read_text, set_path
 from zerofleet.trainer import frozen
 from zerofleet.trainer.config import PYTHON_STDLIB, TrainConfig
-from zerofleet.trainer.errors import NotFoundError, UserError
+from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.run_folder import default_storage
 
 
@@ -48,7 +47,7 @@ def load_job(path: Path | str, overrides: Iterable[str] = ()) -> JobConfig:
 
     NotFoundError when the file is missing, UserError for whatever is wrong in it.
     """
-    return resolve_paths(parse_job(_read_recipe(Path(path)), str(path), overrides))
+    return resolve_paths(parse_job(read_text(Path(path), "recipe"), str(path), overrides))
 
 
 def parse_job(text: str, source: str, overrides: Iterable[str] = ()) -> JobConfig:
@@ -94,21 +93,6 @@ def _resolved(override: Override) -> str:
     return f"{override.path}={json.dumps(_absolute(path))}"  # in quotes, for the same reason
 
 
-def _read_recipe(path: Path) -> str:
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, not a recipe: name a .yaml file in it")
-    try:
-        return path.read_bytes().decode()
-    except FileNotFoundError as error:
-        near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        there = f"recipes there: {', '.join(near[:8])}" if near else f"no recipes lie in {path.parent}"
-        raise NotFoundError(f"recipe {path} does not exist; {there}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-
-
 def _validate(mapping: dict[str, Any], source: str, overrides: list[Override]) -> JobConfig:
     fields, mapping = job_fields(), copy.deepcopy(mapping)
     for override in overrides:
@@ -116,16 +100,7 @@ def _validate(mapping: dict[str, Any], source: str, overrides: list[Override]) -
     run = mapping.setdefault("run", {})
     if isinstance(run, dict):
         run.setdefault("storage", default_storage())
-    try:
-        if problems := _bools_for_numbers(mapping, fields):
-            raise UserError(_listed(source, problems))
-        return JobConfig.model_validate(mapping)
-    except ValidationError as error:
-        raise UserError(_listed(source, explain(error, fields))) from error
-
-
-def _listed(source: str, problems: list[str]) -> str:
-    return f"{source}: " + (problems[0] if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems))
+    return validated(JobConfig, mapping, source)
 
 
 def _override_value(override: Override, fields: dict[str, ConfigField]) -> Any:
@@ -139,15 +114,6 @@ def _override_value(override: Override, fields: dict[str, ConfigField]) -> Any:
     takes_text = holder == override.path and str in field.types
     is_text = override.value is None or isinstance(override.value, str)
     return override.text if takes_text and not is_text else override.value
-
-
-def _bools_for_numbers(mapping: dict[str, Any], fields: dict[str, ConfigField]) -> list[str]:
-    """pydantic takes `true` for 1; here it is a mistake."""
-    return [
-        f"{path}={value!r}: expected a number ({path}: {fields[path].doc})"
-        for path, value in frozen.flatten(mapping).items()
-        if isinstance(value, bool) and path in fields and bool not in fields[path].types
-    ]
 
 
 def _absolute(path: str) -> str:

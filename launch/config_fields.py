@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import difflib
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from zerofleet.trainer import frozen
 from zerofleet.trainer.config import Section
+from zerofleet.trainer.errors import UserError
+
+SomeSection = TypeVar("SomeSection", bound=Section)
 
 _EXPECTED = {
     "model_type": "a section: keys and values, one per line",
@@ -54,8 +59,8 @@ def config_fields(model: type[Section], prefix: str = "") -> dict[str, ConfigFie
         parts = _plain_types(info.annotation)
         section = next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), None)
         found[path] = ConfigField(path, info.description or "", parts, section is not None)
-        if section is not None:
-            found |= config_fields(section, f"{path}.")
+        if below := section or _element(info.annotation):
+            found |= config_fields(below, f"{path}.")
     return found
 
 
@@ -68,6 +73,36 @@ def _plain_types(annotation: Any) -> frozenset[Any]:
     if origin is Literal:
         return frozenset(type(value) for value in get_args(annotation))
     return frozenset([origin or annotation])
+
+
+def _element(annotation: Any) -> type[Section] | None:
+    """The section that a list holds several of."""
+    parts = get_args(annotation) if get_origin(annotation) is list else ()
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), None)
+
+
+def validated(model: type[SomeSection], mapping: Mapping[str, Any], source: str) -> SomeSection:
+    """A `model` from plain values. UserError with all mistakes in them; `source` names them."""
+    fields = config_fields(model)
+    try:
+        if problems := _bools_for_numbers(mapping, fields):
+            raise UserError(_listed(source, problems))
+        return model.model_validate(mapping)
+    except ValidationError as error:
+        raise UserError(_listed(source, explain(error, fields))) from error
+
+
+def _listed(source: str, problems: list[str]) -> str:
+    return f"{source}: " + (problems[0] if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems))
+
+
+def _bools_for_numbers(mapping: Mapping[str, Any], fields: dict[str, ConfigField]) -> list[str]:
+    """pydantic takes `true` for 1; here it is a mistake."""
+    return [
+        f"{path}={value!r}: expected a number ({path}: {fields[path].doc})"
+        for path, value in frozen.flatten(mapping).items()
+        if isinstance(value, bool) and path in fields and bool not in fields[path].types
+    ]
 
 
 def nearest(path: str, fields: dict[str, ConfigField]) -> ConfigField | None:
@@ -88,7 +123,7 @@ def unknown_key(path: str, fields: dict[str, ConfigField]) -> str:
         return f"{path} is not a key. The nearest is {field.path}: {field.doc}"
     section = path.rpartition(".")[0]
     siblings = [known for known in fields if known.rpartition(".")[0] == section]
-    return f"{path} is not a key. {section or 'A job'} has: {', '.join(siblings)}"
+    return f"{path} is not a key. {section or 'The top level'} has: {', '.join(siblings)}"
 
 
 def explain(error: ValidationError, fields: dict[str, ConfigField]) -> list[str]:
@@ -98,11 +133,12 @@ def explain(error: ValidationError, fields: dict[str, ConfigField]) -> list[str]
 
 def _explain_one(details: ErrorDetails, fields: dict[str, ConfigField]) -> str:
     path = ".".join(str(part) for part in details["loc"])
-    field = _field_at(path, fields)
+    known = ".".join(part for part in details["loc"] if isinstance(part, str))  # without the positions in lists
+    field = _field_at(known, fields)
     doc = f" ({field.path}: {field.doc})" if field else ""
     kind, message = details["type"], details["msg"]
     if kind == "extra_forbidden":
-        return unknown_key(path, fields)
+        return unknown_key(known, fields)
     if kind == "missing":
         return f"{path} is missing: it has no default{doc}"
     if kind == "value_error":  # our own validators say everything themselves

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from zerofleet.trainer.errors import UserError
+from zerofleet.trainer.errors import NotFoundError, UserError
 
 
 class _RecipeLoader(yaml.SafeLoader):
@@ -36,6 +37,22 @@ _RecipeLoader.add_implicit_resolver(
 )
 
 
+def read_text(path: Path, what: str) -> str:
+    """The text of a file. NotFoundError when it is missing, UserError when it cannot be read; `what` says what it should be."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a {what}: name a .yaml file in it")
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError as error:
+        near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        there = f"{what}s there: {', '.join(near[:8])}" if near else f"no {what}s lie in {path.parent}"
+        raise NotFoundError(f"{what} {path} does not exist; {there}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def parse_yaml(text: str, source: str) -> Any:
     """The value that `text` holds. UserError with line and column when it is not YAML; `source` names it."""
     try:
@@ -50,13 +67,13 @@ def parse_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source} is not YAML: {str(error).splitlines()[0]}") from error
 
 
-def parse_mapping(text: str, source: str) -> dict[str, Any]:
-    """A recipe: a mapping of sections. UserError for anything else."""
+def parse_mapping(text: str, source: str, needs: str = "the sections `model`, `data` and `train`") -> dict[str, Any]:
+    """A mapping of sections, such as a recipe. UserError for anything else; `needs` names what it must have."""
     value = parse_yaml(text, source)
     if value is None:
-        raise UserError(f"{source} is empty: it needs at least the sections `model`, `data` and `train`")
+        raise UserError(f"{source} is empty: it needs at least {needs}")
     if not isinstance(value, dict):
-        raise UserError(f"{source} holds a {type(value).__name__}, not sections (`model:`, `data:`, `train:`, ...)")
+        raise UserError(f"{source} holds a {type(value).__name__}, not sections: it needs at least {needs}")
     return value
 
 

@@ -85,7 +85,7 @@ def test_a_wrong_key_in_the_file_names_file_and_key(recipe):
 
 
 def test_a_key_like_no_other_lists_the_section(recipe):
-    assert "A job has: run, model, data" in refusal(recipe, "qqq=1")
+    assert "The top level has: run, model, data" in refusal(recipe, "qqq=1")
 
 
 @pytest.mark.parametrize(

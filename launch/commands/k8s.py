@@ -1,0 +1,56 @@
+"""`zerofleet k8s render RECIPE --profile PROFILE`: a job as YAML for Kubernetes, checked; nothing is created."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zerofleet.k8s.lint import lint
+from zerofleet.k8s.rayjob import documents
+from zerofleet.k8s.to_yaml import to_yaml
+from zerofleet.launch.checks import check_job, refuse_errors
+from zerofleet.launch.config import load_job
+from zerofleet.launch.exit_codes import OK
+from zerofleet.launch.workload import load_profile, workload_of
+from zerofleet.trainer.errors import UserError
+
+if TYPE_CHECKING:
+    from zerofleet.launch.commands.types import Verbs
+
+
+def add_parser(verbs: Verbs) -> None:
+    group = verbs.add_parser("k8s", help="Kubernetes: render a job")
+    actions = group.add_subparsers(dest="action", metavar="ACTION", required=True)
+    parser = actions.add_parser("render", help="write a job as YAML (KubeRay's RayJob), and say what is wrong with it")
+    parser.add_argument("recipe", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, such as run.name=first")
+    parser.add_argument(
+        "--profile", required=True, metavar="PROFILE", help="YAML file of the platform: docs/profile.md"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write (default: standard output)")
+    parser.add_argument(
+        "--num-parameters",
+        type=float,
+        metavar="N",
+        help="parameters of the model, where the recipe does not tell (model.pretrained, or an unknown model_type)",
+    )
+    parser.set_defaults(handler=render)
+
+
+def render(arguments: argparse.Namespace) -> int:
+    profile = load_profile(arguments.profile)
+    job = load_job(arguments.recipe, arguments.overrides)
+    check_job(job)
+    workload = workload_of(job, profile, int(arguments.num_parameters) if arguments.num_parameters else None)
+    refuse_errors(lint(profile, workload))
+    text = to_yaml(documents(profile, workload))
+    if arguments.output is None:
+        sys.stdout.write(text)
+        return OK
+    try:
+        arguments.output.write_text(text)
+    except OSError as error:
+        raise UserError(f"--output {arguments.output} cannot be written: {error.strerror}") from error
+    return OK

@@ -238,7 +238,7 @@ MISTAKES = [
     ),
     (CPU, [], {"security__run_as_user": 0}, "error: security.run_as_user: a namespace with pod security `restricted`"),
     (H100, [], {}, "warning: fabric.kind: infiniband locks memory"),
-    (CPU, [], {"security__auth": "disabled"}, "error: security.auth: without a token whoever reaches"),
+    (CPU, [], {"security__auth": "disabled"}, "warning: security.auth: without a token whoever reaches"),
     (
         CPU,
         [],

@@ -1,0 +1,111 @@
+"""`zerofleet k8s render` as users call it: output, mistakes, speed, and nothing heavy imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from zerofleet.launch import cli
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = str(ROOT / "launch/recipes/quickstart.yaml")
+CPU = str(ROOT / "k8s/profiles/cpu.yaml")
+RENDER = ["k8s", "render", QUICKSTART, "--profile", CPU]
+
+
+@pytest.fixture
+def call(capsys):
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_three_documents_to_standard_output_or_a_file(call, tmp_path):
+    code, out, err = call(*RENDER, "run.name=first")
+    assert (code, err) == (0, "")
+    assert [d["kind"] for d in yaml.safe_load_all(out)] == ["ConfigMap", "PodDisruptionBudget", "RayJob"]
+    assert call(*RENDER, "run.name=first", "--output", str(tmp_path / "job.yaml")) == (0, "", "")
+    assert (tmp_path / "job.yaml").read_text() == out
+    code, _, err = call(*RENDER, "run.name=first", "--output", str(tmp_path))
+    assert code == 2 and "cannot be written" in err
+
+
+def test_overrides_reach_the_job_that_the_head_reads(call):
+    _, out, _ = call(*RENDER, "run.name=first", "train.steps=50")
+    config_map = next(yaml.safe_load_all(out))
+    assert yaml.safe_load(config_map["data"]["job.yaml"])["train"]["steps"] == 50
+
+
+def test_mistakes_are_listed_and_nothing_is_written(call, tmp_path):
+    output = tmp_path / "job.yaml"
+    code, out, err = call(*RENDER, "cluster.gpus_per_rank=1", "data.cache=/x", "--output", str(output))
+    assert (code, out) == (2, "") and not output.exists()
+    for where in ("run.name: it is not set", "cluster.gpus_per_rank: it is 1", "data.cache: /x is a path"):
+        assert f"  - {where}" in err
+    code, _, err = call(*RENDER, "run.name=first", "deepspeed.elasticity.enabled=true")
+    assert code == 2 and "was removed in DeepSpeed 0.19" in err  # the trainer's own lint
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("workers: {gpuz: 8}", "workers.gpuz is not a key. The nearest is workers.gpus: GPUs of a node."),
+        (
+            "workers: {tolerations: [{kee: a}]}",
+            "workers.tolerations.kee is not a key. The nearest is workers.tolerations.key",
+        ),
+        ("workers: {tolerations: [{key: a, effect: Nope}]}", "workers.tolerations.0.effect='Nope': expected"),
+        ("workers: {gpus: true}", "workers.gpus=True: expected a number"),
+        ("names: {}", "names is not a key. The nearest is namespace"),
+        ("storage: {claim: My_Claim}", "storage.claim='My_Claim': expected"),
+        ("", "namespace is missing: it has no default (namespace: Namespace of everything that is rendered.)"),
+    ],
+)
+def test_a_wrong_key_names_the_nearest_right_one(call, tmp_path, text, expected):
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(text + "\nimages: {}\n")
+    code, _, err = call("k8s", "render", QUICKSTART, "--profile", str(profile))
+    assert code == 2 and expected in err, err
+
+
+def test_files_that_are_not_there(call, tmp_path):
+    code, _, err = call("k8s", "render", QUICKSTART, "--profile", str(Path(CPU).with_name("cpus.yaml")))
+    assert code == 4 and "profiles there:" in err and "cpu.yaml" in err
+    (tmp_path / "empty.yaml").write_text("")
+    code, _, err = call("k8s", "render", QUICKSTART, "--profile", str(tmp_path / "empty.yaml"))
+    assert code == 2 and "it needs at least `namespace`" in err
+
+
+def test_a_model_of_unknown_size_wants_its_number(call):
+    arguments = [*RENDER, "run.name=first", "model.config={}", "model.pretrained=org/model"]
+    code, _, err = call(*arguments)
+    assert code == 2 and "--num-parameters" in err
+    code, out, _ = call(*arguments, "--num-parameters", "1e8")
+    assert code == 0 and "kind: RayJob" in out
+
+
+def test_without_torch_and_ray_in_under_a_second():
+    script = f"""
+import sys
+from zerofleet.launch.cli import main
+assert main({[*RENDER, "run.name=first"]!r}) == 0
+heavy = {{"torch", "ray", "transformers", "deepspeed", "numpy", "datasets", "wandb", "kubernetes"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    best_s = float("inf")
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-c", script], check=True, capture_output=True, timeout=60, env=dict(os.environ)
+        )
+        best_s = min(best_s, time.perf_counter() - began)
+    assert best_s < 1.0

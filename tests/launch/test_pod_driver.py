@@ -1,0 +1,95 @@
+"""The head's program: whose run it is, and when it may drive it."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from zerofleet.launch import pod_driver
+from zerofleet.launch.config import parse_job
+from zerofleet.launch.pod_driver import main, take_run, wait_for_silence
+from zerofleet.trainer.errors import UserError
+from zerofleet.trainer.events import DRIVER, Event
+from zerofleet.trainer.run_folder import RunFolder
+
+JOB = """
+run: {name: a, storage: STORAGE}
+model: {config: {model_type: llama}}
+data: {files: [python-stdlib]}
+train: {steps: 9, global_batch_size: 8, micro_batch_size: 2}
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+    return parse_job(JOB.replace("STORAGE", str(tmp_path / "runs")), "job")
+
+
+@pytest.fixture
+def driven(monkeypatch) -> list[tuple[str, str]]:
+    """What would be driven."""
+    calls: list[tuple[str, str]] = []
+    monkeypatch.setattr(pod_driver, "drive", lambda storage, name: calls.append((storage, name)) or 0)
+    return calls
+
+
+def claim(run: RunFolder, started_at: float, last_event_at: float) -> None:
+    """A driver on another host."""
+    record = {"host": "gone", "pid": 1, "pid_created": 0.0, "started_at": started_at, "overrides": []}
+    run.storage.create("drivers/0001.json", json.dumps(record).encode())
+    run.writer("events", 1).append(Event("info", 1, DRIVER, 0, "step", last_event_at, data={"message": ""}).to_json())
+
+
+def test_the_first_life_creates_the_run_and_the_next_one_goes_on(tmp_path, job, driven):
+    path = tmp_path / "job.yaml"
+    path.write_text(job.to_yaml())
+    assert main([str(path)]) == 0 and main([str(path)]) == 0
+    assert driven == [(job.run.storage, "a")] * 2
+    assert RunFolder(job.run.storage, "a").job_yaml() == job.to_yaml()
+
+
+def test_another_jobs_run_is_not_taken(tmp_path, job, driven, capsys):
+    take_run(job)
+    other = job.model_copy(update={"train": job.train.model_copy(update={"steps": 10})})
+    path = tmp_path / "job.yaml"
+    path.write_text(other.to_yaml())
+    assert main([str(path)]) == 2 and driven == []
+    assert "with another job.yaml: choose another run.name" in capsys.readouterr().err
+
+
+def test_a_job_without_a_name_would_not_find_its_run_again(job):
+    with pytest.raises(UserError, match=r"run\.name is not set"):
+        take_run(job.model_copy(update={"run": job.run.model_copy(update={"name": None})}))
+
+
+def test_a_missing_job_is_said(tmp_path, capsys):
+    assert main([str(tmp_path / "job.yaml")]) == 4
+    assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(20)
+def test_a_driver_of_another_pod_is_waited_for_until_it_is_silent(job, monkeypatch):
+    monkeypatch.setattr(pod_driver, "_LOOK_S", 0.05)
+    run, now = take_run(job), time.time()
+    claim(run, now - 100, now - 59)
+    began = time.monotonic()
+    wait_for_silence(run, patience_s=10)
+    assert 0.5 < time.monotonic() - began < 5
+
+
+@pytest.mark.timeout(20)
+def test_patience_has_an_end_and_a_dead_driver_costs_none(job, monkeypatch):
+    monkeypatch.setattr(pod_driver, "_LOOK_S", 0.05)
+    run, now = take_run(job), time.time()
+    claim(run, now - 100, now)
+    began = time.monotonic()
+    wait_for_silence(run, patience_s=0.3)
+    assert 0.2 < time.monotonic() - began < 5
+
+
+def test_nobody_is_waited_for_where_nobody_drove(job):
+    began = time.monotonic()
+    wait_for_silence(take_run(job), patience_s=10)
+    assert time.monotonic() - began < 2

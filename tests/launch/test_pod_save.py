@@ -1,0 +1,113 @@
+"""The preStop hook: has a living run saved, and holds up nobody else."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+
+import psutil
+import pytest
+
+from zerofleet.launch.pod_save import main
+from zerofleet.trainer.events import DRIVER, Event
+from zerofleet.trainer.run_folder import CheckpointId, RunFolder
+
+JOB = """
+run: {name: a, storage: /elsewhere}
+model: {config: {model_type: llama}}
+data: {files: [python-stdlib]}
+train: {steps: 9, global_batch_size: 8, micro_batch_size: 2}
+"""
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    folder = RunFolder(str(tmp_path), "a")
+    folder.create(JOB)
+    return folder
+
+
+def drive(run: RunFolder, state: str = "RUNNING", pid: int | None = None) -> None:
+    """This process, or another, becomes the run's driver."""
+    record = {
+        "host": socket.gethostname(),
+        "pid": pid or os.getpid(),
+        "pid_created": psutil.Process().create_time(),
+        "started_at": time.time(),
+        "overrides": [],
+    }
+    run.storage.create("drivers/0001.json", json.dumps(record).encode())
+    event = Event("state", 1, DRIVER, 0, "step", time.time(), data={"from": "", "to": state, "why": ""})
+    run.writer("events", 1).append(event.to_json())
+
+
+def save(run: RunFolder, timeout_s: float = 5.0) -> tuple[int, float]:
+    began = time.monotonic()
+    return main([run.storage.path(), "--timeout", str(timeout_s)]), time.monotonic() - began
+
+
+def checkpoint(run: RunFolder, step: int) -> None:
+    run.storage.create(CheckpointId(step, 1).manifest, b"{}")
+
+
+@pytest.mark.timeout(20)
+def test_a_living_run_is_asked_and_its_checkpoint_awaited(run):
+    drive(run)
+    checkpoint(run, 3)
+
+    def obey() -> None:
+        while not run.requests():
+            time.sleep(0.02)
+        checkpoint(run, 5)
+
+    obeys = threading.Thread(target=obey)
+    obeys.start()
+    code, took_s = save(run)
+    obeys.join()
+    assert code == 0 and took_s < 4
+    assert [request["action"] for _, request in run.requests()] == ["save"]
+
+
+@pytest.mark.timeout(20)
+def test_a_save_that_does_not_come_is_not_waited_for_longer_than_allowed(run, capsys):
+    drive(run)
+    checkpoint(run, 3)
+    code, took_s = save(run, timeout_s=0.7)
+    assert code == 3 and 0.6 < took_s < 3
+    assert "no checkpoint newer than step 3 in time" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("state", ["FINISHED", "STOPPED", "FAILED"])
+def test_a_run_that_has_ended_is_left_alone(run, state):
+    drive(run, state)
+    code, took_s = save(run)
+    assert code == 0 and took_s < 2 and run.requests() == []
+
+
+@pytest.mark.timeout(20)
+def test_a_run_that_nobody_drives_and_one_that_is_not_there_are_left_alone(run):
+    drive(run, pid=2**22 - 1)
+    code, took_s = save(run)
+    assert code == 0 and took_s < 2 and run.requests() == []
+    assert main([f"{run.storage.path()}-other", "--timeout", "5"]) == 0
+
+
+@pytest.mark.timeout(20)
+def test_a_run_that_ends_meanwhile_is_not_waited_for(run):
+    drive(run)
+
+    def end() -> None:
+        while not run.requests():
+            time.sleep(0.02)
+        event = Event("state", 1, DRIVER, 9, "step", time.time(), data={"from": "", "to": "FINISHED", "why": ""})
+        run.writer("events", 2).append(event.to_json())
+
+    ends = threading.Thread(target=end)
+    ends.start()
+    code, took_s = save(run)
+    ends.join()
+    assert code == 0 and took_s < 4

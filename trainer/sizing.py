@@ -52,7 +52,7 @@ def num_parameters(fields: Mapping[str, Any], vocabulary: int) -> int | None:
 
 
 def vocabulary_of(config: TrainConfig) -> int | None:
-    """Rows of the embedding, as far as the recipe says: its own number, or the one of the tokenizer that it trains."""
+    """Rows of the embedding, as far as the recipe says: its own number, or the most that the tokenizer that it trains can have."""
     named = config.model.config.get("vocab_size")
     if isinstance(named, int):
         return named

@@ -14,7 +14,8 @@ RAY_VERSION = "2.60.0"
 """What zerofleet runs on: pinned in pyproject.toml."""
 _TOKEN_AUTH_SINCE = (2, 52, 0)
 _TOKEN_AUTH_OPERATOR = (1, 5, 1)
-_PRE_RUNNING_OPERATOR = (1, 7, 0)
+_PRE_RUNNING_OPERATOR = (1, 6, 0)
+_DELETION_OPERATOR, _DELETION_GATE = (1, 6, 0), "RayJobDeletionPolicy"
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
@@ -119,5 +120,15 @@ def _versions(profile: Profile) -> Iterator[Finding]:
     if profile.lifecycle.pre_running_deadline_s and version(operator) < _PRE_RUNNING_OPERATOR:
         yield error(
             "lifecycle.pre_running_deadline_s",
-            f"KubeRay {operator} knows no preRunningDeadlineSeconds, 1.7 is the first that does: upgrade it, or set null",
+            f"KubeRay {operator} knows no preRunningDeadlineSeconds, 1.6 is the first that does, and would drop it silently: upgrade it, or set null",
+        )
+    if (
+        profile.lifecycle.deletion_rules
+        and version(operator) < _DELETION_OPERATOR
+        and _DELETION_GATE not in profile.operator.feature_gates
+    ):
+        yield error(
+            "lifecycle.deletion_rules",
+            f"before KubeRay 1.6 they need its alpha gate {_DELETION_GATE}, and it is {operator}: turn the gate on and say so in "
+            "operator.feature_gates, upgrade KubeRay, or use lifecycle.ttl_s",
         )

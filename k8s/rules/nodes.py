@@ -9,6 +9,9 @@ from zerofleet.k8s.profile import GIB, Profile
 from zerofleet.k8s.rules.naming import error, warning
 from zerofleet.k8s.workload import Workload, object_store_bytes, shm_besides_buffers_bytes, shm_bytes
 
+_LEAST_OBJECT_STORE_BYTES = 75 << 20
+"""Ray's OBJECT_STORE_MINIMUM_MEMORY_BYTES."""
+
 
 def nodes(profile: Profile, workload: Workload) -> Iterator[Finding]:
     yield from _gpus(profile, workload)
@@ -66,6 +69,11 @@ def _memory(profile: Profile, workload: Workload) -> Iterator[Finding]:
             f"ranks and Ray need about {workload.host_bytes / GIB:.1f} GiB and /dev/shm up to {shm_bytes(profile, workload) / GIB:.1f} GiB, "
             f"and the limit is {profile.workers.memory_gib} GiB: the kernel may kill a rank. Use more nodes (a part of the state gets "
             "smaller), a higher train.zero_stage, or larger nodes",
+        )
+    if object_store_bytes(profile) < _LEAST_OBJECT_STORE_BYTES:
+        yield error(
+            "limits.object_store_gib",
+            f"it is {profile.limits.object_store_gib:g}, and Ray does not start with less than {_LEAST_OBJECT_STORE_BYTES >> 20} MiB: set 0.1 or more",
         )
     if object_store_bytes(profile) > profile.head.memory_gib * GIB // 2:
         yield error(

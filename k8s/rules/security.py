@@ -16,6 +16,8 @@ from zerofleet.k8s.workload import Workload
 GATE_TLS = "RayClusterMTLS"
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 _OPERATOR_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS")
+_TAKEN_FOLDERS = ("/dev", "/etc", "/proc", "/sys", "/tmp/ray", "/usr")
+"""What the image, Ray and zerofleet have there."""
 
 
 def security(profile: Profile, workload: Workload) -> Iterator[Finding]:
@@ -110,7 +112,7 @@ def _secrets(profile: Profile, workload: Workload) -> Iterator[Finding]:
     if storage.url and not (storage.secret or storage.workload_identity or _names_credentials(given)):
         yield error(
             "storage.secret",
-            f"{storage.url} needs credentials and nothing gives any: name a Secret with them, list them in secret_env, or set "
+            f"an object store ({urlsplit(storage.url).scheme}) needs credentials and nothing gives any: name a Secret with them, list them in secret_env, or set "
             "storage.workload_identity=true where the service account has them",
         )
     if workload.wants_wandb and "WANDB_API_KEY" not in given:
@@ -145,6 +147,16 @@ def _storage(profile: Profile, workload: Workload) -> Iterator[Finding]:
             "storage.access_mode",
             f"ReadWriteOnce is mounted by one node, and head and {workload.cluster.nodes} worker(s) need it at once: use a "
             "claim with ReadWriteMany (NFS, CephFS, FSx, Filestore)",
+        )
+    taken = [
+        path
+        for path in _TAKEN_FOLDERS
+        if mount == path or path.startswith(f"{mount.rstrip('/')}/") or mount.startswith(f"{path}/")
+    ]
+    if taken:
+        yield error(
+            "storage.mount_path",
+            f"{mount} would cover {taken[0]}, or lie in it: mount the claim elsewhere, use /mnt/zerofleet",
         )
     for local in workload.paths:
         if not (storage.claim and (local.path == mount or local.path.startswith(f"{mount}/"))):

@@ -93,6 +93,31 @@ def test_a_model_of_unknown_size_wants_its_number(call):
     assert code == 0 and "kind: RayJob" in out
 
 
+@pytest.mark.parametrize(
+    "planted",
+    [
+        ("run.storage=s3://AKIAPLANTED:hunter2planted@bucket/runs",),
+        ("data.files=[s3://AKIAPLANTED:hunter2planted@bucket/a.jsonl]",),
+        ("run.init_from=s3://AKIAPLANTED:hunter2planted@bucket/runs/a@3",),
+    ],
+)
+def test_a_planted_secret_is_refused_and_not_repeated(call, planted):
+    code, out, err = call(*RENDER, "run.name=first", *planted)
+    assert code == 2 and "holds credentials" in err
+    assert "PLANTED" not in (out + err).upper()
+
+
+def test_a_secret_planted_in_a_profile_is_refused_and_not_repeated(call, tmp_path):
+    mapping = yaml.safe_load(Path(CPU).read_text())
+    mapping["storage"]["url"] = "s3://AKIAPLANTED:hunter2planted@bucket/runs"
+    mapping["env"] = {"MY_TOKEN": "hunter3planted"}
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(yaml.safe_dump(mapping))
+    code, out, err = call("k8s", "render", QUICKSTART, "--profile", str(profile), "run.name=first")
+    assert code == 2 and "env.MY_TOKEN" in err and "holds credentials" in err
+    assert "PLANTED" not in (out + err).upper()
+
+
 def test_without_torch_and_ray_in_under_a_second():
     script = f"""
 import sys

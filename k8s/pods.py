@@ -68,7 +68,7 @@ def worker_pod(profile: Profile, workload: Workload) -> dict[str, Any]:
     spec = {
         **pod_basics(profile),
         **_placement(profile.workers),
-        "affinity": _one_per_host(workload),
+        "affinity": _affinity(profile, workload),
         "terminationGracePeriodSeconds": grace_s(profile, workload),
         "containers": [container],
         "volumes": [memory_volume(shm_bytes(profile, workload)), *shared_volumes(profile)],
@@ -132,10 +132,17 @@ def _toleration(toleration: Toleration) -> dict[str, str]:
     return {"key": toleration.key, "operator": toleration.operator, **value, "effect": toleration.effect}
 
 
-def _one_per_host(workload: Workload) -> dict[str, Any]:
-    """Two workers of a run never share a host: then its loss would cost both, replicas included."""
-    term = {
-        "labelSelector": {"matchLabels": pod_selector(workload, WORKER)},
-        "topologyKey": "kubernetes.io/hostname",
-    }
-    return {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+def _affinity(profile: Profile, workload: Workload) -> dict[str, Any]:
+    """Two workers of a run never share a host: its loss would cost both, replicas included. Where no queue sees to it, they are kept
+    near each other here."""
+    selector = {"labelSelector": {"matchLabels": pod_selector(workload, WORKER)}}
+    apart = {**selector, "topologyKey": "kubernetes.io/hostname"}
+    found = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}}
+    topology = profile.queue.topology
+    if topology is None or profile.queue.kind != "none":
+        return found
+    near: dict[str, Any] = {**selector, "topologyKey": topology.level}
+    if topology.mode == "required":
+        return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [near]}, **found}
+    preferred = [{"weight": 100, "podAffinityTerm": near}]
+    return {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}, **found}

@@ -106,7 +106,7 @@ class Topology(Section):
     mode: Literal["required", "preferred"] = "preferred"
     """Whether workers must, or should, be near each other."""
     level: str
-    """Kueue: the node label of one domain, such as `cloud.provider.com/topology-rack`. Volcano: the highest tier, a number."""
+    """Node label of one domain, such as `topology.kubernetes.io/zone`. Volcano: the highest tier, a number."""
 
 
 class QueueConfig(Section):

@@ -28,9 +28,9 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
-def to_yaml(documents: Iterable[dict[str, Any]]) -> str:
-    """One multi-document text."""
-    return "".join(
+def to_yaml(documents: Iterable[dict[str, Any]], comment: Iterable[str] = ()) -> str:
+    """One multi-document text, with lines of comment before it."""
+    return "".join(f"# {line}\n" for line in comment) + "".join(
         "---\n" + yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
         for document in documents
     )

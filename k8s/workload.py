@@ -94,3 +94,22 @@ def grace_s(profile: Profile, workload: Workload) -> int:
     if profile.limits.termination_grace_s != "auto":
         return profile.limits.termination_grace_s
     return -(-needed_grace_s(profile, workload) // _GRACE_UNIT_S) * _GRACE_UNIT_S
+
+
+def summary(profile: Profile, workload: Workload) -> list[str]:
+    """The arithmetic in words, for whoever reviews the documents."""
+    cluster = workload.cluster
+    ranks = (
+        f"{cluster.nodes} worker pod(s) x {cluster.ranks_per_node} ranks = world size {cluster.world_size}, and a head"
+    )
+    if not workload.parameters:
+        return [ranks]
+    return [
+        ranks,
+        f"{workload.parameters / 1e6:,.1f} M parameters: {workload.checkpoint_bytes / 1e9:.2f} GB per checkpoint, "
+        f"{workload.snapshot_bytes / 1e9:.2f} GB of it on a node",
+        f"/dev/shm {shm_bytes(profile, workload) / GIB:.1f} GiB of {profile.workers.memory_gib} GiB: {workload.num_buffers} snapshots "
+        f"({workload.buffer_bytes / GIB:.1f} GiB), Ray's object store, the ranks' communication",
+        f"grace period {grace_s(profile, workload)} s: {profile.limits.drain_s} s for the step and the commit, "
+        f"{save_s(profile, workload)} s to write at {profile.storage.write_mb_per_s:g} MB/s, {RAY_END_S} s for Ray",
+    ]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from zerofleet.cluster.config import Finding
-from zerofleet.k8s.profile import LifecycleConfig, Profile
+from zerofleet.k8s.profile import LifecycleConfig, Profile, QueueConfig
 from zerofleet.k8s.rules.naming import error, warning
 from zerofleet.k8s.workload import RAY_END_S, Workload, grace_s, least_nodes, needed_grace_s, save_s
 
@@ -26,44 +26,55 @@ def lifecycle(profile: Profile, workload: Workload) -> Iterator[Finding]:
 
 
 def _queue(profile: Profile) -> Iterator[Finding]:
-    queue, life = profile.queue, profile.lifecycle
+    queue = profile.queue
     if queue.kind == "none":
-        for field in ("name", "priority_class", "topology", "max_execution_s"):
+        for field in ("name", "priority_class", "max_execution_s"):
             if getattr(queue, field) is not None:
                 yield error(
                     f"queue.{field}",
                     "it has no effect with queue.kind=none: set queue.kind to kueue or volcano, or remove it",
                 )
-        return
-    if not queue.name:
+    elif not queue.name:
         yield error("queue.name", f"{queue.kind} takes a job only by the name of its queue: set it")
     elif not _LABEL.fullmatch(queue.name):
         yield error(
             "queue.name", f"{queue.name!r} is no name of an object (lower-case letters, digits, `-`): correct it"
         )
     if queue.kind == "kueue":
-        if life.deletion_rules:
-            yield error(
-                "lifecycle.deletion_rules",
-                "Kueue's webhook wants shutdownAfterJobFinishes, which KubeRay refuses beside deletion rules: remove them and use "
-                "lifecycle.ttl_s",
-            )
-        elif not life.shutdown_after_finish:
-            yield error(
-                "lifecycle.shutdown_after_finish",
-                "Kueue's webhook refuses a RayJob whose pods stay, since their quota would never be given back: set true",
-            )
-    elif queue.max_execution_s is not None:
+        yield from _kueue(profile.lifecycle)
+    if queue.kind == "volcano" and queue.max_execution_s is not None:
         yield error("queue.max_execution_s", "only Kueue reads it: use lifecycle.active_deadline_s with Volcano")
-    if queue.kind == "volcano" and queue.topology and not queue.topology.level.isdigit():
+    yield from _topology(queue)
+
+
+def _kueue(life: LifecycleConfig) -> Iterator[Finding]:
+    """What Kueue's webhook wants of a RayJob."""
+    if life.deletion_rules:
         yield error(
-            "queue.topology.level",
-            f"it is {queue.topology.level!r}; Volcano knows tiers by number: give the highest that may be crossed, such as 1",
+            "lifecycle.deletion_rules",
+            "Kueue's webhook wants shutdownAfterJobFinishes, which KubeRay refuses beside deletion rules: remove them and use "
+            "lifecycle.ttl_s",
         )
-    if queue.kind == "kueue" and queue.topology and queue.topology.level.isdigit():
+    elif not life.shutdown_after_finish:
+        yield error(
+            "lifecycle.shutdown_after_finish",
+            "Kueue's webhook refuses a RayJob whose pods stay, since their quota would never be given back: set true",
+        )
+
+
+def _topology(queue: QueueConfig) -> Iterator[Finding]:
+    if queue.topology is None:
+        return
+    level = queue.topology.level
+    if queue.kind == "volcano" and not level.isdigit():
         yield error(
             "queue.topology.level",
-            f"it is {queue.topology.level}; Kueue knows domains by a label of nodes: give one, such as topology.kubernetes.io/zone",
+            f"it is {level!r}; Volcano knows tiers by number: give the highest that may be crossed, such as 1",
+        )
+    if queue.kind != "volcano" and level.isdigit():
+        yield error(
+            "queue.topology.level",
+            f"it is {level}, a tier of Volcano's; here a domain is known by a label of nodes: give one, such as topology.kubernetes.io/zone",
         )
 
 

@@ -41,6 +41,12 @@ def _gpus(profile: Profile, workload: Workload) -> Iterator[Finding]:
             f"it is 0, and each worker pod would take the {pool.gpus} GPUs of its node for nothing: set it to 1, or use a profile of "
             "CPU nodes",
         )
+    if pool.gpus and not pool.gpu_resource.endswith("gpu"):
+        yield error(
+            "workers.gpu_resource",
+            f"KubeRay tells Ray of GPUs whose resource ends with `gpu`, and it is {pool.gpu_resource}: no worker would offer any. Use whole GPUs "
+            "(nvidia.com/gpu)",
+        )
     if pool.max_nodes and cluster.nodes > pool.max_nodes:
         yield error(
             "cluster.nodes",

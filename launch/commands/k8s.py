@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from zerofleet.k8s.lint import lint
 from zerofleet.k8s.rayjob import documents
 from zerofleet.k8s.to_yaml import to_yaml
+from zerofleet.k8s.workload import summary
 from zerofleet.launch.checks import check_job, refuse_errors
 from zerofleet.launch.config import load_job
 from zerofleet.launch.exit_codes import OK
@@ -45,7 +46,7 @@ def render(arguments: argparse.Namespace) -> int:
     check_job(job)
     workload = workload_of(job, profile, int(arguments.num_parameters) if arguments.num_parameters else None)
     refuse_errors(lint(profile, workload))
-    text = to_yaml(documents(profile, workload))
+    text = to_yaml(documents(profile, workload), ["rendered by zerofleet k8s render", *summary(profile, workload)])
     if arguments.output is None:
         sys.stdout.write(text)
         return OK

@@ -61,6 +61,12 @@ MISTAKES = [
         "error: cluster.gpus_per_rank: it is 0, and each worker pod would take the 8",
     ),
     (H100, ["cluster.nodes=17"], {}, "error: cluster.nodes: it is 17 and the pool has 16 nodes"),
+    (
+        H100,
+        [],
+        {"workers__gpu_resource": "nvidia.com/mig-1g.5gb"},
+        "error: workers.gpu_resource: KubeRay tells Ray of GPUs",
+    ),
     (CPU, ["cluster.cpus_per_rank=3"], {}, "error: cluster.cpus_per_rank: 2 ranks with 3 cores each need 6"),
     (
         CPU,
@@ -112,7 +118,7 @@ MISTAKES = [
     (CPU, [], {"queue__name": "a"}, "error: queue.name: it has no effect with queue.kind=none"),
     (CPU, [], {"queue__kind": "kueue"}, "error: queue.name: kueue takes a job only by the name of its queue"),
     (H100, [], {"queue__name": "My Queue"}, "error: queue.name: 'My Queue' is no name of an object"),
-    (H100, [], {"queue__topology__level": "2"}, "error: queue.topology.level: it is 2; Kueue knows domains"),
+    (H100, [], {"queue__topology__level": "2"}, "error: queue.topology.level: it is 2, a tier of Volcano"),
     (
         H100,
         [],

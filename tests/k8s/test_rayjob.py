@@ -43,6 +43,8 @@ VARIANTS = {
         {"fabric": {"kind": "efa", "resource": "vpc.amazonaws.com/efa", "devices": 32, "hugepages_2mi_gib": 5}},
     ),
     "roce": (H100, [], {"fabric__networks": "rdma-net", "fabric__gid_index": 3, "workers__runtime_class": "nvidia"}),
+    "near": (CPU, [], {"queue__topology": {"level": "topology.kubernetes.io/zone"}}),
+    "nearer": (CPU, [], {"queue__topology": {"level": "rack", "mode": "required"}}),
     "autoscaling": (CPU, ELASTIC, {"lifecycle__autoscaling": True}),
     "deletion": (CPU, [], {"lifecycle__deletion_rules": RULES}),
     "openshift": (CPU, [], {"security__run_as_user": None, "security__fs_group": None}),
@@ -238,6 +240,16 @@ def test_queues_are_told_by_labels_alone():
         assert "suspend" not in job["spec"]
         assert not [t for t in pods_of(job).values() if "schedulerName" in t["spec"]]
     assert not [key for key in worker if key.startswith("volcano")]
+
+
+def test_without_a_queue_pods_are_kept_near_by_affinity():
+    for name, kind in (("near", "preferred"), ("nearer", "required")):
+        affinity = pods_of(rendered(*variant(name))[-1])["workers"]["spec"]["affinity"]
+        assert list(affinity["podAffinity"]) == [f"{kind}DuringSchedulingIgnoredDuringExecution"]
+        (apart,) = affinity["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        assert apart["topologyKey"] == "kubernetes.io/hostname"
+    kueue = pods_of(rendered(*variant("kueue"))[-1])["workers"]["spec"]["affinity"]
+    assert list(kueue) == ["podAntiAffinity"]
 
 
 def test_gpus_and_fabric_are_limits_of_workers_only():

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +31,9 @@ def test_three_documents_to_standard_output_or_a_file(call, tmp_path):
     code, out, err = call(*RENDER, "run.name=first")
     assert (code, err) == (0, "")
     assert [d["kind"] for d in yaml.safe_load_all(out)] == ["ConfigMap", "PodDisruptionBudget", "RayJob"]
+    comment = [line for line in out.splitlines() if line.startswith("# ")]
+    assert "# 1 worker pod(s) x 2 ranks = world size 2, and a head" in comment
+    assert any("6.5 M parameters: 0.08 GB per checkpoint" in line for line in comment)
     assert call(*RENDER, "run.name=first", "--output", str(tmp_path / "job.yaml")) == (0, "", "")
     assert (tmp_path / "job.yaml").read_text() == out
     code, _, err = call(*RENDER, "run.name=first", "--output", str(tmp_path))
@@ -119,18 +120,15 @@ def test_a_secret_planted_in_a_profile_is_refused_and_not_repeated(call, tmp_pat
 
 
 def test_without_torch_and_ray_in_under_a_second():
+    """Of processor time, since what else runs on the machine is not the subject."""
     script = f"""
-import sys
+import sys, time
 from zerofleet.launch.cli import main
 assert main({[*RENDER, "run.name=first"]!r}) == 0
 heavy = {{"torch", "ray", "transformers", "deepspeed", "numpy", "datasets", "wandb", "kubernetes"}} & set(sys.modules)
 assert not heavy, heavy
+print(time.process_time(), file=sys.stderr)
 """
-    best_s = float("inf")
-    for _ in range(3):
-        began = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-c", script], check=True, capture_output=True, timeout=60, env=dict(os.environ)
-        )
-        best_s = min(best_s, time.perf_counter() - began)
-    assert best_s < 1.0
+    command = [sys.executable, "-c", script]
+    runs = [subprocess.run(command, check=True, capture_output=True, text=True, timeout=60) for _ in range(3)]
+    assert min(float(run.stderr) for run in runs) < 1.0

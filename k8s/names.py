@@ -28,10 +28,10 @@ def tag_of(image: str) -> str:
 
 
 def labels(profile: Profile, workload: Workload, component: str = "") -> dict[str, str]:
-    """For every object, and with a component for pods. KubeRay's own labels of pods give way to these."""
+    """For every object, and with a component for pods. Pods keep the name `kuberay`: KubeRay's services select the head by it."""
     tag = tag_of(profile.images.image)
     found = {
-        "app.kubernetes.io/name": "zerofleet",
+        "app.kubernetes.io/name": "" if component else "zerofleet",
         "app.kubernetes.io/instance": workload.name or "",
         "app.kubernetes.io/component": component,
         "app.kubernetes.io/part-of": "zerofleet",

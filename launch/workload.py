@@ -62,11 +62,12 @@ def workload_of(job: JobConfig, profile: Profile, num_parameters: int | None = N
 
 def in_pods(job: JobConfig, profile: Profile) -> JobConfig:
     """The job with the profile's storage, where the recipe leaves it open, on the Ray cluster of its own pods."""
-    storage = profile.storage
-    is_default = job.run.storage == str(Path(default_storage()).expanduser().absolute())
-    run = job.run
-    if is_default or job.run.storage == default_storage():
-        run = job.run.model_copy(update={"storage": storage.url or f"{storage.mount_path}/runs"})
+    local = str(Path(default_storage()).expanduser().absolute())
+    if job.run.storage in (default_storage(), local):
+        storage = profile.storage.url or f"{profile.storage.mount_path}/runs"
+    else:
+        storage = job.run.storage.removeprefix("file://")
+    run = job.run.model_copy(update={"storage": storage})
     cluster = job.cluster.model_copy(update={"address": GCS_ADDRESS})
     return job.model_copy(update={"run": run, "cluster": cluster})
 
@@ -93,7 +94,7 @@ def _buffers(job: JobConfig, profile: Profile, sizes: StateSizes, host_bytes: in
 
 
 def _files(job: JobConfig) -> list[LocalPath]:
-    """Every path and URL of the recipe; hub ids are neither."""
+    """Every path and URL of the recipe, file:// as a path; hub ids are neither."""
     found = [LocalPath("run.storage", job.run.storage)]
     found += [LocalPath(f"data.files.{n}", file) for n, file in enumerate(job.data.files) if file != PYTHON_STDLIB]
     named = {
@@ -105,4 +106,4 @@ def _files(job: JobConfig) -> list[LocalPath]:
     found += [
         LocalPath(where, path) for where, path in named.items() if path and (path.startswith("/") or "://" in path)
     ]
-    return found
+    return [LocalPath(file.where, file.path.removeprefix("file://")) for file in found]

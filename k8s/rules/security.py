@@ -109,10 +109,10 @@ def _environment(profile: Profile, workload: Workload) -> Iterator[Finding]:
 def _secrets(profile: Profile, workload: Workload) -> Iterator[Finding]:
     storage = profile.storage
     given = {entry.variable for entry in profile.secret_env}
-    if storage.url and not (storage.secret or storage.workload_identity or _names_credentials(given)):
+    if "://" in workload.storage and not (storage.secret or storage.workload_identity or _names_credentials(given)):
         yield error(
             "storage.secret",
-            f"an object store ({urlsplit(storage.url).scheme}) needs credentials and nothing gives any: name a Secret with them, list them in secret_env, or set "
+            f"an object store ({urlsplit(workload.storage).scheme}) needs credentials and nothing gives any: name a Secret with them, list them in secret_env, or set "
             "storage.workload_identity=true where the service account has them",
         )
     if workload.wants_wandb and "WANDB_API_KEY" not in given:

@@ -278,6 +278,8 @@ MISTAKES = [
     (CPU, [], {"storage__access_mode": "ReadWriteOnce"}, "error: storage.access_mode: ReadWriteOnce is mounted by one"),
     (CPU, [], {"storage__mount_path": "/dev/shm"}, "error: storage.mount_path: /dev/shm would cover /dev"),
     (CPU, [], {"storage__mount_path": "/tmp"}, "error: storage.mount_path: /tmp would cover /tmp/ray"),
+    (CPU, ["run.storage=s3://mine/runs"], {}, "error: storage.secret: an object store (s3) needs credentials"),
+    (CPU, ["run.storage=file:///home/me/runs"], {}, "error: run.storage: /home/me/runs is a path of this machine"),
     (CPU, ["run.storage=/home/me/runs"], {}, "error: run.storage: /home/me/runs is a path of this machine"),
     (CPU, ["data.files=[/home/me/*.txt]"], {}, "error: data.files.0: /home/me/*.txt is a path of this machine"),
     (CPU, ["data.cache=/tmp/cache"], {}, "error: data.cache: /tmp/cache is a path of this machine"),

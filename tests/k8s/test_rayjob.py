@@ -228,6 +228,17 @@ def test_a_larger_model_makes_shared_memory_and_grace_longer():
     assert workload(H100, *billions, "cluster.min_nodes=1").snapshot_bytes == 2 * large.snapshot_bytes
 
 
+@every
+def test_pods_keep_the_labels_by_which_kuberay_selects_them(profile, load):
+    for template in pods_of(rendered(profile, load)[-1]).values():
+        labels = template["metadata"]["labels"]
+        assert not {"app.kubernetes.io/name", "app.kubernetes.io/created-by"} & labels.keys()
+        assert labels["app.kubernetes.io/instance"] == "first" and not [
+            key for key in labels if key.startswith("ray.io")
+        ]
+    assert all(d["metadata"]["labels"]["app.kubernetes.io/name"] == "zerofleet" for d in rendered(profile, load))
+
+
 def test_queues_are_told_by_labels_alone():
     kueue, volcano = rendered(*variant("kueue"))[-1], rendered(*variant("volcano"))[-1]
     assert kueue["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"

@@ -102,8 +102,7 @@ def summary(profile: Profile, workload: Workload) -> list[str]:
     ranks = (
         f"{cluster.nodes} worker pod(s) x {cluster.ranks_per_node} ranks = world size {cluster.world_size}, and a head"
     )
-    if not workload.parameters:
-        return [ranks]
+    assert workload.parameters, "lint refuses a model of unknown size"
     return [
         ranks,
         f"{workload.parameters / 1e6:,.1f} M parameters: {workload.checkpoint_bytes / 1e9:.2f} GB per checkpoint, "

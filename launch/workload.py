@@ -29,7 +29,7 @@ def load_profile(path: Path | str) -> Profile:
 
 
 def workload_of(job: JobConfig, profile: Profile, num_parameters: int | None = None) -> Workload:
-    """`num_parameters` of the model, where the recipe does not tell. Pure."""
+    """`num_parameters` of the model, where the recipe does not tell. Of the machine it reads ZEROFLEET_STORAGE only."""
     job = in_pods(job, profile)
     parameters = num_parameters or parameters_of(job.train_config())
     sizes = StateSizes(
@@ -41,7 +41,7 @@ def workload_of(job: JobConfig, profile: Profile, num_parameters: int | None = N
     )
     host_bytes = host_bytes_of(job, sizes)
     buffers = _buffers(job, profile, sizes, host_bytes)
-    files = [*_files(job)]
+    files = _files(job)
     return Workload(
         name=job.run.name,
         job_yaml=job.to_yaml(),

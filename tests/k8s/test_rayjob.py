@@ -274,6 +274,19 @@ def test_gpus_and_fabric_are_limits_of_workers_only():
     assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in pods["head"]["env"]
 
 
+def test_workers_alone_go_to_gpu_nodes():
+    pods = {name: template["spec"] for name, template in pods_of(rendered(*variant("roce"))[-1]).items()}
+    assert pods["workers"]["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+    toleration = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    assert pods["workers"]["tolerations"] == [toleration] and pods["workers"]["runtimeClassName"] == "nvidia"
+    for name in ("head", "submitter"):
+        assert pods[name]["nodeSelector"] == {"node-pool": "cpu"}
+        assert not {"tolerations", "runtimeClassName"} & pods[name].keys()
+    assert all(spec["imagePullSecrets"] == [{"name": "registry"}] for spec in pods.values())
+    assert all(spec["serviceAccountName"] == "zerofleet" for spec in pods.values())
+    assert not any(spec["automountServiceAccountToken"] for spec in pods.values())
+
+
 def test_secrets_are_references_and_never_values():
     text = to_yaml(rendered(*variant("kueue")))
     assert "secretKeyRef" in text and "secretRef" in text

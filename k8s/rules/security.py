@@ -15,7 +15,15 @@ from zerofleet.k8s.workload import Workload
 
 GATE_TLS = "RayClusterMTLS"
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
-_OPERATOR_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS")
+_OPERATOR_VARIABLES = (
+    "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN",
+    "RAY_ADDRESS",
+    "RAY_REDIS_ADDRESS",
+    "REDIS_USERNAME",
+    "RAY_enable_autoscaler_v2",
+)
+"""Those that KubeRay sets itself, or refuses a RayJob for."""
 _TAKEN_FOLDERS = ("/dev", "/etc", "/proc", "/sys", "/tmp/ray", "/usr")
 """What the image, Ray and zerofleet have there."""
 
@@ -92,14 +100,19 @@ def _environment(profile: Profile, workload: Workload) -> Iterator[Finding]:
         **worker_environment(profile),
         **dict.fromkeys(_OPERATOR_VARIABLES, ""),
     }
+    taken = "zerofleet or KubeRay sets this variable, or refuses the job for it"
     for name in profile.env:
         if name in own:
-            yield error(f"env.{name}", "zerofleet or KubeRay sets this variable: remove it")
+            yield error(f"env.{name}", f"{taken}: remove it")
         elif _SECRET_NAME.search(name):
             yield error(
                 f"env.{name}",
                 "by its name it is a secret, and whoever may read the job would read it: put it into a Secret and name that in secret_env",
             )
+    for number, entry in enumerate(profile.secret_env):
+        if entry.variable in own:
+            instead = "; use security.auth_secret" if entry.variable == "RAY_AUTH_TOKEN" else ""
+            yield error(f"secret_env.{number}", f"{entry.variable}: {taken}: remove it{instead}")
     named = Counter([*profile.env, *(entry.variable for entry in profile.secret_env)])
     for name, count in named.items():
         if count > 1:

@@ -263,6 +263,13 @@ MISTAKES = [
     (CPU, [], {"env__MY_TOKEN": "x"}, "error: env.MY_TOKEN: by its name it is a secret"),
     (CPU, [], {"env__HF_HOME": "/x"}, "error: env.HF_HOME: zerofleet or KubeRay sets this variable"),
     (CPU, [], {"env__RAY_AUTH_TOKEN": "x"}, "error: env.RAY_AUTH_TOKEN: zerofleet or KubeRay sets this variable"),
+    (CPU, [], {"env__RAY_enable_autoscaler_v2": "1"}, "error: env.RAY_enable_autoscaler_v2: zerofleet or KubeRay sets"),
+    (
+        CPU,
+        [],
+        {"secret_env": [{"variable": "RAY_AUTH_TOKEN", "secret": "s", "key": "k"}]},
+        "error: secret_env.0: RAY_AUTH_TOKEN: zerofleet or KubeRay sets this variable",
+    ),
     (
         CPU,
         [],

@@ -6,7 +6,8 @@ they have anyway, in any order. The audit recomputes the sum from the cache and 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
 UInt64 = NDArray[np.uint64]
+RANK_DIGEST_DIGITS = 4
 
 
 def sample_digests(sample_ids: Int64, input_ids: Int64, labels: Int64) -> UInt64:
@@ -46,10 +48,26 @@ class LedgerEntry:
     """Target tokens; padding is none."""
     digest: str
     """Sum of the samples' digests modulo 2^64, 16 hex digits."""
+    data: str = ""
+    """Fingerprint of the prepared data that all ranks read; empty in ledgers of before it was recorded."""
+    micro_batch_size: int = 0
+    """Size of the blocks that the global batch was dealt in; 0 as above."""
+    rank_digests: str = ""
+    """Of every rank in turn, the last RANK_DIGEST_DIGITS hex digits of its own sum; empty as above. They name a rank that was fed
+    something else; that it was is what `digest` shows."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> LedgerEntry:
-        return LedgerEntry(**data)
+        """Of a line that this or another version has written: what it does not know is left out."""
+        return LedgerEntry(**{key: value for key, value in data.items() if key in _FIELDS})
+
+
+_FIELDS = frozenset(field.name for field in fields(LedgerEntry))
+
+
+def rank_digests_of(sums: Iterable[int]) -> str:
+    """What a ledger line keeps of every rank's sum: 2 bytes a rank, since a line is written for every step."""
+    return "".join(f"{total % 16**RANK_DIGEST_DIGITS:0{RANK_DIGEST_DIGITS}x}" for total in sums)

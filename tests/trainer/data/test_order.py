@@ -150,6 +150,8 @@ def test_a_step_takes_the_positions_that_are_not_quarantined(step, batch, quaran
     allowed = [p for p in range(1000) if not any(start <= p < end for start, end in quarantined)]
     expected = allowed[step * batch : (step + 1) * batch]
     assert step_positions(step, batch, quarantined).tolist() == expected
+    together = allowed[step * batch : (step + 7) * batch]
+    assert step_positions(step, batch, quarantined, num_steps=7).tolist() == together
 
 
 def test_quarantined_ranges_that_touch_are_fine_and_wrong_ones_are_refused():

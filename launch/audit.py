@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from zerofleet.launch.config import JobConfig
 from zerofleet.launch.drivers import effective_job
 from zerofleet.trainer.batch import BatchPlan
-from zerofleet.trainer.checkpoint.format import Manifest
+from zerofleet.trainer.checkpoint.format import DamagedFile, Manifest
 from zerofleet.trainer.config import DEFAULT_SILO
 from zerofleet.trainer.data.audit import Audit, Progress, audit
 from zerofleet.trainer.data.cache import DataCache, prepared_in
@@ -104,12 +105,13 @@ def _fingerprint(run: RunFolder, table: LedgerTable, checkpoints: list[Checkpoin
     """Of the data that the run was fed: as its newest line says, or before lines said it, its newest checkpoint."""
     if len(table) and (said := table.data[int(table.steps.argmax())]):
         return said
-    if not checkpoints:
-        raise UserError(
-            f"run {run.name!r} does not say which data it was fed: an older zerofleet began it, and it has no checkpoint. "
-            "Resume it, and audit it when it has one"
-        )
-    return Manifest.from_bytes(run.storage.read(checkpoints[-1].manifest)).fingerprints["data"]
+    for checkpoint in reversed(checkpoints):
+        with contextlib.suppress(DamagedFile):
+            return Manifest.from_bytes(run.storage.read(checkpoint.manifest)).fingerprints["data"]
+    raise UserError(
+        f"run {run.name!r} does not say which data it was fed: neither the newest line of its ledger does, which an older zerofleet "
+        "wrote, nor a checkpoint. Resume it, and audit it when it has a checkpoint"
+    )
 
 
 def _open_data(fingerprint: str, job: JobConfig, cache: Path | None) -> DataCache:

@@ -19,7 +19,7 @@ UInt64 = NDArray[np.uint64]
 SOURCE = "corpus"
 """Key of the one source of a run in the sample order; mixtures will name theirs."""
 IGNORED_LABEL = -100
-_READ_TOKENS = 2**19
+_READ_TOKENS = 2**15
 """Tokens that `digests_of` reads at a time: within the processor's caches."""
 
 

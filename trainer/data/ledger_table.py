@@ -1,8 +1,7 @@
-"""The lines of a ledger as columns: what a run of a million steps was fed, as a few arrays."""
+"""The lines of a ledger (`ledger.LedgerEntry`) as columns: what a run of a million steps was fed, as a few arrays."""
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zerofleet.trainer.data.ledger import LedgerEntry
 from zerofleet.trainer.errors import StorageError
 
 Int64 = NDArray[np.int64]
 UInt64 = NDArray[np.uint64]
 
 _NUMBERS = ("step", "attempt", "num_sequences", "num_tokens", "micro_batch_size")
+_ADDED = ("micro_batch_size",)
+"""Lines of older versions do not have it."""
 
 
 @dataclass(frozen=True)
@@ -40,24 +40,25 @@ class LedgerTable:
     @staticmethod
     def of(lines: Iterable[dict[str, Any]], silo: str) -> LedgerTable:
         """The lines of one silo. StorageError for a line that is no ledger entry."""
-        numbers, digests, bounds = (
-            array("q"),
-            array("Q"),
-            array("q"),
-        )  # a million entries as objects would fill a gigabyte
+        # Flat arrays at once: a million entries as objects would fill a gigabyte.
+        numbers, digests, bounds = array("q"), array("Q"), array("q")
         data: list[str] = []
         rank_digests: list[str] = []
         num_ranges = [0]
         names: dict[str, str] = {}  # of the few fingerprints of a ledger, one copy each
         for line in lines:
-            entry, digest = _parse(line)
-            if entry.silo == silo:
-                numbers.extend(getattr(entry, name) for name in _NUMBERS)
-                digests.append(digest)
-                data.append(names.setdefault(entry.data, entry.data))
-                rank_digests.append(entry.rank_digests)
-                num_ranges.append(len(entry.ranges))
-                bounds.extend(bound for start_and_end in entry.ranges for bound in start_and_end)
+            try:
+                if line["silo"] != silo:
+                    continue
+                numbers.extend([line.get(name, 0) if name in _ADDED else line[name] for name in _NUMBERS])
+                digests.append(int(line["digest"], 16))
+                data.append(names.setdefault(line.get("data", ""), line.get("data", "")))
+                rank_digests.append(line.get("rank_digests", ""))
+                num_ranges.append(len(line["ranges"]))
+                for start, end in line["ranges"]:
+                    bounds.extend((start, end))
+            except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+                raise _damaged(line, error) from error
         columns = dict(zip(_NUMBERS, np.array(numbers).reshape(-1, len(_NUMBERS)).T.copy(), strict=True))
         starts, ends = np.array(bounds).reshape(-1, 2).T.copy()
         return LedgerTable(
@@ -114,18 +115,8 @@ def _counted_up(firsts: Int64, counts: Int64) -> Int64:
     return counted
 
 
-def _parse(line: Any) -> tuple[LedgerEntry, int]:
-    """The entry and its digest."""
-    try:
-        entry = LedgerEntry.from_dict(line)
-        digest = int(entry.digest, 16)
-        bounds = [bound for start, end in entry.ranges for bound in (start, end)]
-        if not all(type(n) is int and abs(n) < 2**62 for n in (*(getattr(entry, name) for name in _NUMBERS), *bounds)):
-            raise ValueError("a number is none")
-        if not 0 <= digest < 2**64 or re.fullmatch(r"[0-9a-f]*", entry.rank_digests) is None:
-            raise ValueError("a digest is none")
-    except (AttributeError, TypeError, ValueError) as error:
-        raise StorageError(
-            f"the ledger is damaged: {str(line)[:80]!r} is no entry ({error}). Restore the file, or take the line out of it"
-        ) from error
-    return entry, digest
+def _damaged(line: Any, error: Exception) -> StorageError:
+    return StorageError(
+        f"the ledger is damaged: {str(line)[:80]!r} is no entry ({type(error).__name__}: {error}). Restore the file, or take the line "
+        "out of it"
+    )

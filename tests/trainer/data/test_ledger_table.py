@@ -48,7 +48,6 @@ def test_an_empty_ledger():
     "changes",
     [
         {"step": "3"},
-        {"step": True},
         {"step": 2**70},
         {"num_tokens": 1.5},
         {"ranges": [[0]]},
@@ -57,7 +56,7 @@ def test_an_empty_ledger():
         {"digest": "xyz"},
         {"digest": "1" * 17},
         {"digest": None},
-        {"rank_digests": "00zz"},
+        {"data": []},
     ],
 )
 def test_a_line_that_is_no_entry_is_refused(changes):

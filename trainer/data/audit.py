@@ -15,11 +15,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.data.coverage import stretches
 from zerofleet.trainer.data.feed import Feed
 from zerofleet.trainer.data.findings import Finding, Kind, joined, steps_named
-from zerofleet.trainer.data.ledger import RANK_DIGEST_DIGITS, combine, rank_digests_of
+from zerofleet.trainer.data.ledger import wrong_ranks
 from zerofleet.trainer.data.ledger_table import LedgerTable
 from zerofleet.trainer.data.order import ranges_of, step_positions
 from zerofleet.trainer.data.quarantine import Ranges, below, named, num_positions, union, without
@@ -101,7 +100,8 @@ def audit(
     limits = np.array([counts_until.get(attempt, 0) for attempt in table.attempts.tolist()], dtype=np.int64)
     counts = is_possible & (table.steps <= limits)
     last_step = max(known_step, int(table.steps[counts].max(initial=0)))
-    checked = _Checked.of(table, feed, spans(attempts, last_step), counts, is_possible & ~counts, last_step)
+    repeated = np.flatnonzero(is_possible & ~counts)
+    checked = _Checked.of(table, feed, spans(attempts, last_step), counts, repeated, last_step)
     checked.check_plan(progress)
     checked.check_coverage()
     return Audit(
@@ -109,7 +109,7 @@ def audit(
         last_step=last_step,
         num_positions=last_step * feed.plan.global_batch_size,
         num_tokens=int(table.num_tokens[checked.line_of[checked.line_of >= 0]].sum()),
-        num_repeated=int((is_possible & ~counts).sum()),
+        num_repeated=len(repeated),
         left_out=tuple(_left_out(attempts)),
     )
 
@@ -155,7 +155,7 @@ class _Checked:
     """By step, its first line; -1: it has none."""
     again: Int64
     """The others of a step that has several."""
-    is_repeated: NDArray[np.bool_]
+    repeated: Int64
     """Lines that do not count, since their steps were done again."""
     findings: list[Finding] = field(default_factory=list)
     misplaced: list[Int64] = field(default_factory=list)
@@ -167,14 +167,14 @@ class _Checked:
         feed: Feed,
         of_attempts: list[Span],
         counts: NDArray[np.bool_],
-        is_repeated: NDArray[np.bool_],
+        repeated: Int64,
         last_step: int,
     ) -> _Checked:
         lines = np.flatnonzero(counts)[np.argsort(table.steps[counts], kind="stable")]
         steps, firsts = np.unique(table.steps[lines], return_index=True)
         line_of = np.full(last_step + 1, -1, dtype=np.int64)
         line_of[steps] = lines[firsts]
-        return _Checked(table, feed, of_attempts, lines, line_of, np.delete(lines, firsts), is_repeated)
+        return _Checked(table, feed, of_attempts, lines, line_of, np.delete(lines, firsts), repeated)
 
     @property
     def quarantine(self) -> Ranges:
@@ -234,6 +234,10 @@ class _Checked:
     # -- every position once ---------------------------------------------------------------------------------------
     def check_coverage(self) -> None:
         """Every position up to the last step's was fed once, and what any attempt left out never."""
+        unclaimed = self.spans[0].first - 1 if self.spans else len(self.line_of) - 1
+        if unclaimed:
+            bounds = [[0, unclaimed * self.feed.plan.global_batch_size]]
+            self._say("gap", 1, unclaimed, None, "the run has no attempt that they count for", bounds)
         if not self.spans:
             return
         table, last, batch = self.table, self.spans[-1], self.feed.plan.global_batch_size
@@ -265,7 +269,7 @@ class _Checked:
         if not len(missing):
             return f"{steps_named(ranges_of(steps))} of attempt {attempt} was fed others"
         text = f"the ledger has no line of attempt {attempt} for {steps_named(ranges_of(missing))}"
-        others = np.unique(self.table.attempts[self.is_repeated & np.isin(self.table.steps, missing)])
+        others = np.unique(self.table.attempts[self.repeated[np.isin(self.table.steps[self.repeated], missing)]])
         if len(others):
             text += (
                 f"; that of attempt {', '.join(map(str, others))} does not count, since a later attempt began before it"
@@ -297,21 +301,3 @@ class _Checked:
         ranks: tuple[int, ...] = (),
     ) -> None:
         self.findings.append(Finding(kind, int(first), int(last), attempt, text, ranges, ranks))
-
-
-def wrong_ranks(recorded: str, micro_batch_size: int, digests: UInt64) -> tuple[int, ...] | None:
-    """The ranks whose own digest is not that of the samples that they were dealt, of a step's samples in order.
-
-    None: the line does not tell. Two wrong samples of one rank can hide each other in its 16 bits, 1 time in 65,536.
-    """
-    world_size = len(recorded) // RANK_DIGEST_DIGITS
-    if not world_size or micro_batch_size < 1:
-        return None
-    plan = BatchPlan.of(len(digests), micro_batch_size, world_size)
-    wrong = []
-    for rank in range(world_size):
-        slots = [plan.slots_of(block) for block in plan.blocks_of(rank)]
-        mine = rank_digests_of([combine(digests[[slot for part in slots for slot in part]])])
-        if mine != recorded[rank * RANK_DIGEST_DIGITS :][:RANK_DIGEST_DIGITS]:
-            wrong.append(rank)
-    return tuple(wrong)

@@ -82,6 +82,17 @@ def test_the_last_step_is_missed_where_a_checkpoint_has_it():
     assert (gap.kind, gap.first_step, gap.attempt) == ("gap", 24, 3)
 
 
+def test_steps_of_which_no_attempt_is_left():
+    """Without a record of the attempts nothing can be proved."""
+    for attempts, last in (([], 24), (recovered().attempts[1:], 10)):
+        run = recovered()
+        run.attempts = attempts
+        found = audited(run, known_step=24)
+        gap = next(finding for finding in found.findings if finding.kind == "gap")
+        assert (gap.first_step, gap.last_step, gap.attempt, found.proven_step) == (1, last, None, 0)
+        assert "no attempt that they count for" in str(gap)
+
+
 def test_a_range_that_is_taken_out_of_a_line():
     run = recovered()
     run.line(15)["ranges"] = [[140, 143], [145, 150]]

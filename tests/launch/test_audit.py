@@ -125,6 +125,23 @@ def test_a_checkpoint_knows_of_a_step_that_the_ledger_lost(config, tiny_cache, c
     assert code == 1 and "the ledger has no line of attempt 2 for steps 19 to 20" in out
 
 
+def test_an_attempt_that_begins_while_the_audit_reads(config, tiny_cache):
+    """It walks back past a checkpoint that was just listed."""
+    run = simulated(tiny_cache)
+    folder = write(run, config)
+    folder.storage.create(CheckpointId(20, 2).manifest, b"{}")
+    later = run.attempt(15, 15).attempts[-1]
+
+    class Restarted(RunFolder):
+        def checkpoints(self, silo="main"):
+            found = super().checkpoints(silo)
+            self.storage.create("attempts/0003.json", json.dumps(asdict(later)).encode())
+            return found
+
+    found = audit_run(Restarted(config.run.storage, "tiny")).audit
+    assert found.is_exact and found.last_step == 15
+
+
 def test_a_ledger_of_before_lines_named_their_data(config, tiny_cache, capsys):
     folder = write(simulated(tiny_cache, data=""), config)
     code, _, err = audited(folder, capsys)

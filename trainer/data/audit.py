@@ -129,8 +129,7 @@ def _sorted_out(
     is_possible, findings = np.ones(len(table), bool), []
     starts = {record.attempt: record.start_step for record in attempts}
     for attempt in map(int, np.unique(table.attempts)):
-        lines = table.attempts == attempt
-        start = starts.get(attempt)
+        lines, start = table.attempts == attempt, starts.get(attempt)
         wrong = {
             "there is no such attempt": lines & (start is None),
             f"the attempt began after step {start}": lines & (table.steps <= (start or 0)) & (start is not None),
@@ -200,16 +199,15 @@ class _Checked:
         self._check_positions(attempt, steps, positions)
         samples, which = np.unique(self.feed.samples_at(positions.ravel()), return_inverse=True)
         num_tokens = store.num_targets(samples)[which].reshape(positions.shape).sum(axis=1)
-        for row in np.flatnonzero(
-            (table.num_sequences[lines] != positions.shape[1]) | (table.num_tokens[lines] != num_tokens)
-        ):
+        is_other = (table.num_sequences[lines] != positions.shape[1]) | (table.num_tokens[lines] != num_tokens)
+        for row in np.flatnonzero(is_other):
             says = f"{table.num_sequences[lines[row]]} sequences with {table.num_tokens[lines[row]]} tokens"
             text = f"the ledger says {says}, the index {positions.shape[1]} with {num_tokens[row]}"
-            self._say("counts", steps[row], steps[row], attempt, text, ranges_of(positions[row]))
+            self._say("counts", [steps[row]], attempt, text, ranges_of(positions[row]))
         digests = self.feed.digests_of(samples)[which].reshape(positions.shape)
         for row in np.flatnonzero(digests.sum(axis=1, dtype=np.uint64) != table.digests[lines]):
             text, ranks = self._wrong_data(int(lines[row]), digests[row])
-            self._say("data", steps[row], steps[row], attempt, text, ranges_of(positions[row]), ranks)
+            self._say("data", [steps[row]], attempt, text, ranges_of(positions[row]), ranks)
 
     def _check_positions(self, attempt: int, steps: Int64, positions: Int64) -> None:
         lines, batch = self.line_of[steps], positions.shape[1]
@@ -220,7 +218,7 @@ class _Checked:
         for row in np.flatnonzero(is_wrong):
             recorded_ranges, planned = self.table.ranges(int(lines[row])), ranges_of(positions[row])
             text = f"the ledger says {named(recorded_ranges)}, the order {named(planned)}"
-            self._say("positions", steps[row], steps[row], attempt, text, planned)
+            self._say("positions", [steps[row]], attempt, text, planned)
 
     def _wrong_data(self, line: int, digests: UInt64) -> tuple[str, tuple[int, ...]]:
         """What is to be said, and the ranks that it is said of."""
@@ -237,7 +235,7 @@ class _Checked:
         unclaimed = self.spans[0].first - 1 if self.spans else len(self.line_of) - 1
         if unclaimed:
             bounds = [[0, unclaimed * self.feed.plan.global_batch_size]]
-            self._say("gap", 1, unclaimed, None, "the run has no attempt that they count for", bounds)
+            self._say("gap", [1, unclaimed], None, "the run has no attempt that they count for", bounds)
         if not self.spans:
             return
         table, last, batch = self.table, self.spans[-1], self.feed.plan.global_batch_size
@@ -262,7 +260,7 @@ class _Checked:
                 continue
             planned = [step_positions(int(step) - 1, batch, span.quarantine) for step in (steps[0], steps[-1])]
             bounds = [[max(start, int(planned[0][0])), min(end, int(planned[1][-1]) + 1)]]
-            self._say("gap", steps[0], steps[-1], span.attempt, self._why_missing(span.attempt, steps), bounds)
+            self._say("gap", steps, span.attempt, self._why_missing(span.attempt, steps), bounds)
 
     def _why_missing(self, attempt: int, steps: Int64) -> str:
         missing = steps[self.line_of[steps] < 0]
@@ -271,9 +269,8 @@ class _Checked:
         text = f"the ledger has no line of attempt {attempt} for {steps_named(ranges_of(missing))}"
         others = np.unique(self.table.attempts[self.repeated[np.isin(self.table.steps[self.repeated], missing)]])
         if len(others):
-            text += (
-                f"; that of attempt {', '.join(map(str, others))} does not count, since a later attempt began before it"
-            )
+            earlier = ", ".join(map(str, others))
+            text += f"; that of attempt {earlier} does not count, since a later attempt began before it"
         return text
 
     def _say_fed(self, fault: Literal["repeat", "quarantined"], bounds: list[list[int]], holders: Int64) -> None:
@@ -288,16 +285,16 @@ class _Checked:
             guilty = holders[[int(steps.argmax())]]
         of_guilty = np.unique(self.table.attempts[guilty])
         attempt = int(of_guilty[0]) if len(of_guilty) == 1 else None
-        self._say(fault, self.table.steps[guilty].min(), self.table.steps[guilty].max(), attempt, text, bounds)
+        self._say(fault, np.sort(self.table.steps[guilty]), attempt, text, bounds)
 
     def _say(
         self,
         kind: Kind,
-        first: int | np.int64,
-        last: int | np.int64,
+        steps: Sequence[int] | Int64,
         attempt: int | None,
         text: str,
         ranges: list[list[int]],
         ranks: tuple[int, ...] = (),
     ) -> None:
-        self.findings.append(Finding(kind, int(first), int(last), attempt, text, ranges, ranks))
+        """At the first to the last of `steps`."""
+        self.findings.append(Finding(kind, int(steps[0]), int(steps[-1]), attempt, text, ranges, ranks))

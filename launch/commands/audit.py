@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from zerofleet.launch.exit_codes import OK, RUN_FAILED
 from zerofleet.launch.words import duration
 from zerofleet.trainer.data.quarantine import named
+from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -34,8 +35,10 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     folder = RunFolder.open(arguments.run)
-    from zerofleet.launch.audit import audit_run  # needs numpy, which the light verbs do without
-
+    try:
+        from zerofleet.launch.audit import audit_run  # needs numpy, which the light verbs do without
+    except ImportError as error:
+        raise UserError(f"audit needs {error.name}: pip install 'zerofleet[train]'") from error
     found = audit_run(folder, arguments.cache, ProgressLine())
     sys.stdout.write(json.dumps(found.to_dict()) + "\n" if arguments.json else report(found))
     return OK if found.audit.is_exact else RUN_FAILED

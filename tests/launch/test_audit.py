@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import uuid
 from dataclasses import asdict
 
@@ -227,3 +228,9 @@ def test_where_nobody_looks_there_is_no_progress_line(capsys):
 
     ProgressLine()(1, 1)
     assert capsys.readouterr().err == ""
+
+
+def test_where_numpy_is_missing_the_remedy_is_said(config, tiny_cache, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zerofleet.launch.audit", None)
+    code, _, err = audited(write(simulated(tiny_cache), config), capsys)
+    assert code == 2 and "audit needs zerofleet.launch.audit: pip install" in err

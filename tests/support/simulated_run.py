@@ -29,9 +29,7 @@ def feed_of(store: SequenceStore, batch: int = 10, micro: int = 3, world_size: i
     return Feed(store, BatchPlan.of(batch, micro, world_size), seed, DEFAULT_SILO, ())
 
 
-def ledger_line(
-    feed: Feed, step: int, attempt: int, wrong_rank: int | None = None, data: str = "", silo: str = DEFAULT_SILO
-) -> dict[str, Any]:
+def ledger_line(feed: Feed, step: int, attempt: int, wrong_rank: int | None = None, data: str = "") -> dict[str, Any]:
     """What the ranks of `feed` would have the ledger say of a step; `wrong_rank` is fed a sample that is not its own."""
     plan, sums = feed.step_plan(step - 1), []
     num_sequences = num_tokens = 0
@@ -44,7 +42,7 @@ def ledger_line(
     digest = f"{sum(sums) % 2**64:016x}"
     size, digests = feed.plan.micro_batch_size, rank_digests_of(sums)
     return LedgerEntry(
-        step, attempt, silo, plan.ranges, num_sequences, num_tokens, digest, data, size, digests
+        step, attempt, feed.silo, plan.ranges, num_sequences, num_tokens, digest, data, size, digests
     ).to_dict()
 
 

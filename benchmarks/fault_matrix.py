@@ -119,7 +119,7 @@ class Workplace:
         job = override_job(self.job, [f"run.name={cell.run_name}", *cell.overrides])
         trial = self.place(cell.place).run(job, self._folder, cell.plan, CELL_TIMEOUT_S)
         reference = reference_for(trial, unbroken, job, self._folder, CELL_TIMEOUT_S)
-        return trial, trial.problems(reference, job)
+        return trial, trial.problems(reference)
 
 
 def _tiny_job(folder: Path) -> JobConfig:

@@ -151,7 +151,6 @@ def measure(job: JobConfig, minutes: float, kinds: Sequence[str], interval_s: fl
         striker.end()
     median_s = median_step_s(unbroken)
     shares = goodput(broken, median_s)
-    num_samples = steps * job.train.global_batch_size
     return {
         "benchmark": "goodput",
         "config": {"steps": steps, "minutes": minutes, "interval_s": interval_s, "kinds": list(kinds), "seed": seed},
@@ -161,7 +160,7 @@ def measure(job: JobConfig, minutes: float, kinds: Sequence[str], interval_s: fl
         "met": shares["goodput"] >= BAR,
         "unbroken_median_step_s": median_s,
         "final_loss": {"broken": broken.losses().get(steps), "unbroken": unbroken.losses()[steps]},
-        "problems": problems(broken, unbroken, (), (), num_samples),
+        "problems": problems(broken, unbroken, (), ()),
         "attempts": len(broken.attempts),
         "by_kind": by_kind(striker.hits, broken),
         "hits": [asdict(hit) for hit in striker.hits],

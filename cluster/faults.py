@@ -1,7 +1,8 @@
 """Injected faults, scripted as data: `[{"kind": "kill", "rank": 1, "step": 30, "point": "step", "attempt": 1}]`.
 
 A fault strikes where a rank is. Some kinds the rank does to itself: kill (SIGKILL), raise (an exception), freeze (SIGSTOP: no
-sign of life, and no exit), nan (a NaN gradient), spike (a loss a hundred times as high). The others hit something else (OUTSIDE, cluster/chaos/injector.py): the rank
+sign of life, and no exit), nan (a NaN gradient), spike (a loss a hundred times as high), wrong_sample (one sample that is not its
+own: nothing survives that, and the audit has to name the rank). The others hit something else (OUTSIDE, cluster/chaos/injector.py): the rank
 that arrives there only says so at the fault's gate, and waits until it has happened. docs/faults.md describes every kind.
 
 `point` is one of POINTS; `step` is the step that is running there. `attempt` null strikes in every attempt, "any" once,
@@ -24,7 +25,7 @@ from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.events import PHASES
 
-INSIDE = ("kill", "raise", "freeze", "nan", "spike")
+INSIDE = ("kill", "raise", "freeze", "nan", "spike", "wrong_sample")
 NODE = ("kill_node", "cut_node", "slow_node")
 OUTSIDE = (
     "kill_agent",

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from zerofleet.launch.commands import (
+    audit,
     chaos,
     doctor,
     export,
@@ -23,7 +24,7 @@ from zerofleet.launch.commands import (
 from zerofleet.launch.exit_codes import INTERRUPTED
 from zerofleet.trainer.errors import ZerofleetError
 
-VERBS = (submit, validate, status, list_runs, logs, stop, resume, export, chaos, doctor, k8s)
+VERBS = (submit, validate, status, list_runs, logs, stop, resume, export, audit, chaos, doctor, k8s)
 
 EPILOG = """\
 RUN is a name under $ZEROFLEET_STORAGE (default ./runs), a path or a URL.

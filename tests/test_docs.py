@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from tests.support.ranks import job, run_attempt
+from zerofleet.trainer.data.findings import Kind
+from zerofleet.trainer.data.ledger import LedgerEntry
 from zerofleet.trainer.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -34,3 +38,9 @@ def test_the_reader_in_the_documentation_reads_a_checkpoint_and_finds_damage(tmp
     data[-1] ^= 1
     file.write_bytes(data)
     assert subprocess.run([sys.executable, script, folder], capture_output=True, timeout=60).returncode != 0
+
+
+def test_every_kind_of_finding_and_every_field_of_a_ledger_line_is_explained():
+    text = (ROOT / "docs/audit.md").read_text()
+    rows = {name for cells in re.findall(r"^\| (`.*?`) \|", text, re.M) for name in re.findall(r"`(\w+)`", cells)}
+    assert rows == {*get_args(Kind), *(field.name for field in fields(LedgerEntry))}

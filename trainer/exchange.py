@@ -11,7 +11,9 @@ import torch.distributed as dist
 import xxhash
 
 from zerofleet.trainer.data.feed import MicroBatch
+from zerofleet.trainer.data.ledger import LedgerEntry, rank_digests_of
 from zerofleet.trainer.errors import DataError
+from zerofleet.trainer.world import World
 
 
 @dataclass
@@ -40,6 +42,8 @@ class StepSum:
     num_tokens: int
     digest: int
     loss_sum: float
+    rank_digests: tuple[int, ...] = ()
+    """Each rank's own, in rank order."""
 
     def verify(self, step: int, num_sequences: int, num_tokens: int) -> None:
         """Raises DataError when the ranks together fed anything but the step's own sequences and tokens."""
@@ -48,6 +52,23 @@ class StepSum:
                 f"step {step} was fed {self.num_sequences} sequences with {self.num_tokens} tokens, the index says {num_sequences} "
                 f"with {num_tokens}: the prepared data on some node differs. Remove that node's data cache and resume"
             )
+
+    def ledger_entry(
+        self, step: int, world: World, ranges: list[list[int]], data: str, micro_batch_size: int
+    ) -> LedgerEntry:
+        """What the ledger says of the step."""
+        return LedgerEntry(
+            step=step,
+            attempt=world.attempt,
+            silo=world.silo,
+            ranges=ranges,
+            num_sequences=self.num_sequences,
+            num_tokens=self.num_tokens,
+            digest=f"{self.digest:016x}",
+            data=data,
+            micro_batch_size=micro_batch_size,
+            rank_digests=rank_digests_of(self.rank_digests),
+        )
 
 
 def agree(problem: Exception | None) -> None:
@@ -84,6 +105,7 @@ def exchange(share: StepShare, device: torch.device, world_size: int) -> StepSum
         num_tokens=sum(row[2] for row in rows),
         digest=sum(row[3] for row in rows) % 2**64,
         loss_sum=sum(row[4] for row in rows),
+        rank_digests=tuple(row[3] for row in rows),
     )
 
 

@@ -24,7 +24,6 @@ from zerofleet.trainer.checkpoint.select import newest_commit_at
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.cache import DataCache
 from zerofleet.trainer.data.feed import IGNORED_LABEL, Feed, MicroBatch, StepPlan, heldout_blocks
-from zerofleet.trainer.data.ledger import LedgerEntry
 from zerofleet.trainer.driver_records import driver_records
 from zerofleet.trainer.engine import build_engine, clips_itself, init_distributed, seed_generators
 from zerofleet.trainer.errors import LossSpike, NonFiniteStep, ReplicaDivergence, ZerofleetError
@@ -209,7 +208,8 @@ class Loop:
         share = StepShare(control=self._wanted().code)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         loss_scale = self.adapter.missing_loss_scale()
-        for micro_batch in self.feed.micro_batches(plan, self.world.rank):
+        fed = self.feed.with_wrong_sample(plan, self.world.rank) if fault == "wrong_sample" else plan
+        for micro_batch in self.feed.micro_batches(fed, self.world.rank):
             share.add(micro_batch)
             loss = self._loss(micro_batch)
             if fault == "spike":
@@ -351,15 +351,8 @@ class Loop:
         if self.world.rank:
             return self.reporter.event("phase", "step", start, seconds, **self.own.take())
         self.keeper.stepped(seconds)
-        entry = LedgerEntry(
-            self.step,
-            self.world.attempt,
-            self.world.silo,
-            plan.ranges,
-            total.num_sequences,
-            total.num_tokens,
-            f"{total.digest:016x}",
-        )
+        data, micro_batch_size = self.fingerprints["data"], self.plan.micro_batch_size
+        entry = total.ledger_entry(self.step, self.world, plan.ranges, data, micro_batch_size)
         rate = total.num_tokens / seconds
         length, peak = self.config.data.sequence_length, self.peak.flops_per_second * self.world.world_size
         self.reporter.hold(

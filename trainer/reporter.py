@@ -18,7 +18,8 @@ SIGN_OF_LIFE_S = 5.0
 
 Fault = Callable[[str, int, Ranges], str | None]
 """The one hook for injected faults: `fault(point, step, ranges)` with a phase of events.PHASES, and in `step` the sample positions
-of the step that runs. "nan" plants a NaN gradient, "spike" a loss that is a hundred times as high."""
+of the step that runs. "nan" plants a NaN gradient, "spike" a loss that is a hundred times as high, "wrong_sample" one sample that is
+not the rank's."""
 
 
 def no_fault(point: str, step: int, ranges: Ranges) -> str | None:

@@ -206,8 +206,8 @@ class RunFolder:
 
     def fenced(self, checkpoint: CheckpointId, attempts: list[AttemptRecord] | None = None) -> bool:
         """Whether a later attempt started before this checkpoint's step: then it is a zombie's, or of a past that no longer counts."""
-        later = [a for a in (self.attempts() if attempts is None else attempts) if a.attempt > checkpoint.attempt]
-        return any(checkpoint.step > a.start_step for a in later)
+        last = last_that_counts(checkpoint.attempt, self.attempts() if attempts is None else attempts)
+        return last is not None and checkpoint.step > last
 
     # -- streams ---------------------------------------------------------------------------------------------------
     def writer(self, stream: str, attempt: int) -> SegmentWriter:
@@ -242,6 +242,11 @@ class RunFolder:
         """Requests with a number above `after`, in order."""
         numbers = [int(name[:-5]) for name in self.storage.list("control") if re.fullmatch(r"\d+\.json", name)]
         return [(n, json.loads(self.storage.read(f"control/{n:04d}.json"))) for n in sorted(numbers) if n > after]
+
+
+def last_that_counts(attempt: int, attempts: Sequence[AttemptRecord]) -> int | None:
+    """The last step of an attempt that counts: every later attempt started at or after it. None: there is no later one, all do."""
+    return min((later.start_step for later in attempts if later.attempt > attempt), default=None)
 
 
 def _living_owner(attempts: Sequence[AttemptRecord]) -> int | None:

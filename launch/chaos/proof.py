@@ -10,7 +10,6 @@ from zerofleet.cluster.chaos.injector import Strike
 from zerofleet.cluster.faults import Fault
 from zerofleet.launch.chaos.plan import ends_badly
 from zerofleet.launch.chaos.record import Record, end_of
-from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.events import Event
 
 _SIGNS = ("error", "node_lost", "verdict", "incident", "stacks")
@@ -32,10 +31,8 @@ class Cost:
     """Steps that had been done before the strike and were done again after it."""
 
 
-def problems(
-    record: Record, reference: Record, faults: tuple[Fault, ...], strikes: Sequence[Strike], num_samples: int
-) -> list[str]:
-    """Everything that the run does not show; empty: it is proved. `num_samples` are the positions of a whole run."""
+def problems(record: Record, reference: Record, faults: tuple[Fault, ...], strikes: Sequence[Strike]) -> list[str]:
+    """Everything that the run does not show; empty: it is proved."""
     found = [f"{strike.fault} could not be brought about: {strike.error}" for strike in strikes if strike.error]
     struck = {strike.arrival.fault for strike in strikes}
     found += [f"{fault} never struck" for number, fault in enumerate(faults) if number not in struck]
@@ -44,7 +41,6 @@ def problems(
         found.append(f"the run ended in state {record.final_state or 'none'}, not {expected}: {record.last_verdict}")
     if expected == "FAILED":
         unbroken = {step: loss for step, loss in unbroken.items() if step <= max(losses, default=0)}
-        num_samples = num_samples * len(unbroken) // max(1, len(reference.losses()))
     if missing := sorted(unbroken.keys() - losses.keys()):
         found.append(f"{len(missing)} steps were not recorded, the first is step {missing[0]}")
     if odd := [step for step in sorted(losses) if step in unbroken and losses[step] != unbroken[step]]:
@@ -52,20 +48,10 @@ def problems(
         found.append(
             f"{len(odd)} losses differ from the unbroken run's, first at step {step}: {losses[step]!r} for {unbroken[step]!r}"
         )
-    positions, planned = record.counted_positions(), first_positions(num_samples, record.quarantine)
-    if positions != planned:
-        twice = len(positions) - len(set(positions))
-        lost = len(set(planned) - set(positions))
-        found.append(
-            f"the ledger is not exact: of {num_samples} positions {lost} were not fed and {twice} were fed twice"
-        )
+    found += record.ledger_problems
+    if not record.ledger_problems and record.ledger_step != max(unbroken, default=0):
+        found.append(f"the ledger ends with step {record.ledger_step}, not {max(unbroken, default=0)}")
     return found
-
-
-def first_positions(num_samples: int, quarantine: Ranges) -> list[int]:
-    """The positions that so many samples have when some are left out."""
-    left_out = {position for start, end in quarantine for position in range(start, end)}
-    return [position for position in range(num_samples + len(left_out)) if position not in left_out][:num_samples]
 
 
 def cost_of(record: Record, at: float, attempt: int) -> Cost:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from zerofleet.launch.audit import audit_run
+from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import AttemptRecord, RunFolder
 
@@ -18,14 +19,16 @@ class Record:
     """In the order of their ends."""
     steps: tuple[Event, ...]
     """The `step` events, attempt by attempt."""
-    ledger: tuple[dict[str, Any], ...]
-    """Lines of ledger/: data.ledger.LedgerEntry."""
+    ledger_problems: tuple[str, ...]
+    """What the audit finds, in sentences; empty: every position was fed once."""
+    ledger_step: int
+    """The newest step that counts and is in the ledger, or has to be."""
 
     @staticmethod
     def read(run: RunFolder) -> Record:
         events = sorted(run.events(), key=end_of)
         steps = [Event(**line) for line in run.read("metrics") if line["kind"] == "step"]
-        return Record(tuple(run.attempts()), tuple(events), tuple(steps), tuple(run.read("ledger")))
+        return Record(tuple(run.attempts()), tuple(events), tuple(steps), *_audited(run))
 
     @property
     def final_state(self) -> str:
@@ -50,15 +53,13 @@ class Record:
         """Per step, the loss of the last attempt that ran it."""
         return {event.step: event.data["loss"] for event in sorted(self.steps, key=lambda event: event.attempt)}
 
-    def counted_positions(self) -> list[int]:
-        """Sample positions of the ledger lines that count: every later attempt started at or after their step. Sorted."""
-        starts = {attempt.attempt: attempt.start_step for attempt in self.attempts}
-        lines = [
-            line
-            for line in self.ledger
-            if all(line["step"] <= start for attempt, start in starts.items() if attempt > line["attempt"])
-        ]
-        return sorted(p for line in lines for begin, end in line["ranges"] for p in range(begin, end))
+
+def _audited(run: RunFolder) -> tuple[tuple[str, ...], int]:
+    try:
+        found = audit_run(run).audit
+    except ZerofleetError as error:
+        return (f"the ledger cannot be audited: {error}",), 0
+    return tuple(f"the ledger is not exact: {finding}" for finding in found.findings), found.last_step
 
 
 def end_of(event: Event) -> float:

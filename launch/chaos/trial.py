@@ -46,10 +46,9 @@ class Trial:
         struck = sorted((strike for strike in self.strikes if not strike.error), key=lambda strike: strike.at)
         return [(strike, cost_of(self.record, strike.at, strike.arrival.attempt)) for strike in struck]
 
-    def problems(self, reference: Record, job: JobConfig) -> list[str]:
+    def problems(self, reference: Record) -> list[str]:
         """What is not as it has to be, in sentences; empty: the run came through."""
-        num_samples = job.train.steps * job.train.global_batch_size
-        found = problems(self.record, reference, self.faults, self.strikes, num_samples)
+        found = problems(self.record, reference, self.faults, self.strikes)
         if self.timed_out_s is not None:
             found.insert(0, f"the run did not end within {self.timed_out_s:.0f} s")
         return found

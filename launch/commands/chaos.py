@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     _say(f"run {name}: {len(faults)} faults")
     timeout_s = PATIENCE * reference.wall_s + FAULT_S * len(faults)
     trial = run_trial(job, recipe, faults, timeout_s)
-    problems = trial.problems(reference_for(trial, reference, job, recipe), job)
+    problems = trial.problems(reference_for(trial, reference, job, recipe))
     facts = {**trial.to_dict(), "unbroken_s": reference.wall_s, "problems": problems}
     sys.stdout.write(json.dumps(facts) + "\n" if arguments.json else table(trial, reference.wall_s, problems, job))
     return RUN_FAILED if problems else OK

@@ -23,7 +23,7 @@ def record() -> Record:
     steps = (step(1, 1, 101.0), step(2, 1, 102.0), step(2, 2, 106.0), step(3, 2, 107.0), step(4, 2, 108.0))
     events = (say("state", 90.0, to="PREPARING"), say("exit", 102.6, killed=False, code=None, signal=9))
     attempts = tuple(AttemptRecord(n, n - 1, None, 2, 1, 0.0, "here", 1) for n in (1, 2))
-    return Record(attempts, (*events, say("state", 110.0, to="FINISHED")), steps, ())
+    return Record(attempts, (*events, say("state", 110.0, to="FINISHED")), steps, (), 4)
 
 
 def test_a_step_that_is_done_twice_counts_once():

@@ -47,6 +47,11 @@ def test_a_fault_strikes_once_at_its_rank_step_point_and_attempt():
     ]
 
 
+def test_the_trainer_is_told_what_to_do_to_itself():
+    for kind in ("nan", "spike", "wrong_sample"):
+        assert FaultInjector([Fault(kind, 0, 3)], 0, 1)("step", 3) == kind
+
+
 def test_a_fault_of_every_attempt():
     fault = Fault("raise", 0, 3, "save", None)
     for attempt in (1, 7):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.cli import assert_audited
 from tests.support.ranks import Plan, job, run_attempt, run_ranks
 from zerofleet.trainer.checkpoint.commit import apply_retention
 from zerofleet.trainer.checkpoint.export import export
@@ -16,7 +17,6 @@ from zerofleet.trainer.checkpoint.fragments import digest
 from zerofleet.trainer.checkpoint.reader import CheckpointReader
 from zerofleet.trainer.checkpoint.select import select_checkpoint
 from zerofleet.trainer.config import TrainConfig
-from zerofleet.trainer.data.ledger import LedgerEntry
 from zerofleet.trainer.data.prepare import prepare
 from zerofleet.trainer.errors import NotFoundError, UserError
 from zerofleet.trainer.init_from import pin_init_from, resolve_init_from
@@ -75,19 +75,7 @@ def test_stop_and_resume_over_world_sizes_and_stages(tmp_path, tiny_corpus, tiny
         if number:
             assert outcome.of("loaded")[0].step == done - 3
     assert losses == pytest.approx(unbroken.losses(), rel=1e-3)
-    assert ledger_positions(config) == list(range(12 * 8))
-
-
-def ledger_positions(config: TrainConfig) -> list[int]:
-    """Positions of the ledger lines that count, in order."""
-    run = folder_of(config)
-    starts = {a.attempt: a.start_step for a in run.attempts()}
-    positions = []
-    for line in run.read("ledger"):
-        entry = LedgerEntry.from_dict(line)
-        if all(entry.step <= start for attempt, start in starts.items() if attempt > entry.attempt):
-            positions += [p for begin, end in entry.ranges for p in range(begin, end)]
-    return sorted(positions)
+    assert_audited(folder_of(config), 12)
 
 
 def test_the_state_after_a_load_is_bitwise_the_saved_one(tmp_path, tiny_corpus, tiny_cache):

@@ -8,7 +8,9 @@ import pytest
 
 from zerofleet.benchmarks.fault_matrix import CELL_TIMEOUT_S, Workplace, cells, read_matrix
 from zerofleet.benchmarks.fault_places import node_of, why_not_over
-from zerofleet.cluster.faults import MOUNTED, NODE
+from zerofleet.cluster.faults import MOUNTED, NODE, Fault
+from zerofleet.launch.chaos.trial import run_trial
+from zerofleet.launch.config import override_job
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(2 * CELL_TIMEOUT_S + 60)]
 
@@ -53,3 +55,13 @@ def test_nothing_is_lost(work, cell):
         assert last.from_memory and cost.repeated_steps < 7, (
             "its buddy's memory, not the checkpoint of every seventh step"
         )
+
+
+def test_a_wrong_sample_is_no_run_that_came_through(work, tmp_path):
+    """Loss and counts look right; the proof is no formality."""
+    job = override_job(work.job, ["run.name=wrong-sample"])
+    trial = run_trial(job, tmp_path, (Fault("wrong_sample", 1, 20),), CELL_TIMEOUT_S)
+    assert trial.record.final_state == "FINISHED"
+    problems = trial.problems(work.unbroken.record)
+    assert "the ledger is not exact: step 20 (attempt 1): wrong data: rank 1 was fed other" in "; ".join(problems)
+    assert any("losses differ from the unbroken run's, first at step 20" in problem for problem in problems)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.support.cli import Cli, losses, positions
+from tests.support.cli import Cli, assert_audited, losses, positions
 from tests.support.ranks import Plan, job, run_attempt, run_ranks
 from zerofleet.trainer.checkpoint.reader import CheckpointReader
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
@@ -41,6 +41,7 @@ def test_what_is_left_out_is_skipped_written_into_checkpoints_and_kept_on_other_
     assert resumed.of("step")[0].data["ledger"]["ranges"] == [[41, 49]]
     assert run.attempts()[1].quarantine == [[10, 11], [24, 32]]
     assert positions(run) == [p for p in range(57) if p != 10 and not 24 <= p < 32]
+    assert_audited(run, 6)
 
 
 def test_a_state_whose_steps_left_out_something_else_is_refused(tmp_path, tiny_corpus, tiny_cache):
@@ -118,6 +119,7 @@ def test_what_recurs_is_left_out_and_the_rest_is_that_of_a_run_which_never_had_i
     assert [attempt.quarantine for attempt in run.attempts()] == [[], [], [[152, 160]], [[152, 160]]]
     assert losses(run) == reference, "bitwise"
     assert positions(run) == [p for p in range(8 * (STEPS + 1)) if p not in LEFT_OUT]
+    assert_audited(run, STEPS)
     verdicts = [event.data for event in run.events() if event.kind == "verdict"]
     assert [verdict["action"] for verdict in verdicts] == ["retry", "quarantine", "retry"]
     assert [verdict["class"] for verdict in verdicts] == ["data", "data", "node"]

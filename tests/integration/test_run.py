@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import Cli, kill_rank_at, losses, positions, wait_for_end
+from tests.support.cli import Cli, assert_audited, kill_rank_at, losses, positions, wait_for_end
 from zerofleet.cluster.snapshot_writer import snapshot_folder
 from zerofleet.launch.drivers import driver_records
 from zerofleet.trainer.reporter import RECENT_EVENTS
@@ -53,6 +53,7 @@ def test_kill_9_of_a_rank_at_a_random_step_changes_nothing(cli, unbroken, seed):
     assert len(verdicts) == 1 and f"rank {rank}" in verdicts[0] and "SIGKILL" in verdicts[0]
     assert losses(run) == unbroken, "bitwise"
     assert positions(run) == list(range(STEPS * 8)), "every position once"
+    assert_audited(run, STEPS)
 
 
 def test_steps_that_ranks_did_after_their_driver_was_killed_are_all_in_the_ledger(cli):
@@ -72,6 +73,7 @@ def test_steps_that_ranks_did_after_their_driver_was_killed_are_all_in_the_ledge
     assert second.from_memory and second.start_step > heard + RECENT_EVENTS, second
     assert sorted(losses(run)) == list(range(1, steps + 1))
     assert positions(run) == list(range(steps * 8)), "every position once"
+    assert_audited(run, steps)
 
 
 def wait_until(is_so: Callable[[], bool], timeout_s: float = 90) -> None:
@@ -118,6 +120,7 @@ def test_stop_and_resume_over_world_sizes_and_stages(cli, slow_unbroken):
     assert 0 == starts[0] < starts[1] < starts[2] < starts[3] < 60
     assert losses(run) == pytest.approx(slow_unbroken, rel=1e-3)
     assert positions(run) == list(range(60 * 32))
+    assert_audited(run, 60)
     assert run.storage.exists("export/model.safetensors")
 
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from tests.support.cli import assert_audited
 from tests.support.ranks import TINY_LLAMA, job, run_attempt
 from zerofleet.trainer.checkpoint.export import export
 from zerofleet.trainer.run_folder import RunFolder
@@ -119,6 +120,7 @@ def test_torchrun_trains_the_same_losses_resumes_and_says_a_users_mistake(tmp_pa
     assert again.returncode == 0, again.stderr
     assert "skipped the checkpoint of step 6 (attempt 1): manifest.json is not whole" in again.stdout
     assert run.attempts()[-1].start_step == 4
+    assert_audited(run, 6)
     path.write_text(yaml.safe_dump({**other, "run": {**other["run"], "seed": 5}}))
     contradicting = torchrun(path)
     assert (

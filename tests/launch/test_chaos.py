@@ -59,7 +59,7 @@ def trial() -> Trial:
     events = (say("exit", 101.7, killed=False, code=None, signal=9), say("state", 110.0, to="FINISHED"))
     steps = (step(1, 1, 101.0), step(2, 2, 104.0), step(3, 2, 105.0))
     strike = Strike(KILL, Arrival(0, 1, 2, 99), at=101.5)
-    return Trial(RunFolder("/runs", "a"), (KILL,), (strike,), 1, None, 12.0, Record(attempts, events, steps, ()))
+    return Trial(RunFolder("/runs", "a"), (KILL,), (strike,), 1, None, 12.0, Record(attempts, events, steps, (), 6))
 
 
 def test_the_table_has_a_line_per_fault_and_the_outcome(recipe):

@@ -113,12 +113,13 @@ def test_a_reader_that_goes_away_is_no_error():
     assert (result.stdout, result.stderr) == ("run:\n", "")
 
 
-@pytest.mark.parametrize("verb", ["validate", "status", "list", "submit"])
+@pytest.mark.parametrize("verb", ["validate", "status", "list", "submit", "audit"])
 def test_light_verbs_import_neither_torch_nor_ray_nor_transformers(verb, tmp_path):
     arguments = {
         "validate": [str(QUICKSTART)],
         "submit": [str(QUICKSTART), "--dry-run"],
         "status": ["nowhere"],
+        "audit": ["nowhere"],
         "list": [str(tmp_path)],
     }[verb]
     script = f"""

@@ -13,8 +13,9 @@ from pathlib import Path
 import yaml
 
 from tests.support.ranks import job
+from zerofleet.launch.audit import audit_run
 from zerofleet.launch.drivers import driver_records
-from zerofleet.trainer.run_folder import RunFolder
+from zerofleet.trainer.run_folder import RunFolder, last_that_counts
 
 
 class Cli:
@@ -52,14 +53,23 @@ def losses(run: RunFolder) -> dict[int, float]:
 
 
 def positions(run: RunFolder) -> list[int]:
-    """Positions of all ledger lines that count: the next attempt started at or after their step."""
-    starts = {a.attempt: a.start_step for a in run.attempts()}
-    lines = [
-        line
+    """Positions of all ledger lines that count."""
+    attempts = run.attempts()
+    last = {record.attempt: last_that_counts(record.attempt, attempts) for record in attempts}
+    return sorted(
+        position
         for line in run.read("ledger")
-        if all(line["step"] <= start for attempt, start in starts.items() if attempt > line["attempt"])
-    ]
-    return sorted(p for line in lines for begin, end in line["ranges"] for p in range(begin, end))
+        if (limit := last[line["attempt"]]) is None or line["step"] <= limit
+        for begin, end in line["ranges"]
+        for position in range(begin, end)
+    )
+
+
+def assert_audited(run: RunFolder, last_step: int) -> None:
+    """The audit proves every step up to that one."""
+    found = audit_run(run).audit
+    assert found.is_exact, "\n".join(map(str, found.findings))
+    assert found.last_step == last_step
 
 
 def kill_rank_at(run: RunFolder, rank: int, step: int, draw: random.Random, timeout_s: float = 90) -> None:

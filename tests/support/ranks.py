@@ -57,6 +57,7 @@ class Plan:
     nan_at: tuple[int, int] | None = None
     """(rank, step)"""
     spike_at: tuple[int, int] | None = None
+    wrong_sample_at: tuple[int, int] | None = None
     kill_at: tuple[int, int] | None = None
     stop_after: int | None = None
     """Rank 0 asks for a stop during this step."""
@@ -191,7 +192,7 @@ def _rank(config_json, cache_path, rank, world_size, attempt, port, plan, queue)
             os.kill(os.getpid(), 9)
         if point == "step" and plan.slow is not None and plan.slow[0] == rank:
             _take_longer(*plan.slow[1:])
-        planted = {plan.nan_at: "nan", plan.spike_at: "spike"}
+        planted = {plan.nan_at: "nan", plan.spike_at: "spike", plan.wrong_sample_at: "wrong_sample"}
         return planted.get((rank, step)) if point == "step" else None
 
     def control() -> Control:

@@ -7,8 +7,10 @@ import torch
 import torch.distributed as dist
 
 from zerofleet.trainer import exchange as module
+from zerofleet.trainer.data.ledger import LedgerEntry
 from zerofleet.trainer.errors import DataError
 from zerofleet.trainer.exchange import StepShare, StepSum, exchange, odd_ranks, replica_digest
+from zerofleet.trainer.world import World
 
 
 @pytest.fixture
@@ -39,7 +41,11 @@ def row(share):
 def test_counts_add_up_digests_wrap_and_the_strongest_request_wins(gathered):
     gathered += [row(StepShare(2, 3, 30, 2**64 - 1, 0.5)), row(StepShare(1, 1, 10, 5, 0.25))]
     total = exchange(StepShare(0, 4, 40, 7, 1.0), torch.device("cpu"), 3)
-    assert total == StepSum(control=2, num_sequences=8, num_tokens=80, digest=11, loss_sum=1.75)
+    assert total == StepSum(
+        control=2, num_sequences=8, num_tokens=80, digest=11, loss_sum=1.75, rank_digests=(7, 2**64 - 1, 5)
+    )
+    entry = total.ledger_entry(3, World(0, 0, 0, 3, "here", 2), [[16, 24]], "f" * 32, 4)
+    assert entry == LedgerEntry(3, 2, "main", [[16, 24]], 8, 80, f"{11:016x}", "f" * 32, 4, "0007ffff0005")
 
 
 def test_a_step_that_was_not_fed_what_its_index_says_is_refused():

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from zerofleet.trainer.errors import NotFoundError, UserError
-from zerofleet.trainer.run_folder import CheckpointId, RunFolder
+from zerofleet.trainer.run_folder import CheckpointId, RunFolder, last_that_counts
 
 
 @pytest.fixture
@@ -81,6 +81,12 @@ def test_what_an_older_attempt_wrote_past_its_successors_start_is_fenced_off(run
     run.claim_attempt(1, None, 2, 1)
     run.claim_attempt(2, CheckpointId(40, 1), 2, 1)
     assert run.fenced(CheckpointId(step, attempt)) is fenced
+
+
+def test_the_last_step_of_an_attempt_that_counts_is_where_the_earliest_later_one_began(run):
+    for attempt, start in enumerate([0, 40, 60, 30], 1):
+        run.claim_attempt(attempt, CheckpointId(start, 1) if start else None, 2, 1)
+    assert [last_that_counts(attempt, run.attempts()) for attempt in (1, 2, 3, 4)] == [30, 30, 30, None]
 
 
 def test_requests_are_numbered_and_read_once(run):

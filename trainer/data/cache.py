@@ -12,6 +12,7 @@ Layout of a cache folder (format version 1):
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,23 @@ class DataCache:
             train=stores[0],
             heldout=stores[1],
         )
+
+    def verify(self) -> None:
+        """Reads every file once. DataError when one is not what the index says."""
+        with storage_errors("reading", str(self.path), setting="data.cache"):
+            for name, file in _read_index(self.path)["files"].items():
+                found = xxhash.xxh3_128(mapped(self.path / name, np.dtype(np.uint8)).data).hexdigest()
+                if found != file["xxh3_128"]:
+                    raise _damaged(self.path, f"{name} does not match its hash")
+
+
+def prepared_in(root: Path) -> dict[str, Path]:
+    """Fingerprint and folder of all prepared data in a folder, or of the folder itself when it is some."""
+    found = {}
+    for index in [root / INDEX_NAME, *sorted(root.glob(f"*/{INDEX_NAME}"))]:
+        with contextlib.suppress(DataError):
+            found[str(_read_index(index.parent)["fingerprint"])] = index.parent
+    return found
 
 
 def content_fingerprint(index: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,12 @@ from zerofleet.trainer.data.order import position_to_sample, ranges_of, step_pos
 from zerofleet.trainer.data.quarantine import Ranges
 
 Int64 = NDArray[np.int64]
+UInt64 = NDArray[np.uint64]
 SOURCE = "corpus"
 """Key of the one source of a run in the sample order; mixtures will name theirs."""
 IGNORED_LABEL = -100
+_READ_TOKENS = 2**15
+"""Tokens that `digests_of` reads at a time: within the processor's caches."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,38 @@ class Feed:
     def step_plan(self, index: int) -> StepPlan:
         """The samples of the step with this index (from 0). O(1) in the position."""
         positions = step_positions(index, self.plan.global_batch_size, self.quarantine)
-        samples = position_to_sample(positions, self.store.num_sequences, self.seed, SOURCE, self.silo)
+        samples = self.samples_at(positions)
         return StepPlan(positions, samples, int(self.store.num_targets(samples).sum()))
+
+    def samples_at(self, positions: Int64) -> Int64:
+        """The run's order: the sample at each position."""
+        return position_to_sample(positions, self.store.num_sequences, self.seed, SOURCE, self.silo)
+
+    def digests_of(self, samples: Int64) -> UInt64:
+        """The digest that each sample has when it is fed whole: what the audit compares with. A few MB at a time are read."""
+        piece = max(1, _READ_TOKENS // self.store.sequence_length)
+        digests = np.empty(len(samples), dtype=np.uint64)
+        for start in range(0, len(samples), piece):
+            part = samples[start : start + piece]
+            digests[start : start + piece] = sample_digests(part, *self.store.read(part))
+        return digests
 
     def micro_batches(self, step: StepPlan, rank: int) -> Iterator[MicroBatch]:
         """The rank's blocks of a step; surplus blocks hold padding only."""
         for block in self.plan.blocks_of(rank):
             slots = self.plan.slots_of(block)
             yield read_block(self.store, block, step.samples[slots.start : slots.stop], self.plan.micro_batch_size)
+
+    def with_wrong_sample(self, step: StepPlan, rank: int) -> StepPlan:
+        """An injected fault: in place of one sample of the rank, the next one of the corpus with as many tokens."""
+        num_targets = self.store.num_targets(np.arange(self.store.num_sequences))
+        samples = step.samples.copy()
+        for slot in (slot for block in self.plan.blocks_of(rank) for slot in self.plan.slots_of(block)):
+            alike = np.flatnonzero(num_targets == num_targets[samples[slot]])
+            if len(alike) > 1:
+                samples[slot] = alike[(np.searchsorted(alike, samples[slot]) + 1) % len(alike)]
+                break
+        return replace(step, samples=samples)
 
 
 def heldout_blocks(store: SequenceStore, num_sequences: int, plan: BatchPlan, rank: int) -> Iterator[MicroBatch]:

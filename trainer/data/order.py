@@ -71,12 +71,12 @@ def _mix(values: UInt64) -> UInt64:
     return values ^ (values >> np.uint64(31))
 
 
-def step_positions(step: int, global_batch_size: int, quarantined: Ranges) -> Int64:
-    """The positions that a step takes: [step * B, (step + 1) * B) of what is not quarantined.
+def step_positions(step: int, global_batch_size: int, quarantined: Ranges, num_steps: int = 1) -> Int64:
+    """The positions that a step takes: [step * B, (step + 1) * B) of what is not quarantined; of `num_steps` steps, one after the other.
 
     `quarantined` are half-open ranges, ascending and disjoint; the cost grows with their number only.
     """
-    positions = np.arange(step * global_batch_size, (step + 1) * global_batch_size, dtype=np.int64)
+    positions = np.arange(step * global_batch_size, (step + num_steps) * global_batch_size, dtype=np.int64)
     if not quarantined:
         return positions
     starts, ends = np.array(quarantined, dtype=np.int64).T

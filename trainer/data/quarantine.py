@@ -28,6 +28,19 @@ def below(ranges: Ranges, end: int) -> list[list[int]]:
     return [[start, min(stop, end)] for start, stop in ranges if start < end]
 
 
+def without(ranges: Ranges, others: Ranges) -> list[list[int]]:
+    """The part of the ranges that `others` do not hold."""
+    left, taken = [], union(others)
+    for start, end in union(ranges):
+        for low, high in taken:
+            if start < low < end:
+                left.append([start, low])
+            start = max(start, high) if low < end else start
+        if start < end:
+            left.append([start, end])
+    return left
+
+
 def num_positions(ranges: Ranges) -> int:
     """How many positions the ranges hold."""
     return sum(end - start for start, end in ranges)

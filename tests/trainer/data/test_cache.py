@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.data.corpora import prepared, write_corpus
-from zerofleet.trainer.data.cache import IGNORED_LABEL, DataCache, SequenceStore
+from zerofleet.trainer.data.cache import IGNORED_LABEL, DataCache, SequenceStore, prepared_in
 from zerofleet.trainer.errors import DataError
 
 
@@ -69,6 +69,26 @@ def test_opened_again_it_is_the_same(cache):
     indices = np.arange(cache.train.num_sequences)
     assert np.array_equal(again.train.read(indices)[0], cache.train.read(indices)[0])
     assert again.train.document_ends[-1] == again.train.num_tokens
+
+
+def test_one_flipped_bit_is_found_when_it_is_verified(cache, tmp_path):
+    cache.verify()
+    path = tmp_path / "copy"
+    shutil.copytree(cache.path, path)
+    data = bytearray((path / "train.bin").read_bytes())
+    data[len(data) // 2] ^= 1
+    (path / "train.bin").write_bytes(data)
+    with pytest.raises(DataError, match="train.bin does not match its hash.*it is prepared again"):
+        DataCache.open(path).verify()
+
+
+def test_prepared_data_is_found_by_its_fingerprint(cache, tmp_path):
+    assert prepared_in(cache.path) == prepared_in(cache.path.parent) == {cache.fingerprint: cache.path}
+    assert prepared_in(tmp_path) == prepared_in(tmp_path / "nowhere") == {}
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "index.json").write_text("{")
+    shutil.copytree(cache.path, tmp_path / "whole")
+    assert prepared_in(tmp_path) == {cache.fingerprint: tmp_path / "whole"}
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "index", "not json", "version"])

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from zerofleet.trainer.data.ledger import LedgerEntry, combine, sample_digests
+from zerofleet.trainer.data.ledger import LedgerEntry, combine, rank_digests_of, sample_digests
 
 RNG = np.random.default_rng(0)
 IDS = np.arange(100, 108)
@@ -77,3 +77,21 @@ def test_cheap_enough_for_every_step():
 def test_entry_survives_json():
     entry = LedgerEntry(3, 1, "main", [[12, 16], [20, 21]], 5, 2555, "00ff00ff00ff00ff")
     assert LedgerEntry.from_dict(json.loads(json.dumps(entry.to_dict()))) == entry
+
+
+def test_a_line_of_an_older_version_is_read_and_what_a_later_one_adds_is_left_out():
+    old = {
+        "step": 3,
+        "attempt": 1,
+        "silo": "main",
+        "ranges": [[0, 8]],
+        "num_sequences": 8,
+        "num_tokens": 9,
+        "digest": "f",
+    }
+    entry = LedgerEntry.from_dict({**old, "later": 1})
+    assert entry == LedgerEntry(3, 1, "main", [[0, 8]], 8, 9, "f") and entry.rank_digests == ""
+
+
+def test_of_every_rank_the_last_16_bits_are_kept():
+    assert rank_digests_of([0, 2**64 - 1, 0x123456789]) == "0000ffff6789"

@@ -66,6 +66,15 @@ def test_each_pair_is_as_likely_at_neighbouring_positions(num_samples):
     assert ((counts - epochs / cells) ** 2 / (epochs / cells)).sum() < chi_square_bound(cells - 1)
 
 
+@pytest.mark.parametrize("num_samples", [6, 11])
+def test_each_sample_is_as_likely_at_each_position_over_the_seeds(num_samples):
+    seeds = 2000
+    samples = np.array([order(num_samples, seed=seed) for seed in range(seeds)])
+    for position in range(num_samples):
+        counts = np.bincount(samples[:, position], minlength=num_samples)
+        assert ((counts - seeds / num_samples) ** 2 / (seeds / num_samples)).sum() < chi_square_bound(num_samples - 1)
+
+
 def test_neighbours_lie_as_far_apart_as_random_ones():
     num_samples = 10**6
     samples = order(num_samples)
@@ -150,6 +159,8 @@ def test_a_step_takes_the_positions_that_are_not_quarantined(step, batch, quaran
     allowed = [p for p in range(1000) if not any(start <= p < end for start, end in quarantined)]
     expected = allowed[step * batch : (step + 1) * batch]
     assert step_positions(step, batch, quarantined).tolist() == expected
+    together = allowed[step * batch : (step + 7) * batch]
+    assert step_positions(step, batch, quarantined, num_steps=7).tolist() == together
 
 
 def test_quarantined_ranges_that_touch_are_fine_and_wrong_ones_are_refused():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zerofleet.trainer.data.order import ranges_of, step_positions
-from zerofleet.trainer.data.quarantine import below, named, num_positions, union
+from zerofleet.trainer.data.quarantine import below, named, num_positions, union, without
 
 RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)).map(lambda pair: (pair[0], sum(pair))), max_size=6)
 
@@ -28,6 +28,13 @@ def test_a_union_is_the_fewest_ranges_of_all_positions(one, other):
 @given(RANGES, st.integers(0, 80))
 def test_the_part_before_a_position(ranges, end):
     assert members(below(union(ranges), end)) == {position for position in members(ranges) if position < end}
+
+
+@given(RANGES, RANGES)
+def test_what_others_do_not_hold(ranges, others):
+    left = without(ranges, others)
+    assert members(left) == members(ranges) - members(others)
+    assert left == union(left)
 
 
 @settings(max_examples=100, deadline=None)

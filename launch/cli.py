@@ -7,11 +7,23 @@ import os
 import sys
 from collections.abc import Sequence
 
-from zerofleet.launch.commands import chaos, doctor, export, list_runs, logs, resume, status, stop, submit, validate
+from zerofleet.launch.commands import (
+    chaos,
+    doctor,
+    explain,
+    export,
+    list_runs,
+    logs,
+    resume,
+    status,
+    stop,
+    submit,
+    validate,
+)
 from zerofleet.launch.exit_codes import INTERRUPTED
 from zerofleet.trainer.errors import ZerofleetError
 
-VERBS = (submit, validate, status, list_runs, logs, stop, resume, export, chaos, doctor)
+VERBS = (submit, validate, status, list_runs, logs, stop, resume, export, explain, chaos, doctor)
 
 EPILOG = """\
 RUN is a name under $ZEROFLEET_STORAGE (default ./runs), a path or a URL.

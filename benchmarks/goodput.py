@@ -28,7 +28,6 @@ from typing import Any
 
 import psutil
 
-from zerofleet.benchmarks.environment import fingerprint
 from zerofleet.cluster.chaos.injector import agents_of, own_ray_of
 from zerofleet.cluster.goodput.history import end_of, median_step_s
 from zerofleet.cluster.goodput.ledger import Ledger
@@ -37,6 +36,7 @@ from zerofleet.launch.chaos.proof import cost_of, problems
 from zerofleet.launch.chaos.record import Record
 from zerofleet.launch.chaos.trial import Trial, named, run_trial
 from zerofleet.launch.config import JobConfig, load_job
+from zerofleet.launch.environment import fingerprint
 from zerofleet.trainer.run_folder import RunFolder
 
 KINDS = ("kill", "freeze", "kill_agent")

@@ -14,6 +14,7 @@ from zerofleet.launch.commands import (
     export,
     list_runs,
     logs,
+    report,
     resume,
     status,
     stop,
@@ -23,7 +24,7 @@ from zerofleet.launch.commands import (
 from zerofleet.launch.exit_codes import INTERRUPTED
 from zerofleet.trainer.errors import ZerofleetError
 
-VERBS = (submit, validate, status, list_runs, logs, stop, resume, export, explain, chaos, doctor)
+VERBS = (submit, validate, status, list_runs, logs, stop, resume, export, explain, report, chaos, doctor)
 
 EPILOG = """\
 RUN is a name under $ZEROFLEET_STORAGE (default ./runs), a path or a URL.

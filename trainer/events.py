@@ -21,6 +21,7 @@ Heartbeats, progress, goodput and the ledger are readings of the one event strea
 | `error`      | a rank        | `type`, `message`, `traceback`: the exception that ends it; `user` true for a UserError |
 | `state`      | driver        | the controller's state: `from`, `to`, `why` |
 | `verdict`    | driver        | class, action, sentence |
+| `environment` | driver       | what the driver's host is: processor, cores, memory, versions |
 | `prepare`    | driver        | data preparation: `stage`, `fraction` in [0, 1], `detail` |
 | `skipped`    | rank 0        | `message`: an fp16 step that overflowed and was not applied |
 | `ranks`      | recorder      | sums since the last one over the steps of each of `ranks`: `steps`, `own_s`, `data_s`, `stall_s` |

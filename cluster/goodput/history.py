@@ -27,13 +27,13 @@ class History:
     now: float | None = None
     """Unix seconds, of a run that is going on; None: it has ended, or died."""
 
-    @property
+    @cached_property
     def began_at(self) -> float:
         """Unix seconds; 0 when nothing was written down."""
         known = [driver.started_at for driver in self.drivers] + [attempt.claimed_at for attempt in self.attempts]
         return min([*known, *(event.start for event in self.events[:1])], default=0.0)
 
-    @property
+    @cached_property
     def ended_at(self) -> float:
         """Unix seconds: now, or the end of the last event."""
         if self.now is not None:

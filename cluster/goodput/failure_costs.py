@@ -32,12 +32,13 @@ class FailureCost:
 
 def failure_costs(ledger: Ledger) -> list[FailureCost]:
     """By attempt. All of them together cost what the ledger has under COSTS, resizes apart."""
-    verdicts = [event for event in ledger.history.events if event.kind == "verdict"]
-    found = {event.attempt: _judged(event) for event in verdicts}
+    events = ledger.history.events
+    found = {event.attempt: _judged(event) for event in events if event.kind == "verdict"}
+    turns = [event for event in events if event.kind == "state" and event.data["to"] in ("RECOVERING", "RESIZING")]
     current: FailureCost | None = None
     for span in ledger.spans:
         if span.label == "restart":
-            current = current or _of_restart(span, verdicts, found)
+            current = current or found.get(_broken_before(span, turns))
         elif span.label in COSTS:
             current = found.setdefault(span.attempt, FailureCost(span.attempt))
         elif current is not None and span.label in ("step", "eval") and span.attempt != current.attempt:
@@ -47,12 +48,10 @@ def failure_costs(ledger: Ledger) -> list[FailureCost]:
     return sorted(found.values(), key=lambda failure: failure.attempt)
 
 
-def _of_restart(span: Span, verdicts: Sequence[Event], found: dict[int, FailureCost]) -> FailureCost | None:
-    """The failure that a restart mends where it was noticed at once; None of a resize."""
-    past = [
-        event for event in verdicts if event.attempt in (span.attempt, span.attempt - 1) and event.start <= span.end
-    ]
-    return found[past[-1].attempt] if past else None
+def _broken_before(span: Span, turns: Sequence[Event]) -> int:
+    """The attempt whose failure a restart mends, where it was noticed at once; 0 of a resize."""
+    past = [event for event in turns if event.start <= span.start]
+    return past[-1].attempt if past and past[-1].data["to"] == "RECOVERING" else 0
 
 
 def _judged(event: Event) -> FailureCost:

@@ -118,7 +118,6 @@ def _driver_changes(history: History) -> Iterator[_Change]:
         is_again = is_again or state in ("RECOVERING", "RESIZING")
         is_again = is_again or (state == "PREPARING" and before not in ("", "PENDING", *_FINAL))  # it began anew
         if state in _FINAL:
-            is_again = False
             yield _Change(at, None, event.attempt)
         elif state in ("PREPARING", "PLACING", "STARTING"):
             first: dict[str, Label] = {"PREPARING": "prepare", "PLACING": "queue", "STARTING": "start"}

@@ -106,6 +106,7 @@ def tiny_micro_batch() -> list[Cause]:
     tiny = tiny.model_copy(update={"train": train, "data": tiny.data.model_copy(update={"sequence_length": 128})})
     (first, *_) = found = causes(begun().steps(100, 1.0, mfu=0.1).finish(), tiny)
     assert first.setting == "train.micro_batch_size=8" and "32 micro-steps of 128 tokens" in first.evidence
+    assert first.cost_s == pytest.approx(90.0 * (1 - 1 / 8) / 2)
     return found
 
 
@@ -141,6 +142,18 @@ def test_a_planted_cause_is_named_first(plant: Callable[[], list[Cause]]):
     assert plant()[0].name.replace("-", " ") == plant.__name__.replace("_", " ")
 
 
+def test_what_another_cause_costs_is_not_laid_to_the_micro_batch():
+    small = config()
+    small = small.model_copy(
+        update={"train": small.train.model_copy(update={"micro_batch_size": 1, "global_batch_size": 64})}
+    )
+    small = small.model_copy(update={"data": small.data.model_copy(update={"sequence_length": 128})})
+    story = ranked(begun().steps(100, 1.0, mfu=0.1), [0.1, 0.7]).finish()
+    slow, tiny = causes(story, small)
+    assert (slow.name, slow.cost_s) == ("slow rank", pytest.approx(60.0))
+    assert (tiny.name, tiny.cost_s) == ("tiny micro-batch", pytest.approx((90.0 - 60.0) * (1 - 1 / 8) / 2))
+
+
 def test_in_a_plain_run_nothing_stands_out():
     story = ranked(begun().steps(99, 1.0, stall_s=0.001, data_s=0.002).eval(2.0).steps(1), [0.4, 0.45])
     assert causes(story.finish()) == [] and best_setting([]) is None
@@ -155,11 +168,19 @@ def test_failures_cost_what_the_ledger_has_under_their_labels():
     assert found.failures[0].seconds["lost work"] == pytest.approx(4.25)
 
 
-def test_a_resize_is_no_failure():
-    story = begun().steps(5).state("RESIZING", 0.5)
+def test_a_resize_is_no_failure_and_no_part_of_one_before_it():
+    story = begun().steps(5).kill(mend_s=0.0).start(3.0).steps(5).state("RESIZING", 0.5)
     story.say("stopped", 0, "end")
     found = account(story.state("PLACING", 6.0).start(4.0).steps(1).finish())
-    assert found.failures == [] and found.ledger.labels["restart"] == pytest.approx(10.0)
+    assert found.ledger.labels["restart"] == pytest.approx(13.0)
+    assert [failure.seconds["restart"] for failure in found.failures] == pytest.approx([3.0])
+
+
+def test_failures_of_all_nodes_alike_are_no_bad_nodes():
+    story = begun(world_size=4, nodes=("n0", "n1"))
+    for rank in (0, 3, 0, 3):
+        story.steps(10).kill(rank=rank).start(6.0)
+    assert [cause.name for cause in causes(story.steps(10).finish(), nodes=2)] == ["failure: node"]
 
 
 def test_repeated_steps_call_for_more_snapshots():

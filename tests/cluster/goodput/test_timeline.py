@@ -42,6 +42,18 @@ def test_waits_never_take_more_than_there_is():
     )
 
 
+def test_a_wait_that_is_too_long_to_be_true_does_not_reach_into_what_follows():
+    story = Story().driver(0, 0).start(0).steps(1, 1.0, data_s=5.0).eval(9.0)
+    assert labels(story) == pytest.approx({"prepare": 0.5, "data wait": 1.0, "eval": 9.0})
+
+
+def test_a_run_that_is_resumed_after_a_stop_does_not_mend_the_failure_before_it():
+    story = Story().driver().start().steps(5).kill(mend_s=0.0).start(3.0).steps(5)
+    story.say("stopped", 0, "end")
+    found = labels(story.state("STOPPED", 100.0).driver().start(4.0).steps(1).finish())
+    assert found["restart"] == pytest.approx(3.0) and found["start"] == pytest.approx(8.0)
+
+
 def test_a_kill_costs_the_repeated_steps_what_was_begun_the_notice_and_the_restart():
     story = Story().driver().start().steps(10).kill().start(3.0, from_step=7).steps(13).finish()
     found = labels(story)

@@ -15,12 +15,9 @@ LEAST_HANG_S = 10.0
 
 def bad_node(account: Account) -> list[Cause]:
     """Of several nodes, one that most of the failures are of."""
-    placed = [failure for failure in account.failures if failure.node and failure.kind != "user bug"]
-    if len(set(account.nodes.values())) < 2 or len(placed) < 2:
-        return []
-    node = statistics.mode(failure.node for failure in placed)
-    its = [failure for failure in placed if failure.node == node]
-    if len(its) < 2 or 2 * len(its) <= len(placed):
+    node = _bad_node(account)
+    its = [failure for failure in account.failures if node is not None and _is_of(failure, node)]
+    if not its:
         return []
     cost_s = sum(failure.cost_s for failure in its)
     evidence = f"node {node} was at fault in {len(its)} of {len(account.failures)} failures, {cost_s:.1f} s in all"
@@ -30,10 +27,23 @@ def bad_node(account: Account) -> list[Cause]:
     return [Cause("one bad node", evidence, cost_s, setting, cost_s if setting else 0.0, remedy)]
 
 
+def _bad_node(account: Account) -> str | None:
+    placed = [failure.node for failure in account.failures if failure.node and _is_of(failure, failure.node)]
+    if len(set(account.nodes.values())) < 2 or not placed:
+        return None
+    node = statistics.mode(placed)
+    return node if placed.count(node) >= 2 and 2 * placed.count(node) > len(placed) else None
+
+
+def _is_of(failure: FailureCost, node: str) -> bool:
+    """A bug of the user's has no node."""
+    return failure.node == node and failure.kind != "user bug"
+
+
 def failures(account: Account) -> list[Cause]:
     """By class of verdict, those of a bad node apart."""
-    bad = {cause.evidence.split()[1] for cause in bad_node(account)}
-    rest = [failure for failure in account.failures if failure.node not in bad or failure.kind == "user bug"]
+    node = _bad_node(account)
+    rest = [failure for failure in account.failures if node is None or not _is_of(failure, node)]
     causes = []
     for kind in dict.fromkeys(failure.kind for failure in rest):
         its = [failure for failure in rest if failure.kind == kind]

@@ -33,12 +33,15 @@ def saves_of(account: Account) -> Saves | None:
 
 def _slow_writes(account: Account) -> tuple[float, float]:
     """Seconds that a checkpoint takes on its way to storage, and bytes per second, each the median; 0 where storage is not slow."""
-    commits = [event for event in account.ledger.history.events if event.kind == "checkpoint" and event.duration_s > 0]
-    rates = [float(event.data.get("bytes", 0)) / max(1e-3, event.duration_s - LATENCY_S) for event in commits]
-    seconds = statistics.median([event.duration_s for event in commits]) if commits else 0.0
-    if seconds <= 2 * LATENCY_S or statistics.median(rates) >= SLOW_STORAGE_BYTES_PER_S:
+    commits = [event for event in account.ledger.history.events if event.kind == "checkpoint"]
+    if not commits:
         return 0.0, 0.0
-    return seconds, statistics.median(rates)
+    saves = saves_of(account)
+    seconds = statistics.median(event.duration_s for event in commits)
+    if saves is not None and not saves.is_in_memory:
+        seconds = max(seconds, saves.stall_s)  # the ranks write themselves: the commit is the least of it
+    rate = statistics.median(float(event.data.get("bytes", 0)) for event in commits) / max(1e-3, seconds - LATENCY_S)
+    return (seconds, rate) if seconds > 2 * LATENCY_S and rate < SLOW_STORAGE_BYTES_PER_S else (0.0, 0.0)
 
 
 def slow_storage(account: Account) -> list[Cause]:

@@ -9,11 +9,8 @@ from itertools import pairwise
 
 import pytest
 
+from tests.support.accounts import account
 from tests.support.cli import Cli, kill_rank_at, wait_for_end
-from zerofleet.cluster.goodput.ledger import Ledger
-from zerofleet.launch.accounts import read_history
-from zerofleet.launch.drivers import driver_records
-from zerofleet.trainer.run_folder import RunFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -24,19 +21,6 @@ LONG = [f"train.steps={STEPS}", "checkpoint.interval_steps=10", "checkpoint.snap
 @pytest.fixture(scope="module")
 def cli(tmp_path_factory, tiny_corpus, tiny_cache):
     return Cli(tmp_path_factory.mktemp("cli"), tiny_corpus)
-
-
-def account(run: RunFolder) -> Ledger:
-    """The accounts, that are checked against what is known besides: the run's claim and its last state, and the attempts' ranks."""
-    ledger = Ledger.of(read_history(run))
-    final = next(event for event in reversed(ledger.history.events) if event.kind == "state")
-    wall_s = final.start - driver_records(run)[0].started_at
-    assert sum(ledger.labels.values()) == pytest.approx(wall_s, rel=0.01)
-    for (attempt, _), seconds in ledger.ranks.items():
-        assert sum(seconds.values()) == pytest.approx(sum(ledger.attempts[attempt].values()), rel=0.01)
-        assert min(seconds.values()) >= 0
-    assert sorted(ledger.ranks) == [(a.attempt, rank) for a in run.attempts() for rank in range(a.world_size)]
-    return ledger
 
 
 def test_an_unbroken_run(cli):

@@ -154,6 +154,16 @@ def test_what_another_cause_costs_is_not_laid_to_the_micro_batch():
     assert (tiny.name, tiny.cost_s) == ("tiny micro-batch", pytest.approx((90.0 - 60.0) * (1 - 1 / 8) / 2))
 
 
+def test_ranks_that_write_themselves_show_slow_storage_by_their_stall():
+    story = Story().driver().start()
+    for _ in range(5):
+        story.steps(9, 1.0).steps(1, 1.0, gap_s=4.0, stall_s=4.0)
+        story.say("checkpoint", phase="save", bytes=40e6)
+    (first, *_) = found = causes(story.finish(), config(snapshot_interval_steps=0))
+    assert first.name == "slow storage" and "4.0 s to become durable, 11.4 MB/s" in first.evidence
+    assert first.setting == "checkpoint.snapshot_interval_steps=auto" and best_setting(found) is first
+
+
 def test_in_a_plain_run_nothing_stands_out():
     story = ranked(begun().steps(99, 1.0, stall_s=0.001, data_s=0.002).eval(2.0).steps(1), [0.4, 0.45])
     assert causes(story.finish()) == [] and best_setting([]) is None

@@ -78,7 +78,8 @@ def _head(report: Report) -> str:
 
 
 def _training(report: Report) -> str:
-    steps, evals = report.steps, [result for result in report.ledger.history.results if result.kind == "eval"]
+    steps, evaluated = report.steps, {e.step: e for e in report.ledger.history.results if e.kind == "eval"}
+    evals = [event for _, event in sorted(evaluated.items())]
     marks = [record.start_step for record in report.ledger.history.attempts[1:]][-MOST_ROWS:]
     heldout = Line("held out", downsample(_values(evals, "loss"), 200), "c2", has_dots=True)
     charts = (

@@ -28,12 +28,12 @@ from zerofleet.benchmarks.checkpoint_agent import serve_saves
 from zerofleet.benchmarks.checkpoint_ranks import Round, measure_resizes, measure_slowdown
 from zerofleet.benchmarks.checkpoint_saves import measure_saves
 from zerofleet.benchmarks.disk import may_drop_caches
-from zerofleet.benchmarks.environment import fingerprint
 from zerofleet.benchmarks.peers.systems import corpus
 from zerofleet.benchmarks.peers.universal import serve_conversions
 from zerofleet.benchmarks.rank_group import run_group
 from zerofleet.benchmarks.recovery import prepare_environment
 from zerofleet.benchmarks.statistics import median_interval
+from zerofleet.launch.environment import fingerprint
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.prepare import prepare
 from zerofleet.trainer.run_folder import RunFolder

@@ -27,12 +27,12 @@ from typing import Any
 
 import psutil
 
-from zerofleet.benchmarks.environment import fingerprint
 from zerofleet.benchmarks.simulation import RANKS_PER_NODE, Simulation
 from zerofleet.cluster.placement import Ask, NodeResources, plan
 from zerofleet.cluster.policy.buddies import plan_buddies
 from zerofleet.cluster.policy.stragglers import WINDOW_STEPS
 from zerofleet.cluster.state import State
+from zerofleet.launch.environment import fingerprint
 
 NUM_POLLS = 4 * WINDOW_STEPS
 BARS_S = {"poll": 1.0, "verdict": 1.0, "plan": 5.0}

@@ -26,12 +26,12 @@ from typing import Any, Self
 
 import yaml
 
-from zerofleet.benchmarks.environment import fingerprint
 from zerofleet.benchmarks.fault_places import OverHosts, OverS3, Place, ThisHost, why_not_over
 from zerofleet.cluster.faults import Fault
 from zerofleet.launch.chaos.plan import plan_of
 from zerofleet.launch.chaos.trial import Trial, named, reference_for, run_trial
 from zerofleet.launch.config import JobConfig, override_job
+from zerofleet.launch.environment import fingerprint
 
 MATRIX = Path(__file__).with_name("fault_matrix.yaml")
 RANKS = 2

@@ -28,12 +28,15 @@ from typing import Any
 
 import psutil
 
-from zerofleet.benchmarks.environment import fingerprint
 from zerofleet.cluster.chaos.injector import agents_of, own_ray_of
-from zerofleet.launch.chaos.proof import cost_of, median_step_s, problems
-from zerofleet.launch.chaos.record import Record, end_of
+from zerofleet.cluster.goodput.history import end_of, median_step_s
+from zerofleet.cluster.goodput.ledger import Ledger
+from zerofleet.launch.accounts import read_history
+from zerofleet.launch.chaos.proof import cost_of, problems
+from zerofleet.launch.chaos.record import Record
 from zerofleet.launch.chaos.trial import Trial, named, run_trial
 from zerofleet.launch.config import JobConfig, load_job
+from zerofleet.launch.environment import fingerprint
 from zerofleet.trainer.run_folder import RunFolder
 
 KINDS = ("kill", "freeze", "kill_agent")
@@ -106,16 +109,19 @@ class Striker(threading.Thread):
         return hit
 
 
-def goodput(record: Record, median_s: float) -> dict[str, float]:
-    """Shares of wall time: of the whole run, and of its training (the first step's start to the last step's end)."""
-    useful_s = len(record.losses()) * median_s
-    training_s = max(map(end_of, record.steps)) - min(event.start for event in record.steps)
+def shares_of(ledger: Ledger, median_s: float) -> dict[str, Any]:
+    """Shares of wall time: of the whole run, and of its training (the first step's start to the last step's end). `labels` is where
+    the time went, in seconds."""
+    steps = [result for result in ledger.history.results if result.kind == "step"]
+    useful_s = len(ledger.history.counted) * median_s
+    training_s = max(map(end_of, steps)) - min(step.start for step in steps)
     return {
-        "goodput": useful_s / record.total_s,
+        "goodput": ledger.goodput(median_s),
         "goodput_of_training": useful_s / training_s,
         "training_s": training_s,
-        "whole_run_s": record.total_s,
+        "whole_run_s": ledger.wall_s,
         "useful_s": useful_s,
+        "labels": ledger.labels,
     }
 
 
@@ -138,24 +144,25 @@ def by_kind(hits: Sequence[Hit], record: Record) -> dict[str, dict[str, Any]]:
 
 def measure(job: JobConfig, minutes: float, kinds: Sequence[str], interval_s: float, seed: int) -> dict[str, Any]:
     """The benchmark's record."""
-    calibration = _finished(run_trial(_with(job, "calibration", CALIBRATION_STEPS), RECIPE))
-    steps = max(CALIBRATION_STEPS, math.ceil(60 * minutes / median_step_s(calibration)))
-    print(f"{steps} steps of {median_step_s(calibration) * 1e3:.0f} ms; seed {seed}", flush=True)
+    calibrated_s = median_step_s(_finished(run_trial(_with(job, "calibration", CALIBRATION_STEPS), RECIPE)).steps)
+    steps = max(CALIBRATION_STEPS, math.ceil(60 * minutes / calibrated_s))
+    print(f"{steps} steps of {calibrated_s * 1e3:.0f} ms; seed {seed}", flush=True)
     unbroken = _finished(run_trial(_with(job, "unbroken", steps), RECIPE))
     broken_job = _with(job, "broken", steps)
     striker = Striker(RunFolder(broken_job.run.storage, "broken"), kinds, interval_s, seed)
     striker.start()
     try:
-        broken = run_trial(broken_job, RECIPE).record
+        trial = run_trial(broken_job, RECIPE)
     finally:
         striker.end()
-    median_s = median_step_s(unbroken)
-    shares = goodput(broken, median_s)
+    broken, median_s = trial.record, median_step_s(unbroken.steps)
+    shares = shares_of(Ledger.of(read_history(trial.run)), median_s)
+    unbroken_run = RunFolder(job.run.storage, "unbroken")
     return {
         "benchmark": "goodput",
         "config": {"steps": steps, "minutes": minutes, "interval_s": interval_s, "kinds": list(kinds), "seed": seed},
         **shares,
-        "unbroken_goodput": goodput(unbroken, median_s),
+        "unbroken_goodput": shares_of(Ledger.of(read_history(unbroken_run)), median_s),
         "bar": BAR,
         "met": shares["goodput"] >= BAR,
         "unbroken_median_step_s": median_s,

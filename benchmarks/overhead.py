@@ -28,8 +28,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from zerofleet.benchmarks.environment import fingerprint
 from zerofleet.benchmarks.statistics import median_interval
+from zerofleet.launch.environment import fingerprint
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.cache import DataCache
 from zerofleet.trainer.data.prepare import prepare

@@ -25,11 +25,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zerofleet.benchmarks.environment import fingerprint
 from zerofleet.benchmarks.peers import common
 from zerofleet.benchmarks.peers.systems import SYSTEMS, Zerofleet
 from zerofleet.benchmarks.recovery_trial import Plan, TrialError, run_trial
 from zerofleet.benchmarks.statistics import median_interval
+from zerofleet.launch.environment import fingerprint
 from zerofleet.trainer import ops
 
 KILL_STEPS = (8, 20)

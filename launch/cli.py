@@ -11,10 +11,12 @@ from zerofleet.launch.commands import (
     audit,
     chaos,
     doctor,
+    explain,
     export,
     k8s,
     list_runs,
     logs,
+    report,
     resume,
     status,
     stop,
@@ -24,7 +26,10 @@ from zerofleet.launch.commands import (
 from zerofleet.launch.exit_codes import INTERRUPTED
 from zerofleet.trainer.errors import ZerofleetError
 
-VERBS = (submit, validate, status, list_runs, logs, stop, resume, export, audit, chaos, doctor, k8s)
+VERBS = (
+    *(submit, validate, status, list_runs, logs, stop, resume, export),
+    *(audit, explain, report, chaos, doctor, k8s),
+)
 
 EPILOG = """\
 RUN is a name under $ZEROFLEET_STORAGE (default ./runs), a path or a URL.

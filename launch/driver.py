@@ -41,9 +41,11 @@ from zerofleet.cluster.spec import PRELOAD, TRAIN, JobSpec, NodeSpec, SnapshotIn
 from zerofleet.launch.checks import check_job
 from zerofleet.launch.config import JobConfig, override_job
 from zerofleet.launch.drivers import DriverRecord, driver_records, effective_job
+from zerofleet.launch.environment import fingerprint
 from zerofleet.launch.event_log_lines import write_log_line
 from zerofleet.launch.exit_codes import RUN_FAILED
 from zerofleet.launch.lost_ray import begin_anew, judge_loss
+from zerofleet.launch.report.write import leave_report
 from zerofleet.launch.requests import RequestWatch
 from zerofleet.launch.stops import Stops
 from zerofleet.trainer import ops
@@ -106,7 +108,8 @@ def drive(storage_url: str, name: str, overrides: Sequence[str] = (), program: P
     try:
         return Driver(run, job, number, log, program, stops).run()
     finally:
-        log.close(min(CLOSE_TIMEOUT_S, job.cluster.stop_timeout_s))
+        if log.close(min(CLOSE_TIMEOUT_S, job.cluster.stop_timeout_s)):
+            leave_report(run)
 
 
 def claim(run: RunFolder, overrides: Sequence[str]) -> int:
@@ -163,6 +166,7 @@ class Driver:
         except UserError as error:
             self._fail(error)
             raise
+        self._say("environment", **fingerprint())
         for leftover in reap_leftovers():
             self._say("info", message=f"ended the Ray that a killed driver of run {leftover.run} had left behind")
         if self._faults:

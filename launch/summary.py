@@ -8,7 +8,7 @@ from typing import Any
 
 from zerofleet.launch.progress import Progress
 from zerofleet.launch.words import command, pasteable, run_argument
-from zerofleet.trainer.run_folder import RunFolder
+from zerofleet.trainer.run_folder import REPORT, RunFolder
 
 
 def summarise(run: RunFolder, progress: Progress) -> dict[str, Any]:
@@ -43,6 +43,7 @@ def write_summary(run: RunFolder, progress: Progress, as_json: bool) -> None:
         ("incidents", str(facts["incidents"]) if facts["incidents"] else ""),
         ("export", progress.export_path or ""),
         ("folder", facts["folder"]),
+        ("report", run.storage.path(REPORT) if run.storage.exists(REPORT) else ""),
         ("next", _next(run, progress)),
     ]
     sys.stdout.write("\n" + "".join(f"{name:<14} {value}\n" for name, value in rows if value))

@@ -20,6 +20,7 @@ class Keeper:
         """The newest step that is durable, or on its way there."""
         self._stall_s: float | None = None
         """How long the rank has stood still for the newest snapshot, which it may not have settled yet."""
+        self._stalled_s = 0.0
 
     def restored(self, step: int, from_memory: bool) -> None:
         """The state of `step` was loaded; from memory it is not durable yet, as far as is known."""
@@ -37,9 +38,15 @@ class Keeper:
     def settle(self) -> None:
         """To be called before the optimizer changes the state."""
         waited_s = self._saver.settle()
+        self._stalled_s += waited_s
         if self._stall_s is not None:
             self._cadence.stalled(self._stall_s + waited_s)
             self._stall_s = None
+
+    def take_stall_s(self) -> float:
+        """How long the rank has stood still for saves since the last call."""
+        stalled_s, self._stalled_s = self._stalled_s, 0.0
+        return stalled_s
 
     def stepped(self, seconds: float) -> None:
         """A step took so long."""
@@ -59,6 +66,7 @@ class Keeper:
         waits = is_last or control.action == "stop"  # no later save will make up for this one
         self._saver.save(step, durable, list(self._reporter.recent), replicate, waits)
         self._stall_s = time.perf_counter() - began
+        self._stalled_s += self._stall_s
         self._cadence.snapshot_started(step)
         if replicate:
             self._cadence.replica_started(step)

@@ -38,6 +38,7 @@ from zerofleet.trainer.restore import Restore
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.schedule import learning_rate
 from zerofleet.trainer.spikes import RecentLosses
+from zerofleet.trainer.waits import Waits, host_clocks
 from zerofleet.trainer.world import World
 
 _SPIKE = 100.0  # what an injected spike multiplies a rank's loss with
@@ -125,6 +126,7 @@ class Loop:
         silo, quarantine = self.world.silo, self.record.quarantine
         self.feed = Feed(self.cache.train, self.plan, self.config.run.seed, silo, quarantine)
         self.keeper = Keeper(self.reporter, self._make_saver(), self._make_cadence())
+        self.waits = Waits(self.keeper.take_stall_s, host_clocks(self.world.local_rank))
 
     def _make_saver(self) -> Saver:
         """To memory where there is an agent and room, else to storage. Collective."""
@@ -209,7 +211,7 @@ class Loop:
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         loss_scale = self.adapter.missing_loss_scale()
         fed = self.feed.with_wrong_sample(plan, self.world.rank) if fault == "wrong_sample" else plan
-        for micro_batch in self.feed.micro_batches(fed, self.world.rank):
+        for micro_batch in self.waits.of(self.feed.micro_batches(fed, self.world.rank)):
             share.add(micro_batch)
             loss = self._loss(micro_batch)
             if fault == "spike":
@@ -349,7 +351,7 @@ class Loop:
         """Ledger and report. Raises DataError through `StepSum.verify` when the ranks did not feed what the step plans."""
         total.verify(self.step, len(plan.positions), plan.num_tokens)
         if self.world.rank:
-            return self.reporter.event("phase", "step", start, seconds, **self.own.take())
+            return self.reporter.event("phase", "step", start, seconds, **self.own.take(), **self.waits.take())
         self.keeper.stepped(seconds)
         data, micro_batch_size = self.fingerprints["data"], self.plan.micro_batch_size
         entry = total.ledger_entry(self.step, self.world, plan.ranges, data, micro_batch_size)
@@ -369,6 +371,7 @@ class Loop:
             mfu=rate * self.built.shape.flops_per_token(length) / peak,
             mfu_causal=rate * self.built.shape.flops_per_token(length, causal=True) / peak,
             **self.own.take(),
+            **self.waits.take(),
         )
 
 

@@ -1,7 +1,7 @@
 """Whoever receives the reports writes them down: the driver under Ray, rank 0 under torchrun.
 
 `metrics/` holds `step` and `eval` events, `ledger/` what each step was fed, `events/` everything else but signs of life and
-what only a committer needs; one JSON object per line.
+what only a committer needs; one JSON object per line. What each rank says at the end of a step goes into sums (rank_sums.py).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.events import DRIVER, RESULTS, Event
+from zerofleet.trainer.rank_sums import RankSums
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.storage import read_segments
 from zerofleet.trainer.tracking import WandbTracker
@@ -39,6 +40,7 @@ class Recorder:
         self._metrics = run.writer("metrics", attempt)
         self._ledger = run.writer("ledger", attempt)
         self._recalled: list[Event] = []
+        self._sums = RankSums(attempt)
         self._newest: dict[tuple[int, str], int] = {}
         """By attempt and kind, the newest step whose result was written down."""
         self._attempt = attempt
@@ -47,6 +49,7 @@ class Recorder:
 
     def on_event(self, event: Event) -> None:
         """Writes an event down. Raises StorageError."""
+        self._sums.hear(event)
         if event.kind in RESULTS:
             self._record_news(event)
         elif event.kind == "written":
@@ -116,6 +119,10 @@ class Recorder:
         folders = [f"{stream}/attempt-{attempt:04d}" for attempt in attempts]
         return [json.loads(line) for folder in folders for line in read_segments(self._run.storage, folder)]
 
+    def _record_sums(self, is_last: bool = False) -> None:
+        if (sums := self._sums.take(is_last)) is not None:
+            self._events.append(sums.to_json())
+
     def make_ledger_durable(self) -> None:
         """What was fed up to a step must survive when the step's checkpoint does. Raises StorageError."""
         self._record_missing()
@@ -126,6 +133,7 @@ class Recorder:
         self._flushed_at = time.monotonic()  # first: storage that fails is not tried again at every event
         with contextlib.ExitStack() as every:  # in the reverse order, whatever fails
             every.callback(self._events.flush)
+            every.callback(self._record_sums)
             every.callback(self._metrics.flush)
             every.callback(self._ledger.flush)
             every.callback(self._record_missing)
@@ -138,6 +146,7 @@ class Recorder:
             self._incident("wandb could not be closed: its last values may be missing", error)
         with contextlib.ExitStack() as every:
             every.callback(self._events.close)
+            every.callback(self._record_sums, is_last=True)
             every.callback(self._metrics.close)
             every.callback(self._ledger.close)
             every.callback(self._record_missing)

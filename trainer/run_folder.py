@@ -7,6 +7,7 @@ logs/attempt-0001/rank-00000.log                (and driver.log, agent-*.log)
 control/0001.json                               requests: stop, save
 checkpoints/step-00000050/attempt-0001/silo-main/rank-*.safetensors, manifest.json
 export/                                         the Hugging Face model folder
+report.html                                     one page about all of it
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from zerofleet.trainer.events import Event
 from zerofleet.trainer.storage import SegmentWriter, Storage, read_segments
 
 DEFAULT_STORAGE = "./runs"
+REPORT = "report.html"
 
 
 def default_storage() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,12 +75,3 @@ def _says_so(event: Event) -> bool:
     if event.kind == "state":
         return event.data["to"] in _NOTICING_STATES
     return event.kind in _SIGNS
-
-
-def median_step_s(record: Record) -> float:
-    """Median seconds from the end of a step to the end of the next one within an attempt, whatever lies between them."""
-    ends: dict[int, list[float]] = {}
-    for event in record.steps:
-        ends.setdefault(event.attempt, []).append(end_of(event))
-    gaps = [b - a for times in ends.values() for a, b in zip(sorted(times), sorted(times)[1:], strict=False)]
-    return statistics.median(gaps) if gaps else 0.0

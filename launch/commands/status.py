@@ -7,10 +7,12 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from zerofleet.cluster.goodput.ledger import Ledger
+from zerofleet.launch.accounts import history_of
 from zerofleet.launch.exit_codes import OK
 from zerofleet.launch.run_view import RunView
 from zerofleet.launch.summary import heldout_line, summarise
-from zerofleet.launch.words import command, prepare_line, run_argument, step_line
+from zerofleet.launch.words import command, duration, prepare_line, run_argument, step_line
 from zerofleet.trainer.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         ("attempt", str(view.attempt) if view.attempt else ""),
         ("preparing", prepare_line(progress).removeprefix("preparing: ")),
         ("progress", step_line(progress) if progress.step else ""),
+        ("goodput", _goodput_line(Ledger.of(history_of(view)))),
         ("held-out loss", heldout_line(progress)),
         ("checkpoints", ", ".join(f"step {checkpoint.step}" for checkpoint in view.run.checkpoints())),
         *(("incident", text) for text in progress.incidents[-_SHOWN_INCIDENTS:]),
@@ -49,6 +52,12 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     sys.stdout.write("".join(f"{name:<14} {value}\n" for name, value in rows if value))
     return OK
+
+
+def _goodput_line(ledger: Ledger) -> str:
+    """Empty before the first step."""
+    share = ledger.goodput()
+    return f"{share:.0%} of {duration(ledger.wall_s)}" if share else ""
 
 
 def _next(view: RunView) -> str:
@@ -68,5 +77,6 @@ def _facts(view: RunView) -> dict[str, object]:
         "driver_alive": view.is_driven,
         "tokens_per_second": view.progress.tokens_per_second,
         "eta_s": view.progress.eta_s,
+        "goodput": Ledger.of(history_of(view)).goodput(),
         "prepare": view.progress.prepare,
     }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from zerofleet.benchmarks.goodput import Hit, Striker, by_kind, goodput
+from tests.support.histories import Story
+from zerofleet.benchmarks.goodput import Hit, Striker, by_kind, shares_of
+from zerofleet.cluster.goodput.ledger import Ledger
 from zerofleet.launch.chaos.record import Record
 from zerofleet.trainer.events import DRIVER, Event
 from zerofleet.trainer.run_folder import AttemptRecord, RunFolder
@@ -27,9 +29,15 @@ def record() -> Record:
 
 
 def test_a_step_that_is_done_twice_counts_once():
-    shares = goodput(record(), 1.0)
+    story = (
+        Story().driver(prepare_s=1.5, queue_s=0.0).start(2.0).steps(2, 1.0).kill(work_s=0.5, notice_s=0.5, mend_s=0.0)
+    )
+    shares = shares_of(
+        Ledger.of(story.start(2.0, from_step=1).steps(3, 1.0).finish(save_s=0.5, end_s=0.5).history()), 1.0
+    )
     assert shares["goodput_of_training"] == pytest.approx(4.0 / 8.0)
-    assert shares["goodput"] == pytest.approx(4.0 / 20.0)
+    assert shares["goodput"] == pytest.approx(4.0 / 13.0)
+    assert sum(shares["labels"].values()) == pytest.approx(shares["whole_run_s"]) == pytest.approx(13.0)
 
 
 def test_the_cost_of_each_kind():

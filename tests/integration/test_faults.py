@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from tests.support.accounts import account
 from zerofleet.benchmarks.fault_matrix import CELL_TIMEOUT_S, Workplace, cells, read_matrix
 from zerofleet.benchmarks.fault_places import node_of, why_not_over
 from zerofleet.cluster.faults import MOUNTED, NODE, Fault
@@ -41,6 +42,7 @@ def test_nothing_is_lost(work, cell):
         pytest.importorskip("moto", reason="the S3 server of the tests is moto, of the dev extra")
     trial, problems = work.run(cell)
     assert problems == [], f"{problems}; {trial.run.storage.path()}"
+    account(trial.run)
     strike, cost = trial.costs[-1]
     assert cost.detected_s is not None
     if trial.record.final_state == "FINISHED":

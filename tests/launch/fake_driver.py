@@ -92,6 +92,26 @@ def rank_user_error(fake: Fake) -> int:
     return user_error(fake)
 
 
+def recover(fake: Fake) -> int:
+    """Steps 2 and 3 are done again by a second attempt."""
+    fake.state("PREPARING")
+    fake.state("PLACING")
+    fake.run.claim_attempt(1, None, world_size=2, zero_stage=1)
+    fake.state("STARTING")
+    for number in (1, 2, 3):
+        fake.step(number)
+    fake.say("exit", 3, killed=False, code=None, signal=9)
+    fake.state("RECOVERING")
+    fake.say("verdict", **{"class": "node", "action": "retry", "sentence": "rank 1 was killed"})
+    fake.run.claim_attempt(2, CheckpointId(1, 1), world_size=2, zero_stage=1, from_memory=True)
+    fake.number = 2
+    fake.state("STARTING")
+    for number in (2, 3):
+        fake.step(number)
+    fake.state("FINISHED")
+    return 0
+
+
 def user_error(fake: Fake) -> int:
     fake.state("PREPARING")
     fake.say("error", type="UserError", message="data.files matches nothing", traceback="", user=True)

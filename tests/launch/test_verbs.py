@@ -311,7 +311,7 @@ def test_status_of_a_users_mistake_before_any_attempt_does_not_offer_to_resume(z
     assert "mend the recipe and submit it again" in out and "resume" not in out
 
 
-@pytest.mark.parametrize("verb", ["status", "logs", "stop", "resume", "export"])
+@pytest.mark.parametrize("verb", ["status", "logs", "stop", "resume", "export", "explain", "report"])
 def test_a_run_that_is_not_there(zerofleet, verb):
     code, out, err = zerofleet(verb, "nowhere")
     assert (code, out) == (4, "")

@@ -168,3 +168,11 @@ def test_where_nothing_is_kept_in_memory_a_snapshot_that_is_due_costs_nothing_an
     for _ in range(7):
         rank.step()
     assert rank.saver.saved == [(3, True), (6, True)] and len(costs) == 2
+
+
+def test_standing_still_for_a_save_is_told_once():
+    rank = Rank(interval_steps=0, snapshot_interval_steps=1)
+    rank.step()
+    rank.step()
+    assert 1.0 < rank.keeper.take_stall_s() < 1.5, "two settles of half a second, and two saves"
+    assert rank.keeper.take_stall_s() == 0.0

@@ -46,6 +46,16 @@ def test_steps_and_evaluations_go_to_metrics_and_the_rest_to_events_without_hear
     assert next(iter(run.read("metrics"))) == events[0].__dict__
 
 
+def test_what_ranks_say_at_the_end_of_a_step_is_written_in_sums_at_the_end_of_the_attempt(config):
+    run = RunFolder(config.run.storage, config.run.name)
+    recorder = Recorder(run, 1, config)
+    for _ in range(3):
+        recorder.on_event(event("phase", data_s=0.5, stall_s=0.25))
+    recorder.close()
+    (sums,) = run.events()
+    assert (sums.kind, sums.data["steps"], sums.data["data_s"], sums.data["stall_s"]) == ("ranks", [3], [1.5], [0.75])
+
+
 @pytest.mark.parametrize("mark", ["checkpoint", "finished", "stopped"])
 def test_what_came_before_a_commit_or_an_end_can_be_read_by_others_at_once(config, mark):
     run = RunFolder(f"memory://{uuid.uuid4().hex}", "r")

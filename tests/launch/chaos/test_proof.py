@@ -9,7 +9,7 @@ import pytest
 from zerofleet.cluster.chaos.gate import Arrival
 from zerofleet.cluster.chaos.injector import Strike
 from zerofleet.cluster.faults import Fault
-from zerofleet.launch.chaos.proof import cost_of, median_step_s, problems
+from zerofleet.launch.chaos.proof import cost_of, problems
 from zerofleet.launch.chaos.record import Record
 from zerofleet.trainer.events import DRIVER, Event
 from zerofleet.trainer.run_folder import AttemptRecord
@@ -115,7 +115,3 @@ def test_what_lasts_is_over_when_a_checkpoint_is_durable_and_what_is_late_when_t
     assert (cost.detected_s, cost.restored_s) == (pytest.approx(0.3), pytest.approx(0.5))
     cost = cost_of(unbroken(), STRIKE.at, 1)
     assert (cost.detected_s, cost.restored_s, cost.repeated_steps) == (None, pytest.approx(3.5), 0)
-
-
-def test_the_median_step():
-    assert median_step_s(recovered()) == pytest.approx(1.0)

@@ -1,4 +1,4 @@
-"""What a figure was measured on: recorded with every result, so that unlike machines are not compared."""
+"""What a figure was measured on: recorded with every run and every result, so that unlike machines are not compared."""
 
 from __future__ import annotations
 

@@ -1,0 +1,96 @@
+"""Causes that ended attempts."""
+
+from __future__ import annotations
+
+import statistics
+
+from zerofleet.cluster.goodput.account import Account, Cause
+from zerofleet.cluster.goodput.failure_costs import DRIVER_LOST, FailureCost
+from zerofleet.cluster.goodput.save_causes import saves_of
+from zerofleet.trainer.checkpoint.cadence import daly_interval_s
+
+LEAST_HANG_S = 10.0
+"""A hang that is noticed sooner is not worth a setting."""
+
+
+def bad_node(account: Account) -> list[Cause]:
+    """Of several nodes, one that most of the failures are of."""
+    node = _bad_node(account)
+    its = [failure for failure in account.failures if node is not None and _is_of(failure, node)]
+    if not its:
+        return []
+    cost_s = sum(failure.cost_s for failure in its)
+    evidence = f"node {node} was at fault in {len(its)} of {len(account.failures)} failures, {cost_s:.1f} s in all"
+    fewer = max(1, account.cluster.nodes - 1)
+    setting = f"cluster.min_nodes={fewer}" if (account.cluster.min_nodes or account.cluster.nodes) > fewer else ""
+    remedy = f"take node {node} out of the cluster; the run then goes on without it"
+    return [Cause("one bad node", evidence, cost_s, setting, cost_s if setting else 0.0, remedy)]
+
+
+def _bad_node(account: Account) -> str | None:
+    placed = [failure.node for failure in account.failures if failure.node and _is_of(failure, failure.node)]
+    if len(set(account.nodes.values())) < 2 or not placed:
+        return None
+    node = statistics.mode(placed)
+    return node if placed.count(node) >= 2 and 2 * placed.count(node) > len(placed) else None
+
+
+def _is_of(failure: FailureCost, node: str) -> bool:
+    """A bug of the user's has no node."""
+    return failure.node == node and failure.kind != "user bug"
+
+
+def failures(account: Account) -> list[Cause]:
+    """By class of verdict, those of a bad node apart."""
+    node = _bad_node(account)
+    rest = [failure for failure in account.failures if node is None or not _is_of(failure, node)]
+    causes = []
+    for kind in dict.fromkeys(failure.kind for failure in rest):
+        its = [failure for failure in rest if failure.kind == kind]
+        seconds = {label: sum(failure.seconds[label] for failure in its) for label in its[0].seconds}
+        cost_s = sum(seconds.values())
+        parts = ", ".join(f"{label} {s:.1f} s" for label, s in seconds.items() if s >= 0.05)
+        evidence = f"{len(its)} x{f' ({parts})' if parts else ''}; the last: {its[-1].sentence}"
+        setting, saving_s = _setting_for(account, its)
+        is_end = account.has_failed and its[-1] is account.failures[-1]
+        name = kind if kind in ("hang", "user bug", DRIVER_LOST) else f"failure: {kind}"
+        causes.append(Cause(name, evidence, cost_s, setting, saving_s, _REMEDIES.get(kind, ""), is_end))
+    return causes
+
+
+def early_end(account: Account) -> list[Cause]:
+    """The run failed and no attempt was judged: it never came to one, or nothing could be started."""
+    if not account.has_failed or account.failures:
+        return []
+    events = account.ledger.history.events
+    errors = [event for event in events if event.kind == "error" and event.data.get("user")]
+    why = next(event.data["why"] for event in reversed(events) if event.kind == "state")
+    name, evidence = ("user bug", errors[-1].data["message"]) if errors else ("failure", why)
+    return [Cause(name, evidence, account.ledger.wall_s, is_end=True)]
+
+
+_REMEDIES = {
+    "user bug": "mend the code: the traceback is in the rank's log",
+    "hang": "the stacks of all ranks are in the run's events (`stacks`); look at the rank that is named",
+    "host OOM": "lower train.micro_batch_size or cluster.ranks_per_node, or raise train.zero_stage",
+    "device OOM": "lower train.micro_batch_size, or set train.activation_checkpointing=true",
+    "node": "look at what killed it: the kernel's log of that node",
+    "network": "look at the network between the nodes",
+    DRIVER_LOST: "look at the driver's log; a supervisor that calls `zerofleet resume` would have noticed at once",
+}
+
+
+def _setting_for(account: Account, its: list[FailureCost]) -> tuple[str, float]:
+    """Snapshots more often where repeated steps cost most, a lower limit where noticing did."""
+    lost_s, detect_s = (sum(failure.seconds[label] for failure in its) for label in ("lost work", "detect"))
+    limit_s = max(LEAST_HANG_S, 10 * account.step_s)
+    if its[0].kind == "hang" and detect_s > lost_s and detect_s > 2 * limit_s * len(its):
+        return f"cluster.stall_timeout_s={limit_s:.0f}", detect_s - limit_s * len(its)
+    if not account.step_s or account.config.checkpoint.snapshot_interval_steps == 1:
+        return "", 0.0
+    saves = saves_of(account)
+    count, stall_s = (saves.count, saves.stall_s) if saves else (0, 0.0)
+    every = max(1, round(daly_interval_s(stall_s, account.mtbf_s) / account.step_s))
+    at_risk_s = len(its) * (every / 2 + 0.5) * account.step_s
+    more_s = stall_s * max(0.0, len(account.steps) / every - count)
+    return f"checkpoint.snapshot_interval_steps={every}", max(0.0, lost_s - at_risk_s - more_s)

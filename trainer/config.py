@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["bf16", "fp16", "fp32"]
+Packing = Literal["concatenate", "best_fit"]
 PYTHON_STDLIB = "python-stdlib"
 DEFAULT_SILO = "main"
 
@@ -83,6 +84,10 @@ class DataConfig(Section):
     """Entries of the tokenizer that is trained when none is given."""
     sequence_length: int = Field(default=512, ge=2)
     """Tokens per training sequence."""
+    packing: Packing = "concatenate"
+    """How documents share sequences: `concatenate` puts one after the other and cuts them wherever a sequence is full; `best_fit` cuts only documents that are longer than a sequence."""
+    document_mask: bool = False
+    """Intra-document masking: a token attends to its own document only, and positions start from 0 in each."""
     heldout_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.01
     """Share of documents kept for evaluation, chosen by a keyed hash of their content."""
     cache: str | None = None

@@ -123,8 +123,8 @@ class Loop:
         self.peak = device_peak(self.device, DTYPES[self.config.train.precision])
         self.attempts = self.folder.attempts()
         self.record = next(a for a in self.attempts if a.attempt == self.world.attempt)
-        silo, quarantine = self.world.silo, self.record.quarantine
-        self.feed = Feed(self.cache.train, self.plan, self.config.run.seed, silo, quarantine)
+        silo, quarantine, mask = self.world.silo, self.record.quarantine, self.config.data.document_mask
+        self.feed = Feed(self.cache.train, self.plan, self.config.run.seed, silo, quarantine, mask)
         self.keeper = Keeper(self.reporter, self._make_saver(), self._make_cadence())
 
     def _make_saver(self) -> Saver:
@@ -238,9 +238,9 @@ class Loop:
     def _loss(self, batch: MicroBatch) -> torch.Tensor:
         """Cross entropy summed over real tokens: a block of padding gives 0 and a zero gradient."""
         seed_generators(block_seed(self.config.run.seed, self.step, batch.block), self.device)
-        input_ids = torch.from_numpy(batch.input_ids).to(self.device)
+        inputs = {name: torch.from_numpy(values).to(self.device) for name, values in batch.inputs.items()}
         labels = torch.from_numpy(batch.labels).to(self.device)
-        logits = self.engine(input_ids=input_ids).logits
+        logits = self.engine(**inputs).logits
         return F.cross_entropy(
             logits.float().view(-1, logits.shape[-1]), labels.view(-1), ignore_index=IGNORED_LABEL, reduction="sum"
         )
@@ -304,10 +304,9 @@ class Loop:
         start, began = time.time(), time.perf_counter()
         self.engine.eval()
         share = StepShare()
+        num_sequences, mask = self.config.train.eval_sequences, self.feed.document_mask
         with torch.no_grad():
-            for batch in heldout_blocks(
-                self.cache.heldout, self.config.train.eval_sequences, self.plan, self.world.rank
-            ):
+            for batch in heldout_blocks(self.cache.heldout, num_sequences, self.plan, self.world.rank, mask):
                 self.reporter.alive("eval")
                 share.add(batch)
                 share.loss_sum += float(self._loss(batch))

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zerofleet.trainer.batch import BatchPlan
-from zerofleet.trainer.data.cache import SequenceStore
 from zerofleet.trainer.data.ledger import combine, sample_digests
 from zerofleet.trainer.data.order import position_to_sample, ranges_of, step_positions
 from zerofleet.trainer.data.quarantine import Ranges
+from zerofleet.trainer.data.sequences import SequenceStore
 
 Int64 = NDArray[np.int64]
 SOURCE = "corpus"
@@ -22,10 +22,11 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One block as tensors are made of it: `input_ids` and `labels` are int64 [micro_batch_size, sequence_length]."""
+    """One block as tensors are made of it: `labels` and each of `inputs` are int64 [micro_batch_size, sequence_length]."""
 
     block: int
-    input_ids: Int64
+    inputs: dict[str, Int64]
+    """What the model is called with: `input_ids`, and `position_ids` where attention stays within documents."""
     labels: Int64
     num_sequences: int
     num_tokens: int
@@ -55,6 +56,8 @@ class Feed:
     silo: str
     quarantine: Ranges
     """What the attempt leaves out."""
+    document_mask: bool = False
+    """Whether attention stays within documents."""
 
     def step_plan(self, index: int) -> StepPlan:
         """The samples of the step with this index (from 0). O(1) in the position."""
@@ -66,28 +69,39 @@ class Feed:
         """The rank's blocks of a step; surplus blocks hold padding only."""
         for block in self.plan.blocks_of(rank):
             slots = self.plan.slots_of(block)
-            yield read_block(self.store, block, step.samples[slots.start : slots.stop], self.plan.micro_batch_size)
+            samples = step.samples[slots.start : slots.stop]
+            yield read_block(self.store, block, samples, self.plan.micro_batch_size, self.document_mask)
 
 
-def heldout_blocks(store: SequenceStore, num_sequences: int, plan: BatchPlan, rank: int) -> Iterator[MicroBatch]:
+def heldout_blocks(
+    store: SequenceStore, num_sequences: int, plan: BatchPlan, rank: int, document_mask: bool = False
+) -> Iterator[MicroBatch]:
     """The rank's blocks of the first `num_sequences` held-out sequences (all when 0), in order."""
     total = min(num_sequences or store.num_sequences, store.num_sequences)
     dealt = BatchPlan.of(total, plan.micro_batch_size, plan.world_size)
     for block in dealt.blocks_of(rank):
         slots = dealt.slots_of(block)
-        yield read_block(store, block, np.arange(slots.start, slots.stop, dtype=np.int64), plan.micro_batch_size)
+        samples = np.arange(slots.start, slots.stop, dtype=np.int64)
+        yield read_block(store, block, samples, plan.micro_batch_size, document_mask)
 
 
-def read_block(store: SequenceStore, block: int, samples: Int64, micro_batch_size: int) -> MicroBatch:
+def read_block(
+    store: SequenceStore, block: int, samples: Int64, micro_batch_size: int, document_mask: bool = False
+) -> MicroBatch:
     """Sequences `samples` as one block, padded to `micro_batch_size` with sequences that no loss sees."""
     shape = (micro_batch_size, store.sequence_length)
     input_ids, labels = np.zeros(shape, np.int64), np.full(shape, IGNORED_LABEL, np.int64)
     count = len(samples)
     if count:
         input_ids[:count], labels[:count] = store.read(samples)
+    inputs = {"input_ids": input_ids}
+    if document_mask:
+        # transformers takes a position that does not follow the one before for the start of another document.
+        inputs["position_ids"] = np.tile(np.arange(store.sequence_length), (micro_batch_size, 1))
+        inputs["position_ids"][:count] = store.position_ids(samples)
     return MicroBatch(
         block=block,
-        input_ids=input_ids,
+        inputs=inputs,
         labels=labels,
         num_sequences=count,
         num_tokens=int((labels != IGNORED_LABEL).sum()),

@@ -17,7 +17,7 @@ import xxhash
 
 from zerofleet.trainer.config import DataConfig
 from zerofleet.trainer.data.assemble import write_cache
-from zerofleet.trainer.data.cache import FORMAT_VERSION, INDEX_NAME, TOKENIZER_NAME, DataCache
+from zerofleet.trainer.data.cache import FORMAT_VERSIONS, INDEX_NAME, TOKENIZER_NAME, DataCache
 from zerofleet.trainer.data.local_files import publish
 from zerofleet.trainer.data.parts import Part, plan_parts, tokenise_part
 from zerofleet.trainer.data.sources import Corpus, resolve
@@ -95,7 +95,8 @@ def _key(data: DataConfig, seed: int, corpus: Corpus, given: Path | None) -> str
     """Name of the cache's folder: a hash of all that decides its content, from names, sizes and times; no document is read."""
     tokenizer = data.tokenizer_vocab_size if given is None else Encoder(given).fingerprint
     fields = data.model_dump(include={"format", "text_field", "sequence_length", "heldout_fraction"})
-    parts = [FORMAT_VERSION, fields, seed, tokenizer, corpus.identity]
+    # The version says how documents are packed; what only says how sequences are fed is no part of the cache.
+    parts = [FORMAT_VERSIONS[data.packing], fields, seed, tokenizer, corpus.identity]
     return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 
@@ -137,7 +138,7 @@ def _build(task: _Task, progress: Progress) -> DataCache:
     parts = plan_parts(task.corpus)
     _tokenise(parts, encoder, task.seed, task.parts_folder, progress)
     progress("write", 0.0, str(task.folder))
-    write_cache(task.folder, task.parts_folder, parts, encoder, task.data.sequence_length, task.data.heldout_fraction)
+    write_cache(task.folder, task.parts_folder, parts, encoder, task.data)
     progress("write", 1.0, str(task.folder))
     return DataCache.open(task.folder)
 
@@ -178,8 +179,12 @@ def _tokenise(parts: list[Part], encoder: Encoder, seed: int, folder: Path, prog
 
 
 def _summary(cache: DataCache) -> str:
-    splits = ", ".join(
-        f"{name} {len(store.document_ends)} documents, {store.num_tokens} tokens, {store.num_sequences} sequences"
-        for name, store in (("train", cache.train), ("held out", cache.heldout))
-    )
-    return f"{splits} of {cache.train.sequence_length} tokens; tokenizer of {cache.tokenizer_size}"
+    splits = []
+    for split, name, store in (("train", "train", cache.train), ("heldout", "held out", cache.heldout)):
+        text = (
+            f"{name} {len(store.document_ends)} documents, {store.num_tokens} tokens, {store.num_sequences} sequences"
+        )
+        if rates := cache.rates.get(split):
+            text += f" ({rates.fill:.2%} full, {rates.truncation:.1%} of the documents cut)"
+        splits.append(text)
+    return f"{', '.join(splits)} of {cache.train.sequence_length} tokens; tokenizer of {cache.tokenizer_size}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -19,7 +20,10 @@ from tests.trainer.data.corpora import content, document, prepared, write_corpus
 from zerofleet.trainer.config import DataConfig
 from zerofleet.trainer.data import parts as parts_module
 from zerofleet.trainer.data import prepare as prepare_module
+from zerofleet.trainer.data.cache import DataCache, content_fingerprint
+from zerofleet.trainer.data.packing import Rates
 from zerofleet.trainer.data.prepare import cache_root
+from zerofleet.trainer.data.sources import Corpus
 from zerofleet.trainer.data.tokenizer import Encoder
 from zerofleet.trainer.errors import DataError, UserError
 
@@ -90,12 +94,67 @@ def test_a_second_call_reads_nothing(files, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"sequence_length": 64}, {"tokenizer_vocab_size": 280}, {"heldout_fraction": 0.3}, {"seed": 1}]
+    "changes",
+    [
+        {"sequence_length": 64},
+        {"tokenizer_vocab_size": 280},
+        {"heldout_fraction": 0.3},
+        {"seed": 1},
+        {"packing": "best_fit"},
+    ],
 )
 def test_another_config_is_another_cache(files, tmp_path, changes):
     first = prepared(files, tmp_path / "cache")
     second = prepared(files, tmp_path / "cache", **changes)
     assert first.path != second.path and first.fingerprint != second.fingerprint
+
+
+def test_how_sequences_are_fed_is_no_part_of_the_cache(files, tmp_path):
+    first = prepared(files, tmp_path / "cache")
+    assert prepared(files, tmp_path / "cache", document_mask=True).path == first.path
+
+
+def test_caches_of_zerofleet_0_3_are_found_and_are_the_same(files, tmp_path):
+    """Runs compare the fingerprint with their checkpoints': when this fails, the change breaks every run that exists."""
+    key = prepare_module._key(DataConfig(files=["x"]), 7, Corpus([], [["x", 1, "2"]]), None)
+    assert key == "6c92a358fc29a3cf11e063784cdf060c"
+    cache = prepared(files, tmp_path / "cache")
+    index = json.loads((cache.path / "index.json").read_bytes())
+    assert index["version"] == 1 and set(index["rates"]) == {"train", "heldout"}
+    del index["rates"]  # 0.3 wrote none
+    assert content_fingerprint(index) == cache.fingerprint
+    (cache.path / "index.json").write_text(json.dumps(index))
+    said = []
+    again = prepared(files, tmp_path / "cache", progress=lambda *report: said.append(report))
+    assert again.fingerprint == cache.fingerprint and "cut" not in said[-1][2]
+
+
+def test_a_packed_cache_says_how_full_it_is_and_what_is_cut(files, tmp_path):
+    said = []
+    cache = prepared(files, tmp_path / "cache", progress=lambda *report: said.append(report), packing="best_fit")
+    lengths = np.diff(cache.train.document_ends, prepend=0)
+    fill = lengths.sum() / (cache.train.num_sequences * 32)
+    assert cache.rates["train"] == Rates(fill, (lengths > 32).mean())
+    index = json.loads((cache.path / "index.json").read_bytes())
+    assert set(index["files"]) == {path.name for path in cache.path.glob("*.bin")}
+    assert index["version"] == 2 and index["rates"]["train"]["fill"] == fill
+    assert f"train {len(lengths)} documents" in said[-1][2]
+    assert f"({fill:.2%} full, 100.0% of the documents cut)" in said[-1][2]
+    assert DataCache.open(cache.path).train.num_sequences == cache.train.num_sequences
+
+
+def test_packing_changes_no_token_and_no_split(files, tmp_path):
+    plain = prepared(files, tmp_path / "cache")
+    packed = prepared(files, tmp_path / "cache", packing="best_fit")
+    for name in ("train.bin", "heldout.bin", "train.ends.bin", "heldout.ends.bin"):
+        assert (packed.path / name).read_bytes() == (plain.path / name).read_bytes()
+    assert packed.heldout.num_targets(np.arange(packed.heldout.num_sequences)).sum() == plain.heldout.num_tokens
+
+
+def test_packed_with_nothing_held_out(files, tmp_path):
+    cache = prepared(files, tmp_path / "cache", packing="best_fit", heldout_fraction=0)
+    assert cache.heldout.num_sequences == 0 and cache.train.num_sequences > 0
+    assert cache.rates["heldout"] == Rates(1.0, 0.0)
 
 
 def test_the_fingerprint_follows_content_not_place_or_time(tmp_path):
@@ -108,11 +167,12 @@ def test_the_fingerprint_follows_content_not_place_or_time(tmp_path):
     assert prepared(f"{tmp_path}/b/*.txt", tmp_path / "elsewhere").fingerprint != first.fingerprint
 
 
-def test_parts_leave_no_trace(files, tmp_path, monkeypatch):
-    whole = prepared(files, tmp_path / "whole")
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
+def test_parts_leave_no_trace(files, tmp_path, monkeypatch, packing):
+    whole = prepared(files, tmp_path / "whole", packing=packing)
     monkeypatch.setattr(parts_module, "_MIN_PART_BYTES", 1000)
     monkeypatch.setattr(parts_module, "_BATCH_CHARS", 300)
-    assert content(prepared(files, tmp_path / "parts")) == content(whole)
+    assert content(prepared(files, tmp_path / "parts", packing=packing)) == content(whole)
     assert "parts" not in [path.name for path in whole.path.iterdir()]
 
 

@@ -5,6 +5,7 @@ Imports neither torch nor ray, so that a laptop can validate. Every field says w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,6 +14,8 @@ Precision = Literal["bf16", "fp16", "fp32"]
 Packing = Literal["concatenate", "best_fit"]
 PYTHON_STDLIB = "python-stdlib"
 DEFAULT_SILO = "main"
+DEFAULT_SOURCE = "corpus"
+"""Name of the one source of a corpus that is no mixture."""
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -69,7 +72,7 @@ class HubDataset(Section):
     """Commit or tag. Pin it: the cache is keyed by it."""
 
 
-class DataConfig(Section):
+class SourceFields(Section):
     files: list[str] = Field(default_factory=list)
     """Globs, local or any fsspec URL. `python-stdlib` is the standard library's source: a corpus that needs no network."""
     hub: HubDataset | None = None
@@ -78,6 +81,22 @@ class DataConfig(Section):
     """Format of `files`; `auto` goes by the ending (.jsonl/.json, .parquet, .csv, .arrow, else text: one document per file). .gz, .zst, .bz2 and .xz are decompressed."""
     text_field: str = "text"
     """Column or key that holds the text, in every format but `text`."""
+
+
+class DataSource(SourceFields):
+    weight: PositiveFloat
+    """Its share of the samples is this over the sum of all weights."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> DataSource:
+        if bool(self.files) == (self.hub is not None):
+            raise ValueError("a source of `data.sources` has either `files` or `hub`, one of the two")
+        return self
+
+
+class DataConfig(SourceFields):
+    sources: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")], DataSource] = Field(default_factory=dict)
+    """A mixture instead of one corpus: sources by name, each with `weight` and with `files` or `hub`, `format` and `text_field` as above."""
     tokenizer: str | None = None
     """A folder or hub id. Without one, a byte-level BPE is trained on the corpus."""
     tokenizer_vocab_size: PositiveInt = 8192
@@ -95,9 +114,25 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
-        if bool(self.files) == (self.hub is not None):
-            raise ValueError(f"give either `data.files` (globs, or `{PYTHON_STDLIB}`) or `data.hub`, one of the two")
+        if [bool(self.files), self.hub is not None, bool(self.sources)].count(True) != 1:
+            raise ValueError(
+                f"give `data.files` (globs, or `{PYTHON_STDLIB}`), `data.hub` or `data.sources`, one of the three"
+            )
+        if self.sources and self.packing != "best_fit":
+            raise ValueError(
+                "`data.sources` needs data.packing=best_fit: concatenated sequences would run across sources"
+            )
         return self
+
+    @property
+    def by_source(self) -> Mapping[str, SourceFields]:
+        """Where each source's documents are, names ascending; one source where it is no mixture."""
+        return dict(sorted(self.sources.items())) or {DEFAULT_SOURCE: self}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The sources' weights by name."""
+        return {name: source.weight for name, source in self.sources.items()} or {DEFAULT_SOURCE: 1.0}
 
 
 class TrainSection(Section):

@@ -23,7 +23,7 @@ from zerofleet.trainer.checkpoint.save import Saver, Source, make_saver
 from zerofleet.trainer.checkpoint.select import newest_commit_at
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.cache import DataCache
-from zerofleet.trainer.data.feed import IGNORED_LABEL, Feed, MicroBatch, StepPlan, heldout_blocks
+from zerofleet.trainer.data.feed import IGNORED_LABEL, Feed, MicroBatch, StepPlan
 from zerofleet.trainer.data.ledger import LedgerEntry
 from zerofleet.trainer.driver_records import driver_records
 from zerofleet.trainer.engine import build_engine, clips_itself, init_distributed, seed_generators
@@ -123,8 +123,8 @@ class Loop:
         self.peak = device_peak(self.device, DTYPES[self.config.train.precision])
         self.attempts = self.folder.attempts()
         self.record = next(a for a in self.attempts if a.attempt == self.world.attempt)
-        silo, quarantine, mask = self.world.silo, self.record.quarantine, self.config.data.document_mask
-        self.feed = Feed(self.cache.train, self.plan, self.config.run.seed, silo, quarantine, mask)
+        silo, quarantine = self.world.silo, self.record.quarantine
+        self.feed = Feed.of(self.config, self.cache.train, self.plan, silo, quarantine)
         self.keeper = Keeper(self.reporter, self._make_saver(), self._make_cadence())
 
     def _make_saver(self) -> Saver:
@@ -304,9 +304,9 @@ class Loop:
         start, began = time.time(), time.perf_counter()
         self.engine.eval()
         share = StepShare()
-        num_sequences, mask = self.config.train.eval_sequences, self.feed.document_mask
+        num_sequences = self.config.train.eval_sequences
         with torch.no_grad():
-            for batch in heldout_blocks(self.cache.heldout, num_sequences, self.plan, self.world.rank, mask):
+            for batch in self.feed.heldout_blocks(self.cache.heldout, num_sequences, self.world.rank):
                 self.reporter.alive("eval")
                 share.add(batch)
                 share.loss_sum += float(self._loss(batch))

@@ -8,7 +8,7 @@ from zerofleet.launch.config_fields import nearest
 FIELDS = """
 run run.name run.storage run.seed run.init_from
 model model.config model.pretrained model.attn_implementation
-data data.files data.hub data.hub.id data.hub.name data.hub.split data.hub.revision data.format data.text_field
+data data.files data.hub data.hub.id data.hub.name data.hub.split data.hub.revision data.format data.text_field data.sources
 data.tokenizer data.tokenizer_vocab_size data.sequence_length data.packing data.document_mask data.heldout_fraction
 data.cache
 train train.steps train.global_batch_size train.micro_batch_size train.zero_stage train.precision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from zerofleet.trainer.config import DataConfig
 from zerofleet.trainer.data.cache import FORMAT_VERSIONS, INDEX_NAME, SPLITS, content_fingerprint, mapped
 from zerofleet.trainer.data.local_files import writing
-from zerofleet.trainer.data.packing import Rates, packed, rates_when_concatenated, rates_when_packed
+from zerofleet.trainer.data.packing import packed, rates_when_concatenated, rates_when_packed
 from zerofleet.trainer.data.parts import Part
+from zerofleet.trainer.data.sources import Corpus
 from zerofleet.trainer.data.tokenizer import Encoder
 from zerofleet.trainer.errors import DataError
 
@@ -25,6 +27,7 @@ def write_cache(
     folder: Path,
     parts_folder: Path,
     parts: Sequence[Part],
+    corpus: Corpus,
     encoder: Encoder,
     data: DataConfig,
 ) -> None:
@@ -32,11 +35,19 @@ def write_cache(
     limit = _heldout_limit(parts_folder, parts, data.heldout_fraction)
     with ExitStack() as stack:
         splits = [_SplitWriter(folder, split, stack) for split in SPLITS]
-        for part in parts:
-            tokens = mapped(part.tokens_path(parts_folder), encoder.dtype)
-            documents = part.read_documents(parts_folder)
-            heldout = np.zeros(len(documents), bool) if limit is None else documents["hash"] <= limit
-            _deal(tokens, documents["num_tokens"], heldout, splits)
+        for source, group in itertools.groupby(parts, lambda part: corpus.source_of(part.first)):
+            for part in group:
+                tokens = mapped(part.tokens_path(parts_folder), encoder.dtype)
+                documents = part.read_documents(parts_folder)
+                heldout = np.zeros(len(documents), bool) if limit is None else documents["hash"] <= limit
+                _deal(tokens, documents["num_tokens"], heldout, splits)
+            for split in splits:
+                split.source_ends.append(split.num_documents)
+            if data.sources and splits[0].source_ends[source] == splits[0].source_ends[source - 1] * (source > 0):
+                raise DataError(
+                    f"data.sources.{corpus.sources[source]} has nothing to train on: its documents are blank or held out"
+                    f" (data.heldout_fraction={data.heldout_fraction}): add documents, or remove it"
+                )
         train, rest = splits
         if train.num_tokens < 2:
             raise DataError(
@@ -44,11 +55,12 @@ def write_cache(
                 f" data.heldout_fraction={data.heldout_fraction}): add documents, or set data.heldout_fraction=0"
             )
     files = {name: entry for split in splits for name, entry in split.files.entries().items()}
-    rates = {}
+    rates, sources = {}, {}
     for split in splits:
         ends = mapped(folder / f"{split.name}.ends.bin", np.dtype("<i8"))
         if data.packing == "best_fit":
-            tables, rates[split.name] = _write_packing(folder, split.name, ends, data.sequence_length)
+            tables, sources[split.name] = _write_packing(folder, split, ends, data.sequence_length)
+            rates[split.name] = rates_when_packed(ends, sum(sources[split.name]), data.sequence_length)
             files |= tables
         else:
             rates[split.name] = rates_when_concatenated(ends, data.sequence_length)
@@ -63,6 +75,8 @@ def write_cache(
         "tokens": {split.name: split.num_tokens for split in splits},
         "rates": {name: split_rates.to_dict() for name, split_rates in rates.items()},
     }
+    if data.packing == "best_fit":
+        index["sources"] = {"names": list(corpus.sources), **sources}
     index["fingerprint"] = content_fingerprint(index)
     with writing(folder / INDEX_NAME) as file:
         file.write(json.dumps(index, indent=1).encode())
@@ -94,6 +108,8 @@ class _SplitWriter:
     def __init__(self, folder: Path, name: str, stack: ExitStack) -> None:
         self.name = name
         self.num_tokens = self.num_documents = 0
+        self.source_ends: list[int] = []
+        """Documents up to the end of each source that is done."""
         self.files = _HashedFiles(folder, (f"{name}.bin", f"{name}.ends.bin"), stack)
 
     def append(self, tokens: NDArray[Any], lengths: NDArray[np.int64]) -> None:
@@ -105,16 +121,20 @@ class _SplitWriter:
 
 
 def _write_packing(
-    folder: Path, split: str, document_ends: NDArray[np.int64], sequence_length: int
-) -> tuple[dict[str, Any], Rates]:
-    """Packs a split into `<split>.pieces.bin` and `<split>.sequences.bin`: their entries in the index, and how well it went."""
-    num_sequences = 0
+    folder: Path, split: _SplitWriter, document_ends: NDArray[np.int64], sequence_length: int
+) -> tuple[dict[str, Any], list[int]]:
+    """Packs a split, each source by itself, into `<split>.pieces.bin` and `<split>.sequences.bin`. Returns their entries in the index,
+    and the sequences of each source."""
+    num_pieces = 0
+    sizes = [0] * len(split.source_ends)
     with ExitStack() as stack:
-        files = _HashedFiles(folder, (f"{split}.pieces.bin", f"{split}.sequences.bin"), stack)
-        for pieces, sequences in packed(document_ends, sequence_length):
-            files.append(pieces, sequences)
-            num_sequences += len(sequences)
-    return files.entries(), rates_when_packed(document_ends, num_sequences, sequence_length)
+        files = _HashedFiles(folder, (f"{split.name}.pieces.bin", f"{split.name}.sequences.bin"), stack)
+        for source, (first, stop) in enumerate(itertools.pairwise([0, *split.source_ends])):
+            for pieces, sequences in packed(document_ends, sequence_length, first, stop, num_pieces):
+                files.append(pieces, sequences)
+                num_pieces += len(pieces)
+                sizes[source] += len(sequences)
+    return files.entries(), sizes
 
 
 class _HashedFiles:

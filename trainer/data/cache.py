@@ -4,7 +4,7 @@ Layout of a cache folder:
 
 | file | holds |
 |---|---|
-| `index.json` | counts, dtypes, fingerprints, and size and xxh3-128 of every other file; written last |
+| `index.json` | counts (in version 2 also of each source), rates, dtypes, fingerprints, and size and xxh3-128 of every other file; written last |
 | `train.bin`, `heldout.bin` | tokens of the documents, one after the other, each ending with EOS (little endian) |
 | `train.ends.bin`, `heldout.ends.bin` | int64: where each document ends in the tokens, exclusive |
 | `train.pieces.bin`, `heldout.pieces.bin` | version 2: `packing.PIECE` of every document or part of one, sequence by sequence |
@@ -86,7 +86,7 @@ def _open_split(path: Path, split: str, index: dict[str, Any]) -> SequenceStore:
     if index["version"] == FORMAT_VERSIONS["concatenate"]:
         return SequenceStore(tokens, ends, sequence_length)
     tables = mapped(path / f"{split}.pieces.bin", PIECE), mapped(path / f"{split}.sequences.bin", SEQUENCE)
-    return PackedStore(tokens, ends, sequence_length, *tables)
+    return PackedStore(tokens, ends, sequence_length, *tables, source_sizes=index["sources"][split])
 
 
 def content_fingerprint(index: dict[str, Any]) -> str:

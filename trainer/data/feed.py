@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zerofleet.trainer.batch import BatchPlan
+from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.ledger import combine, sample_digests
-from zerofleet.trainer.data.order import position_to_sample, ranges_of, step_positions
+from zerofleet.trainer.data.mixture import ONE_SOURCE, Schedule, interleaved, mixed_samples
+from zerofleet.trainer.data.order import ranges_of, step_positions
 from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.data.sequences import SequenceStore
 
 Int64 = NDArray[np.int64]
-SOURCE = "corpus"
-"""Key of the one source of a run in the sample order; mixtures will name theirs."""
 IGNORED_LABEL = -100
 
 
@@ -58,12 +58,24 @@ class Feed:
     """What the attempt leaves out."""
     document_mask: bool = False
     """Whether attention stays within documents."""
+    schedule: Schedule = ONE_SOURCE
+    """Which source each position takes from."""
+
+    @staticmethod
+    def of(config: TrainConfig, store: SequenceStore, plan: BatchPlan, silo: str, quarantine: Ranges) -> Feed:
+        """What a job's ranks are fed."""
+        schedule = Schedule.of(config.data.weights)
+        return Feed(store, plan, config.run.seed, silo, quarantine, config.data.document_mask, schedule)
 
     def step_plan(self, index: int) -> StepPlan:
         """The samples of the step with this index (from 0). O(1) in the position."""
         positions = step_positions(index, self.plan.global_batch_size, self.quarantine)
-        samples = position_to_sample(positions, self.store.num_sequences, self.seed, SOURCE, self.silo)
+        samples = self.samples_at(positions)
         return StepPlan(positions, samples, int(self.store.num_targets(samples).sum()))
+
+    def samples_at(self, positions: Int64) -> Int64:
+        """The run's order: the sample at each position."""
+        return mixed_samples(positions, self.schedule, self.store.source_sizes, self.seed, self.silo)
 
     def micro_batches(self, step: StepPlan, rank: int) -> Iterator[MicroBatch]:
         """The rank's blocks of a step; surplus blocks hold padding only."""
@@ -72,17 +84,14 @@ class Feed:
             samples = step.samples[slots.start : slots.stop]
             yield read_block(self.store, block, samples, self.plan.micro_batch_size, self.document_mask)
 
-
-def heldout_blocks(
-    store: SequenceStore, num_sequences: int, plan: BatchPlan, rank: int, document_mask: bool = False
-) -> Iterator[MicroBatch]:
-    """The rank's blocks of the first `num_sequences` held-out sequences (all when 0), in order."""
-    total = min(num_sequences or store.num_sequences, store.num_sequences)
-    dealt = BatchPlan.of(total, plan.micro_batch_size, plan.world_size)
-    for block in dealt.blocks_of(rank):
-        slots = dealt.slots_of(block)
-        samples = np.arange(slots.start, slots.stop, dtype=np.int64)
-        yield read_block(store, block, samples, plan.micro_batch_size, document_mask)
+    def heldout_blocks(self, store: SequenceStore, num_sequences: int, rank: int) -> Iterator[MicroBatch]:
+        """The rank's blocks of the first `num_sequences` held-out sequences (all when 0), in order, a mixture's sources in turns."""
+        samples = interleaved(self.schedule, store.source_sizes, num_sequences or store.num_sequences)
+        dealt = BatchPlan.of(len(samples), self.plan.micro_batch_size, self.plan.world_size)
+        for block in dealt.blocks_of(rank):
+            slots = dealt.slots_of(block)
+            part = samples[slots.start : slots.stop]
+            yield read_block(store, block, part, dealt.micro_batch_size, self.document_mask)
 
 
 def read_block(

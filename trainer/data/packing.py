@@ -41,22 +41,24 @@ class Rates:
         return asdict(self)
 
 
-def packed(document_ends: Int64, sequence_length: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Tables of PIECE and SEQUENCE for each window of documents; `first_piece` counts from the first window on.
+def packed(
+    document_ends: Int64, sequence_length: int, first: int = 0, stop: int | None = None, num_pieces: int = 0
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Tables of PIECE and SEQUENCE for each window of the documents from `first` to `stop`, after `num_pieces` pieces of others.
 
     `document_ends` says where each document ends in the split's tokens, exclusive. Sequences are in the order of their first
     tokens in the corpus, and so are the pieces of each, so that the first sequences of a split are a fair sample of its beginning.
     """
-    first = num_pieces = 0
-    while first < len(document_ends):
+    last = len(document_ends) if stop is None else stop
+    while first < last:
         start = int(document_ends[first - 1]) if first else 0
         limit = start + _WINDOW_SEQUENCES * sequence_length
-        stop = int(np.searchsorted(document_ends, limit, side="right"))
-        stop = max(first + 1, min(stop, first + _WINDOW_DOCUMENTS))
-        pieces, sequences = _pack(np.concatenate([[start], document_ends[first:stop]]), sequence_length)
+        end = int(np.searchsorted(document_ends, limit, side="right"))
+        end = max(first + 1, min(end, first + _WINDOW_DOCUMENTS, last))
+        pieces, sequences = _pack(np.concatenate([[start], document_ends[first:end]]), sequence_length)
         sequences["first_piece"] += num_pieces
         yield pieces, sequences
-        first, num_pieces = stop, num_pieces + len(pieces)
+        first, num_pieces = end, num_pieces + len(pieces)
 
 
 def _pack(bounds: Int64, sequence_length: int) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -5,6 +5,7 @@ In both, the input at a place is the token that comes before the label in the co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ class SequenceStore:
         self.num_tokens = len(tokens)
         self._num_all_targets = max(0, len(tokens) - 1)
         self.num_sequences = -(-self._num_all_targets // sequence_length)
+        self.source_sizes: tuple[int, ...] = (self.num_sequences,)
         num_full = self._num_all_targets // sequence_length
         # Views of the memory map, a row per full sequence: a batch is then two gathers, with no loop in Python.
         self._inputs = tokens[: num_full * sequence_length].reshape(num_full, sequence_length)
@@ -90,11 +92,14 @@ class PackedStore(SequenceStore):
         sequence_length: int,
         pieces: NDArray[Any],
         sequences: NDArray[Any],
+        source_sizes: Sequence[int] = (),
     ) -> None:
-        """`pieces` and `sequences` are tables of packing.PIECE and packing.SEQUENCE."""
+        """`pieces` and `sequences` are tables of packing.PIECE and packing.SEQUENCE; `source_sizes` are the sequences of each source
+        of a mixture, which follow each other."""
         super().__init__(tokens, document_ends, sequence_length)
         self._tokens, self._pieces, self._sequences = tokens, pieces, sequences
         self.num_sequences = len(sequences)
+        self.source_sizes = tuple(source_sizes) or (len(sequences),)
 
     def num_targets(self, indices: Int64) -> Int64:
         self._check(indices)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.trainer.data.corpora import prepared, write_corpus
 from zerofleet.trainer.batch import BatchPlan
-from zerofleet.trainer.data.feed import Feed, heldout_blocks, read_block
+from zerofleet.trainer.data.feed import Feed, read_block
 from zerofleet.trainer.data.sequences import IGNORED_LABEL
 
 
@@ -47,7 +47,8 @@ def test_the_mask_adds_position_ids_and_changes_nothing_else(cache):
 def test_held_out_sequences_go_the_same_way(cache):
     plan, store = BatchPlan.of(4, 2, 2), cache.heldout
     for document_mask in (False, True):
-        blocks = [b for rank in range(2) for b in heldout_blocks(store, 0, plan, rank, document_mask)]
+        feed = Feed(cache.train, plan, 3, "main", [], document_mask)
+        blocks = [block for rank in range(2) for block in feed.heldout_blocks(store, 0, rank)]
         assert sum(block.num_sequences for block in blocks) == store.num_sequences > 1
         assert sum(block.num_tokens for block in blocks) == store.num_targets(np.arange(store.num_sequences)).sum()
         assert all(("position_ids" in block.inputs) == document_mask for block in blocks)

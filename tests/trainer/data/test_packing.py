@@ -104,7 +104,7 @@ def test_log_normal_lengths_fill_sequences(sequence_length, median, sigma, seed)
     assert rates.fill == pieces["num_tokens"].sum() / (len(sequences) * sequence_length)
 
 
-def test_a_million_documents_take_seconds():
+def test_many_documents_take_no_time():
     lengths = np.maximum(2, np.random.default_rng(0).lognormal(6.3, 1.2, 200_000)).astype(np.int64)
     start = time.thread_time()
     for _ in packed(np.cumsum(lengths), 2048):

@@ -94,6 +94,22 @@ def test_any_position_is_what_it_would_be_in_a_row(weights, start):
     assert all(first_nth[first_sources == source][0] == 0 for source in range(len(weights)))
 
 
+def test_frozen():
+    """Runs resume by position: when this fails, the change makes them repeat and miss samples."""
+    schedule = schedule_of([0.7, 0.2, 0.1])
+    assert schedule.at(np.arange(10))[0].tolist() == [0, 0, 1, 0, 0, 2, 0, 0, 1, 0]
+    assert mixed_samples(np.arange(10**6, 10**6 + 8), schedule, (50, 20, 10), 7, "main").tolist() == [
+        40,
+        6,
+        68,
+        30,
+        17,
+        79,
+        39,
+        10,
+    ]
+
+
 def test_one_source_is_the_order_that_there_was():
     positions = np.arange(10**9, 10**9 + 100)
     assert np.array_equal(

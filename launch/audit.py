@@ -85,7 +85,7 @@ def audit_run(run: RunFolder, cache: Path | None = None, progress: Progress = no
         return RunAudit(run, job, attempts, Audit((), 0, 0, 0, 0, ()), None, time.monotonic() - began)
     data = _open_data(_fingerprint(run, table, checkpoints), job, cache)
     plan = BatchPlan.of(job.train.global_batch_size, job.train.micro_batch_size, 1)
-    feed = Feed(data.train, plan, job.run.seed, DEFAULT_SILO, ())
+    feed = Feed.of(job.train_config(), data.train, plan, DEFAULT_SILO, ())
     found = audit(table, attempts, feed, job.train.steps, known_step, progress)
     if any(finding.kind in ("data", "counts") for finding in found.findings):
         data.verify()  # before a rank is accused

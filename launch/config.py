@@ -17,7 +17,7 @@ from zerofleet.cluster.config import ClusterConfig
 from zerofleet.launch.config_fields import ConfigField, config_fields, unknown_key, validated
 from zerofleet.launch.recipe_text import Override, parse_mapping, parse_overrides, read_text, set_path
 from zerofleet.trainer import frozen
-from zerofleet.trainer.config import PYTHON_STDLIB, TrainConfig
+from zerofleet.trainer.config import PYTHON_STDLIB, SourceFields, TrainConfig
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.run_folder import default_storage
 
@@ -67,9 +67,11 @@ def frozen_changes(before: JobConfig, after: JobConfig) -> list[str]:
 
 def resolve_paths(job: JobConfig) -> JobConfig:
     """Makes local paths absolute, so that the run can be resumed from any folder."""
+    sources = {name: source.model_copy(update=_files(source)) for name, source in job.data.sources.items()}
     data = job.data.model_copy(
         update={
-            "files": [file if file == PYTHON_STDLIB else _absolute(file) for file in job.data.files],
+            **_files(job.data),
+            "sources": sources,
             "tokenizer": _absolute_if_there(job.data.tokenizer),
             "cache": _absolute(job.data.cache) if job.data.cache else None,
         }
@@ -77,6 +79,10 @@ def resolve_paths(job: JobConfig) -> JobConfig:
     model = job.model.model_copy(update={"pretrained": _absolute_if_there(job.model.pretrained)})
     run = job.run.model_copy(update={"storage": _absolute(job.run.storage)})
     return job.model_copy(update={"run": run, "model": model, "data": data})
+
+
+def _files(source: SourceFields) -> dict[str, list[str]]:
+    return {"files": [file if file == PYTHON_STDLIB else _absolute(file) for file in source.files]}
 
 
 def resolve_overrides(overrides: Iterable[str]) -> list[str]:

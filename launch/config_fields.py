@@ -123,6 +123,8 @@ def unknown_key(path: str, fields: dict[str, ConfigField]) -> str:
         return f"{path} is not a key. The nearest is {field.path}: {field.doc}"
     section = path.rpartition(".")[0]
     siblings = [known for known in fields if known.rpartition(".")[0] == section]
+    if not siblings and (holder := _field_at(section, fields)):
+        return f"{path} is not a key. {holder.path}: {holder.doc}"
     return f"{path} is not a key. {section or 'The top level'} has: {', '.join(siblings)}"
 
 

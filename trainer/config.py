@@ -5,13 +5,17 @@ Imports neither torch nor ray, so that a laptop can validate. Every field says w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["bf16", "fp16", "fp32"]
+Packing = Literal["concatenate", "best_fit"]
 PYTHON_STDLIB = "python-stdlib"
 DEFAULT_SILO = "main"
+DEFAULT_SOURCE = "corpus"
+"""Name of the one source of a corpus that is no mixture."""
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -68,7 +72,7 @@ class HubDataset(Section):
     """Commit or tag. Pin it: the cache is keyed by it."""
 
 
-class DataConfig(Section):
+class SourceFields(Section):
     files: list[str] = Field(default_factory=list)
     """Globs, local or any fsspec URL. `python-stdlib` is the standard library's source: a corpus that needs no network."""
     hub: HubDataset | None = None
@@ -77,12 +81,32 @@ class DataConfig(Section):
     """Format of `files`; `auto` goes by the ending (.jsonl/.json, .parquet, .csv, .arrow, else text: one document per file). .gz, .zst, .bz2 and .xz are decompressed."""
     text_field: str = "text"
     """Column or key that holds the text, in every format but `text`."""
+
+
+class DataSource(SourceFields):
+    weight: PositiveFloat
+    """Its share of the samples is this over the sum of all weights."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> DataSource:
+        if bool(self.files) == (self.hub is not None):
+            raise ValueError("a source of `data.sources` has either `files` or `hub`, one of the two")
+        return self
+
+
+class DataConfig(SourceFields):
+    sources: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")], DataSource] = Field(default_factory=dict)
+    """A mixture instead of one corpus: sources by name, each with `weight` and with `files` or `hub`, `format` and `text_field` as above."""
     tokenizer: str | None = None
     """A folder or hub id. Without one, a byte-level BPE is trained on the corpus."""
     tokenizer_vocab_size: PositiveInt = 8192
     """Entries of the tokenizer that is trained when none is given."""
     sequence_length: int = Field(default=512, ge=2)
     """Tokens per training sequence."""
+    packing: Packing = "concatenate"
+    """How documents share sequences: `concatenate` puts one after the other and cuts them wherever a sequence is full; `best_fit` cuts only documents that are longer than a sequence."""
+    document_mask: bool = False
+    """Intra-document masking: a token attends to its own document only, and positions start from 0 in each."""
     heldout_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.01
     """Share of documents kept for evaluation, chosen by a keyed hash of their content."""
     cache: str | None = None
@@ -90,9 +114,25 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
-        if bool(self.files) == (self.hub is not None):
-            raise ValueError(f"give either `data.files` (globs, or `{PYTHON_STDLIB}`) or `data.hub`, one of the two")
+        if [bool(self.files), self.hub is not None, bool(self.sources)].count(True) != 1:
+            raise ValueError(
+                f"give `data.files` (globs, or `{PYTHON_STDLIB}`), `data.hub` or `data.sources`, one of the three"
+            )
+        if self.sources and self.packing != "best_fit":
+            raise ValueError(
+                "`data.sources` needs data.packing=best_fit: concatenated sequences would run across sources"
+            )
         return self
+
+    @property
+    def by_source(self) -> Mapping[str, SourceFields]:
+        """Where each source's documents are, names ascending; one source where it is no mixture."""
+        return dict(sorted(self.sources.items())) or {DEFAULT_SOURCE: self}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The sources' weights by name."""
+        return {name: source.weight for name, source in self.sources.items()} or {DEFAULT_SOURCE: 1.0}
 
 
 class TrainSection(Section):

@@ -18,6 +18,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from zerofleet.trainer.allocator import keep_freed_memory
 from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.config import TrainConfig
+from zerofleet.trainer.document_mask import check_document_mask
 from zerofleet.trainer.model import ModelShape, build_model, shape_of
 from zerofleet.trainer.ops import make_loadable
 from zerofleet.trainer.world import World
@@ -133,7 +134,8 @@ def build_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.
 
 
 def build_engine(config: TrainConfig, resolved: PretrainedConfig, plan: BatchPlan, device: torch.device) -> Engine:
-    """Model, optimizer and DeepSpeed engine of this rank, before any checkpoint is loaded."""
+    """Model, optimizer and DeepSpeed engine of this rank, before any checkpoint is loaded. UserError when the model cannot keep
+    documents apart though `data.document_mask` wants it."""
     if config.train.precision == "fp16":
         _allow_fp16(device)
     ds_config = deepspeed_config(config, plan)
@@ -144,6 +146,8 @@ def build_engine(config: TrainConfig, resolved: PretrainedConfig, plan: BatchPla
     optimizer = build_optimizer(config, parameter_groups(model, config.train.weight_decay))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
     _restore_buffers(model, buffers)
+    if config.data.document_mask:
+        check_document_mask(engine, config.train.micro_batch_size, config.data.sequence_length, device)
     return Engine(engine, model, shape_of(model), device, keep)
 
 

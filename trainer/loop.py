@@ -23,7 +23,8 @@ from zerofleet.trainer.checkpoint.save import Saver, Source, make_saver
 from zerofleet.trainer.checkpoint.select import newest_commit_at
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.cache import DataCache
-from zerofleet.trainer.data.feed import IGNORED_LABEL, Feed, MicroBatch, StepPlan, heldout_blocks
+from zerofleet.trainer.data.feed import Feed, MicroBatch, StepPlan
+from zerofleet.trainer.data.sequences import IGNORED_LABEL
 from zerofleet.trainer.driver_records import driver_records
 from zerofleet.trainer.engine import build_engine, clips_itself, init_distributed, seed_generators
 from zerofleet.trainer.errors import LossSpike, NonFiniteStep, ReplicaDivergence, ZerofleetError
@@ -124,7 +125,7 @@ class Loop:
         self.attempts = self.folder.attempts()
         self.record = next(a for a in self.attempts if a.attempt == self.world.attempt)
         silo, quarantine = self.world.silo, self.record.quarantine
-        self.feed = Feed(self.cache.train, self.plan, self.config.run.seed, silo, quarantine)
+        self.feed = Feed.of(self.config, self.cache.train, self.plan, silo, quarantine)
         self.keeper = Keeper(self.reporter, self._make_saver(), self._make_cadence())
         self.waits = Waits(self.keeper.take_stall_s, host_clocks(self.world.local_rank))
 
@@ -240,9 +241,9 @@ class Loop:
     def _loss(self, batch: MicroBatch) -> torch.Tensor:
         """Cross entropy summed over real tokens: a block of padding gives 0 and a zero gradient."""
         seed_generators(block_seed(self.config.run.seed, self.step, batch.block), self.device)
-        input_ids = torch.from_numpy(batch.input_ids).to(self.device)
+        inputs = {name: torch.from_numpy(values).to(self.device) for name, values in batch.inputs.items()}
         labels = torch.from_numpy(batch.labels).to(self.device)
-        logits = self.engine(input_ids=input_ids).logits
+        logits = self.engine(**inputs).logits
         return F.cross_entropy(
             logits.float().view(-1, logits.shape[-1]), labels.view(-1), ignore_index=IGNORED_LABEL, reduction="sum"
         )
@@ -306,10 +307,9 @@ class Loop:
         start, began = time.time(), time.perf_counter()
         self.engine.eval()
         share = StepShare()
+        num_sequences = self.config.train.eval_sequences
         with torch.no_grad():
-            for batch in heldout_blocks(
-                self.cache.heldout, self.config.train.eval_sequences, self.plan, self.world.rank
-            ):
+            for batch in self.feed.heldout_blocks(self.cache.heldout, num_sequences, self.world.rank):
                 self.reporter.alive("eval")
                 share.add(batch)
                 share.loss_sum += float(self._loss(batch))

@@ -7,6 +7,7 @@ time, so any stage and world size starts from the same weights.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,12 @@ def check(config: TrainConfig, cache: DataCache) -> PretrainedConfig:
     if type(resolved) not in AutoModelForCausalLM._model_mapping:
         raise UserError(
             f"{type(resolved).__name__} has no causal language model in transformers: choose another model_type"
+        )
+    model_class = AutoModelForCausalLM._model_mapping[type(resolved)]
+    if config.data.document_mask and "position_ids" not in inspect.signature(model_class.forward).parameters:
+        raise UserError(
+            f"data.document_mask=true: {model_class.__name__} takes no position_ids, by which documents are told apart: choose "
+            "another model_type, or set data.document_mask=false"
         )
     return resolved
 

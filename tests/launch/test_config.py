@@ -161,3 +161,42 @@ def test_frozen_fields_are_what_the_sample_order_depends_on(recipe):
         "data.cache=/y",
     ]
     assert frozen_changes(job, override_job(job, [*free, "deepspeed.log_level=info", "run.seed=0"])) == []
+
+
+MIXTURE = """
+model: {config: {model_type: llama}}
+data:
+  sources:
+    web: {files: [web/*.txt], weight: 7}
+    code: {files: [python-stdlib], weight: 3}
+  packing: best_fit
+train: {steps: 10, global_batch_size: 8, micro_batch_size: 2}
+"""
+
+
+def test_a_mixture_of_sources(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(MIXTURE)
+    data = load_job(tmp_path / "recipe.yaml", ["data.sources.web.weight=2"]).data
+    assert data.weights == {"web": 2.0, "code": 3.0} and list(data.by_source) == ["code", "web"]
+    assert data.by_source["web"].files == [f"{tmp_path}/web/*.txt"]
+    assert data.by_source["code"].files == ["python-stdlib"]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.packing=concatenate", "`data.sources` needs data.packing=best_fit"),
+        (
+            "data.files=[x]",
+            "give `data.files` (globs, or `python-stdlib`), `data.hub` or `data.sources`, one of the three",
+        ),
+        ("data.sources.web.files=[]", "data.sources.web: a source of `data.sources` has either `files` or `hub`"),
+        ("data.sources.web.weight=0", "data.sources.web.weight=0: expected greater than 0"),
+        ("data.sources.more.files=[x]", "data.sources.more.weight is missing"),
+        ("data.sources.web.weigth=1", "data.sources.web.weigth is not a key. data.sources: A mixture"),
+    ],
+)
+def test_a_mixture_that_is_none_is_refused(tmp_path, override, expected):
+    (tmp_path / "recipe.yaml").write_text(MIXTURE)
+    assert expected in refusal(tmp_path / "recipe.yaml", override)

@@ -8,8 +8,9 @@ from zerofleet.launch.config_fields import nearest
 FIELDS = """
 run run.name run.storage run.seed run.init_from
 model model.config model.pretrained model.attn_implementation
-data data.files data.hub data.hub.id data.hub.name data.hub.split data.hub.revision data.format data.text_field
-data.tokenizer data.tokenizer_vocab_size data.sequence_length data.heldout_fraction data.cache
+data data.files data.hub data.hub.id data.hub.name data.hub.split data.hub.revision data.format data.text_field data.sources
+data.tokenizer data.tokenizer_vocab_size data.sequence_length data.packing data.document_mask data.heldout_fraction
+data.cache
 train train.steps train.global_batch_size train.micro_batch_size train.zero_stage train.precision
 train.activation_checkpointing train.gradient_clipping train.learning_rate train.betas train.eps train.weight_decay
 train.schedule train.warmup_steps train.decay_steps train.min_learning_rate_ratio train.eval_interval_steps

@@ -10,10 +10,10 @@ import numpy as np
 
 from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.config import DEFAULT_SILO
-from zerofleet.trainer.data.cache import SequenceStore
 from zerofleet.trainer.data.feed import Feed
 from zerofleet.trainer.data.ledger import LedgerEntry, rank_digests_of
 from zerofleet.trainer.data.quarantine import union
+from zerofleet.trainer.data.sequences import SequenceStore
 from zerofleet.trainer.run_folder import AttemptRecord
 
 WORLD_SIZES = (1, 2, 3, 4, 6, 8)

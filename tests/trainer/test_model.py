@@ -98,6 +98,18 @@ def test_a_model_that_does_not_fit_is_refused(fields, words):
         check(config_of("llama", **fields), Cache())
 
 
+def test_a_model_without_positions_cannot_keep_documents_apart():
+    config = config_of("llama")
+    masked = config.data.model_copy(update={"document_mask": True})
+    check(config.model_copy(update={"data": masked}), Cache())
+    mamba = ModelConfig(config={"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 1})
+    check(config.model_copy(update={"model": mamba}), Cache())
+    with pytest.raises(
+        UserError, match=r"document_mask=true: MambaForCausalLM takes no position_ids.*document_mask=false"
+    ):
+        check(config.model_copy(update={"model": mamba, "data": masked}), Cache())
+
+
 def test_an_unknown_model_type_and_folder_are_refused():
     with pytest.raises(UserError, match="'lama' is not a model of transformers"):
         resolve_config(ModelConfig(config={"model_type": "lama"}), 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,9 +13,12 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from zerofleet.trainer.data.cache import FORMAT_VERSION, INDEX_NAME, SPLITS, content_fingerprint, mapped
+from zerofleet.trainer.config import DataConfig
+from zerofleet.trainer.data.cache import FORMAT_VERSIONS, INDEX_NAME, SPLITS, content_fingerprint, mapped
 from zerofleet.trainer.data.local_files import writing
+from zerofleet.trainer.data.packing import packed, rates_when_concatenated, rates_when_packed
 from zerofleet.trainer.data.parts import Part
+from zerofleet.trainer.data.sources import Corpus
 from zerofleet.trainer.data.tokenizer import Encoder
 from zerofleet.trainer.errors import DataError
 
@@ -23,35 +27,56 @@ def write_cache(
     folder: Path,
     parts_folder: Path,
     parts: Sequence[Part],
+    corpus: Corpus,
     encoder: Encoder,
-    sequence_length: int,
-    heldout_fraction: float,
+    data: DataConfig,
 ) -> None:
     """Splits documents by hash, writes the flat files and, last, the index. DataError when nothing is left to train on."""
-    limit = _heldout_limit(parts_folder, parts, heldout_fraction)
+    limit = _heldout_limit(parts_folder, parts, data.heldout_fraction)
     with ExitStack() as stack:
         splits = [_SplitWriter(folder, split, stack) for split in SPLITS]
-        for part in parts:
-            tokens = mapped(part.tokens_path(parts_folder), encoder.dtype)
-            documents = part.read_documents(parts_folder)
-            heldout = np.zeros(len(documents), bool) if limit is None else documents["hash"] <= limit
-            _deal(tokens, documents["num_tokens"], heldout, splits)
+        for source, group in itertools.groupby(parts, lambda part: corpus.source_of(part.first)):
+            for part in group:
+                tokens = mapped(part.tokens_path(parts_folder), encoder.dtype)
+                documents = part.read_documents(parts_folder)
+                heldout = np.zeros(len(documents), bool) if limit is None else documents["hash"] <= limit
+                _deal(tokens, documents["num_tokens"], heldout, splits)
+            for split in splits:
+                split.source_ends.append(split.num_documents)
+            if data.sources and splits[0].source_ends[source] == splits[0].source_ends[source - 1] * (source > 0):
+                raise DataError(
+                    f"data.sources.{corpus.sources[source]} has nothing to train on: its documents are blank or held out"
+                    f" (data.heldout_fraction={data.heldout_fraction}): add documents, or remove it"
+                )
         train, rest = splits
         if train.num_tokens < 2:
             raise DataError(
                 f"nothing is left to train on: all {rest.num_documents} documents are held out (a copy goes where the first goes;"
-                f" data.heldout_fraction={heldout_fraction}): add documents, or set data.heldout_fraction=0"
+                f" data.heldout_fraction={data.heldout_fraction}): add documents, or set data.heldout_fraction=0"
             )
+    files = {name: entry for split in splits for name, entry in split.files.entries().items()}
+    rates, sources = {}, {}
+    for split in splits:
+        ends = mapped(folder / f"{split.name}.ends.bin", np.dtype("<i8"))
+        if data.packing == "best_fit":
+            tables, sources[split.name] = _write_packing(folder, split, ends, data.sequence_length)
+            rates[split.name] = rates_when_packed(ends, sum(sources[split.name]), data.sequence_length)
+            files |= tables
+        else:
+            rates[split.name] = rates_when_concatenated(ends, data.sequence_length)
     index: dict[str, Any] = {
-        "version": FORMAT_VERSION,
-        "sequence_length": sequence_length,
+        "version": FORMAT_VERSIONS[data.packing],
+        "sequence_length": data.sequence_length,
         "token_dtype": encoder.dtype.str,
         "tokenizer_fingerprint": encoder.fingerprint,
         "tokenizer_size": encoder.size,
-        "files": {name: entry for split in splits for name, entry in split.files().items()},
+        "files": files,
         "documents": {split.name: split.num_documents for split in splits},
         "tokens": {split.name: split.num_tokens for split in splits},
+        "rates": {name: split_rates.to_dict() for name, split_rates in rates.items()},
     }
+    if data.packing == "best_fit":
+        index["sources"] = {"names": list(corpus.sources), **sources}
     index["fingerprint"] = content_fingerprint(index)
     with writing(folder / INDEX_NAME) as file:
         file.write(json.dumps(index, indent=1).encode())
@@ -78,28 +103,58 @@ def _heldout_limit(parts_folder: Path, parts: Sequence[Part], heldout_fraction: 
 
 
 class _SplitWriter:
-    """Appends documents to `<split>.bin` and `<split>.ends.bin`, hashing on the way."""
+    """Appends documents to `<split>.bin` and `<split>.ends.bin`."""
 
     def __init__(self, folder: Path, name: str, stack: ExitStack) -> None:
         self.name = name
         self.num_tokens = self.num_documents = 0
-        self._files: dict[str, BinaryIO] = {
-            file: stack.enter_context(writing(folder / file)) for file in (f"{name}.bin", f"{name}.ends.bin")
-        }
-        self._hashes = {file: xxhash.xxh3_128() for file in self._files}
-        self._bytes = dict.fromkeys(self._files, 0)
+        self.source_ends: list[int] = []
+        """Documents up to the end of each source that is done."""
+        self.files = _HashedFiles(folder, (f"{name}.bin", f"{name}.ends.bin"), stack)
 
     def append(self, tokens: NDArray[Any], lengths: NDArray[np.int64]) -> None:
         """`tokens` of consecutive documents of these lengths."""
         ends = self.num_tokens + np.cumsum(lengths, dtype="<i8")
         self.num_tokens += len(tokens)
         self.num_documents += len(lengths)
-        for (name, file), data in zip(self._files.items(), (tokens, ends), strict=True):
-            file.write(data.data)
-            self._hashes[name].update(data.data)
-            self._bytes[name] += data.nbytes
+        self.files.append(tokens, ends)
 
-    def files(self) -> dict[str, dict[str, Any]]:
+
+def _write_packing(
+    folder: Path, split: _SplitWriter, document_ends: NDArray[np.int64], sequence_length: int
+) -> tuple[dict[str, Any], list[int]]:
+    """Packs a split, each source by itself, into `<split>.pieces.bin` and `<split>.sequences.bin`. Returns their entries in the index,
+    and the sequences of each source."""
+    num_pieces = 0
+    sizes = [0] * len(split.source_ends)
+    with ExitStack() as stack:
+        files = _HashedFiles(folder, (f"{split.name}.pieces.bin", f"{split.name}.sequences.bin"), stack)
+        for source, (first, stop) in enumerate(itertools.pairwise([0, *split.source_ends])):
+            for pieces, sequences in packed(document_ends, sequence_length, first, stop, num_pieces):
+                files.append(pieces, sequences)
+                num_pieces += len(pieces)
+                sizes[source] += len(sequences)
+    return files.entries(), sizes
+
+
+class _HashedFiles:
+    """New files of the cache that are written side by side, hashed on the way."""
+
+    def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
+        self._files: dict[str, BinaryIO] = {name: stack.enter_context(writing(folder / name)) for name in names}
+        self._hashes = {name: xxhash.xxh3_128() for name in names}
+        self._bytes = dict.fromkeys(names, 0)
+
+    def append(self, *arrays: NDArray[Any]) -> None:
+        """To each file, in the order of their names."""
+        for (name, file), array in zip(self._files.items(), arrays, strict=True):
+            data = np.ascontiguousarray(array).view(np.uint8).data
+            file.write(data)
+            self._hashes[name].update(data)
+            self._bytes[name] += array.nbytes
+
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """As the index lists them."""
         return {name: {"bytes": self._bytes[name], "xxh3_128": self._hashes[name].hexdigest()} for name in self._files}
 
 

@@ -1,13 +1,18 @@
 """The prepared corpus as ranks read it: flat memory-mapped tokens, document boundaries and an index, of numpy only.
 
-Layout of a cache folder (format version 1):
+Layout of a cache folder:
 
 | file | holds |
 |---|---|
-| `index.json` | counts, dtypes, fingerprints, and size and xxh3-128 of every other file; written last |
+| `index.json` | counts (in version 2 also of each source), rates, dtypes, fingerprints, and size and xxh3-128 of every other file; written last |
 | `train.bin`, `heldout.bin` | tokens of the documents, one after the other, each ending with EOS (little endian) |
 | `train.ends.bin`, `heldout.ends.bin` | int64: where each document ends in the tokens, exclusive |
+| `train.pieces.bin`, `heldout.pieces.bin` | version 2: `packing.PIECE` of every document or part of one, sequence by sequence |
+| `train.sequences.bin`, `heldout.sequences.bin` | version 2: `packing.SEQUENCE` of every sequence |
 | `tokenizer/` | a folder for `AutoTokenizer.from_pretrained` |
+
+Version 1 holds concatenated documents, version 2 packed ones. A version of its own for what is new leaves the caches that are there as
+they are, and with them the data fingerprint that a run's checkpoints were made with.
 """
 
 from __future__ import annotations
@@ -22,61 +27,18 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from zerofleet.trainer.config import Packing
+from zerofleet.trainer.data.packing import PIECE, SEQUENCE, Rates
+from zerofleet.trainer.data.sequences import PackedStore, SequenceStore
 from zerofleet.trainer.errors import DataError
 from zerofleet.trainer.storage import storage_errors
 
-Int64 = NDArray[np.int64]
-
-FORMAT_VERSION = 1
+FORMAT_VERSIONS: dict[Packing, int] = {"concatenate": 1, "best_fit": 2}
 INDEX_NAME = "index.json"
 TOKENIZER_NAME = "tokenizer"
 SPLITS = ("train", "heldout")
-IGNORED_LABEL = -100
-"""Label of padding: cross-entropy leaves it out."""
-
-
-class SequenceStore:
-    """The sequences of one split. Sequence i is tokens [iL, iL + L + 1): L inputs, and the same shifted by one as labels.
-
-    Every token but the first is a target exactly once; the last sequence may be short and is then padded.
-    """
-
-    def __init__(self, tokens: NDArray[Any], document_ends: Int64, sequence_length: int) -> None:
-        self.document_ends = document_ends
-        self.sequence_length = sequence_length
-        self.num_tokens = len(tokens)
-        self._num_all_targets = max(0, len(tokens) - 1)
-        self.num_sequences = -(-self._num_all_targets // sequence_length)
-        num_full = self._num_all_targets // sequence_length
-        # Views of the memory map, a row per full sequence: a batch is then two gathers, with no loop in Python.
-        self._inputs = tokens[: num_full * sequence_length].reshape(num_full, sequence_length)
-        self._labels = tokens[1 : num_full * sequence_length + 1].reshape(num_full, sequence_length)
-        self._rest = tokens[num_full * sequence_length :]
-
-    def num_targets(self, indices: Int64) -> Int64:
-        """Real target tokens of each sequence, from the counts alone. IndexError outside [0, num_sequences)."""
-        self._check(indices)
-        return np.minimum(self.sequence_length, self._num_all_targets - indices * self.sequence_length)
-
-    def read(self, indices: Int64) -> tuple[Int64, Int64]:
-        """Input ids and labels, int64 [len(indices), L]; padding has input id 0 and label -100."""
-        self._check(indices)
-        short = indices >= len(self._inputs)
-        if not short.any():
-            return self._inputs[indices].astype(np.int64), self._labels[indices].astype(np.int64)
-        input_ids = np.zeros((len(indices), self.sequence_length), dtype=np.int64)
-        labels = np.full_like(input_ids, IGNORED_LABEL)
-        input_ids[~short] = self._inputs[indices[~short]]
-        labels[~short] = self._labels[indices[~short]]
-        input_ids[short, : len(self._rest) - 1] = self._rest[:-1]
-        labels[short, : len(self._rest) - 1] = self._rest[1:]
-        return input_ids, labels
-
-    def _check(self, indices: Int64) -> None:
-        if len(indices) and not 0 <= indices.min() <= indices.max() < self.num_sequences:
-            raise IndexError(
-                f"sequences {indices.min()} to {indices.max()} asked for, of a store that holds {self.num_sequences}"
-            )
+NOT_CONTENT = ("fingerprint", "rates")
+"""Keys of the index that say nothing about what ranks are fed. Caches of zerofleet 0.3 have no rates."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +52,8 @@ class DataCache:
     """Largest token id + 1."""
     train: SequenceStore
     heldout: SequenceStore
+    rates: dict[str, Rates]
+    """By split; empty where the cache was made before there were any."""
 
     @property
     def tokenizer_path(self) -> Path:
@@ -105,21 +69,15 @@ class DataCache:
                 size = (path / name).stat().st_size if (path / name).exists() else 0
                 if size != file["bytes"]:
                     raise _damaged(path, f"{name} has {size} of {file['bytes']} bytes")
-            stores = [
-                SequenceStore(
-                    mapped(path / f"{split}.bin", np.dtype(index["token_dtype"])),
-                    mapped(path / f"{split}.ends.bin", np.dtype("<i8")),
-                    index["sequence_length"],
-                )
-                for split in SPLITS
-            ]
+            train, heldout = (_open_split(path, split, index) for split in SPLITS)
         return DataCache(
             path=path,
             fingerprint=index["fingerprint"],
             tokenizer_fingerprint=index["tokenizer_fingerprint"],
             tokenizer_size=index["tokenizer_size"],
-            train=stores[0],
-            heldout=stores[1],
+            train=train,
+            heldout=heldout,
+            rates={split: Rates(**rates) for split, rates in index.get("rates", {}).items()},
         )
 
     def verify(self) -> None:
@@ -140,9 +98,18 @@ def prepared_in(root: Path) -> dict[str, Path]:
     return found
 
 
+def _open_split(path: Path, split: str, index: dict[str, Any]) -> SequenceStore:
+    tokens = mapped(path / f"{split}.bin", np.dtype(index["token_dtype"]))
+    ends, sequence_length = mapped(path / f"{split}.ends.bin", np.dtype("<i8")), index["sequence_length"]
+    if index["version"] == FORMAT_VERSIONS["concatenate"]:
+        return SequenceStore(tokens, ends, sequence_length)
+    tables = mapped(path / f"{split}.pieces.bin", PIECE), mapped(path / f"{split}.sequences.bin", SEQUENCE)
+    return PackedStore(tokens, ends, sequence_length, *tables, source_sizes=index["sources"][split])
+
+
 def content_fingerprint(index: dict[str, Any]) -> str:
     """Hex of what the index says about content; where and when the cache was made is no part of it."""
-    parts = {key: value for key, value in index.items() if key != "fingerprint"}
+    parts = {key: value for key, value in index.items() if key not in NOT_CONTENT}
     return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 
@@ -153,9 +120,10 @@ def _read_index(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} holds no prepared data ({INDEX_NAME} is missing): prepare the data first") from None
     except ValueError as error:
         raise _damaged(path, f"{INDEX_NAME} is not JSON: {error}") from error
-    if index.get("version") != FORMAT_VERSION:
+    if index.get("version") not in FORMAT_VERSIONS.values():
+        known = " and ".join(map(str, FORMAT_VERSIONS.values()))
         raise DataError(
-            f"{path} was prepared in format version {index.get('version')}, this zerofleet reads {FORMAT_VERSION}:"
+            f"{path} was prepared in format version {index.get('version')}, this zerofleet reads {known}:"
             " remove that folder and it is prepared again"
         )
     if index.get("fingerprint") != content_fingerprint(index):

@@ -9,26 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zerofleet.trainer.batch import BatchPlan
-from zerofleet.trainer.data.cache import SequenceStore
+from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.ledger import combine, sample_digests
-from zerofleet.trainer.data.order import position_to_sample, ranges_of, step_positions
+from zerofleet.trainer.data.mixture import ONE_SOURCE, Schedule, interleaved, mixed_samples
+from zerofleet.trainer.data.order import ranges_of, step_positions
 from zerofleet.trainer.data.quarantine import Ranges
+from zerofleet.trainer.data.sequences import IGNORED_LABEL, SequenceStore
 
 Int64 = NDArray[np.int64]
 UInt64 = NDArray[np.uint64]
-SOURCE = "corpus"
-"""Key of the one source of a run in the sample order; mixtures will name theirs."""
-IGNORED_LABEL = -100
 _READ_TOKENS = 2**15
 """Tokens that `digests_of` reads at a time: within the processor's caches."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One block as tensors are made of it: `input_ids` and `labels` are int64 [micro_batch_size, sequence_length]."""
+    """One block as tensors are made of it: `labels` and each of `inputs` are int64 [micro_batch_size, sequence_length]."""
 
     block: int
-    input_ids: Int64
+    inputs: dict[str, Int64]
+    """What the model is called with: `input_ids`, and `position_ids` where attention stays within documents."""
     labels: Int64
     num_sequences: int
     num_tokens: int
@@ -58,6 +58,16 @@ class Feed:
     silo: str
     quarantine: Ranges
     """What the attempt leaves out."""
+    document_mask: bool = False
+    """Whether attention stays within documents."""
+    schedule: Schedule = ONE_SOURCE
+    """Which source each position takes from."""
+
+    @staticmethod
+    def of(config: TrainConfig, store: SequenceStore, plan: BatchPlan, silo: str, quarantine: Ranges) -> Feed:
+        """What a job's ranks are fed."""
+        schedule = Schedule.of(config.data.weights)
+        return Feed(store, plan, config.run.seed, silo, quarantine, config.data.document_mask, schedule)
 
     def step_plan(self, index: int) -> StepPlan:
         """The samples of the step with this index (from 0). O(1) in the position."""
@@ -67,7 +77,7 @@ class Feed:
 
     def samples_at(self, positions: Int64) -> Int64:
         """The run's order: the sample at each position."""
-        return position_to_sample(positions, self.store.num_sequences, self.seed, SOURCE, self.silo)
+        return mixed_samples(positions, self.schedule, self.store.source_sizes, self.seed, self.silo)
 
     def digests_of(self, samples: Int64) -> UInt64:
         """The digest that each sample has when it is fed whole: what the audit compares with. A few MB at a time are read."""
@@ -82,7 +92,17 @@ class Feed:
         """The rank's blocks of a step; surplus blocks hold padding only."""
         for block in self.plan.blocks_of(rank):
             slots = self.plan.slots_of(block)
-            yield read_block(self.store, block, step.samples[slots.start : slots.stop], self.plan.micro_batch_size)
+            samples = step.samples[slots.start : slots.stop]
+            yield read_block(self.store, block, samples, self.plan.micro_batch_size, self.document_mask)
+
+    def heldout_blocks(self, store: SequenceStore, num_sequences: int, rank: int) -> Iterator[MicroBatch]:
+        """The rank's blocks of the first `num_sequences` held-out sequences (all when 0), in order, a mixture's sources in turns."""
+        samples = interleaved(self.schedule, store.source_sizes, num_sequences or store.num_sequences)
+        dealt = BatchPlan.of(len(samples), self.plan.micro_batch_size, self.plan.world_size)
+        for block in dealt.blocks_of(rank):
+            slots = dealt.slots_of(block)
+            part = samples[slots.start : slots.stop]
+            yield read_block(store, block, part, dealt.micro_batch_size, self.document_mask)
 
     def with_wrong_sample(self, step: StepPlan, rank: int) -> StepPlan:
         """An injected fault: in place of one sample of the rank, the next one of the corpus with as many tokens."""
@@ -96,25 +116,23 @@ class Feed:
         return replace(step, samples=samples)
 
 
-def heldout_blocks(store: SequenceStore, num_sequences: int, plan: BatchPlan, rank: int) -> Iterator[MicroBatch]:
-    """The rank's blocks of the first `num_sequences` held-out sequences (all when 0), in order."""
-    total = min(num_sequences or store.num_sequences, store.num_sequences)
-    dealt = BatchPlan.of(total, plan.micro_batch_size, plan.world_size)
-    for block in dealt.blocks_of(rank):
-        slots = dealt.slots_of(block)
-        yield read_block(store, block, np.arange(slots.start, slots.stop, dtype=np.int64), plan.micro_batch_size)
-
-
-def read_block(store: SequenceStore, block: int, samples: Int64, micro_batch_size: int) -> MicroBatch:
+def read_block(
+    store: SequenceStore, block: int, samples: Int64, micro_batch_size: int, document_mask: bool = False
+) -> MicroBatch:
     """Sequences `samples` as one block, padded to `micro_batch_size` with sequences that no loss sees."""
     shape = (micro_batch_size, store.sequence_length)
     input_ids, labels = np.zeros(shape, np.int64), np.full(shape, IGNORED_LABEL, np.int64)
     count = len(samples)
     if count:
         input_ids[:count], labels[:count] = store.read(samples)
+    inputs = {"input_ids": input_ids}
+    if document_mask:
+        # transformers takes a position that does not follow the one before for the start of another document.
+        inputs["position_ids"] = np.tile(np.arange(store.sequence_length), (micro_batch_size, 1))
+        inputs["position_ids"][:count] = store.position_ids(samples)
     return MicroBatch(
         block=block,
-        input_ids=input_ids,
+        inputs=inputs,
         labels=labels,
         num_sequences=count,
         num_tokens=int((labels != IGNORED_LABEL).sum()),

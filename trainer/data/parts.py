@@ -58,11 +58,12 @@ class Part:
 def plan_parts(corpus: Corpus) -> list[Part]:
     """Consecutive shards, grouped until a part is worth its files. What comes out at the end does not depend on the grouping."""
     part_bytes = max(_MIN_PART_BYTES, corpus.num_bytes // _MAX_PARTS)
+    ends = {*corpus.first_shards, len(corpus.shards)}  # a part is of one source
     parts: list[Part] = []
     first, size = 0, 0
     for index, shard in enumerate(corpus.shards, 1):
         size += shard.num_bytes
-        if size >= part_bytes or index == len(corpus.shards):
+        if size >= part_bytes or index in ends:
             parts.append(Part(first, corpus.shards[first:index]))
             first, size = index, 0
     return parts

@@ -17,8 +17,9 @@ import xxhash
 
 from zerofleet.trainer.config import DataConfig
 from zerofleet.trainer.data.assemble import write_cache
-from zerofleet.trainer.data.cache import FORMAT_VERSION, INDEX_NAME, TOKENIZER_NAME, DataCache
+from zerofleet.trainer.data.cache import FORMAT_VERSIONS, INDEX_NAME, TOKENIZER_NAME, DataCache
 from zerofleet.trainer.data.local_files import publish
+from zerofleet.trainer.data.mixture import Schedule
 from zerofleet.trainer.data.parts import Part, plan_parts, tokenise_part
 from zerofleet.trainer.data.sources import Corpus, resolve
 from zerofleet.trainer.data.tokenizer import MIN_VOCAB_SIZE, Encoder, save_given, save_trained
@@ -48,7 +49,8 @@ def prepare(data: DataConfig, seed: int, progress: Progress) -> DataCache:
             f"data.tokenizer_vocab_size={data.tokenizer_vocab_size} is below {MIN_VOCAB_SIZE}"
             " (256 bytes and the end of a document): raise it"
         )
-    progress("list", 0.0, ", ".join(data.files) if data.hub is None else data.hub.id)
+    schedule = Schedule.of(data.weights)
+    progress("list", 0.0, ", ".join(data.sources or data.files) if data.hub is None else data.hub.id)
     corpus = resolve(data)
     progress("list", 1.0, f"{len(corpus.shards)} data shards, {corpus.num_bytes / 1e6:.1f} MB")
     with _given_tokenizer(data, progress) as given:
@@ -59,7 +61,7 @@ def prepare(data: DataConfig, seed: int, progress: Progress) -> DataCache:
                 cache = _finished(task.folder) or _build(task, progress)
                 if task.parts_folder.exists():  # also of a try that was killed just before it came here
                     shutil.rmtree(task.parts_folder)
-    progress("ready", 1.0, _summary(cache))
+    progress("ready", 1.0, _summary(cache) + (_shares(cache, schedule) if data.sources else ""))
     return cache
 
 
@@ -95,7 +97,8 @@ def _key(data: DataConfig, seed: int, corpus: Corpus, given: Path | None) -> str
     """Name of the cache's folder: a hash of all that decides its content, from names, sizes and times; no document is read."""
     tokenizer = data.tokenizer_vocab_size if given is None else Encoder(given).fingerprint
     fields = data.model_dump(include={"format", "text_field", "sequence_length", "heldout_fraction"})
-    parts = [FORMAT_VERSION, fields, seed, tokenizer, corpus.identity]
+    # The version says how documents are packed; what only says how sequences are fed is no part of the cache.
+    parts = [FORMAT_VERSIONS[data.packing], fields, seed, tokenizer, corpus.identity]
     return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 
@@ -137,7 +140,7 @@ def _build(task: _Task, progress: Progress) -> DataCache:
     parts = plan_parts(task.corpus)
     _tokenise(parts, encoder, task.seed, task.parts_folder, progress)
     progress("write", 0.0, str(task.folder))
-    write_cache(task.folder, task.parts_folder, parts, encoder, task.data.sequence_length, task.data.heldout_fraction)
+    write_cache(task.folder, task.parts_folder, parts, task.corpus, encoder, task.data)
     progress("write", 1.0, str(task.folder))
     return DataCache.open(task.folder)
 
@@ -178,8 +181,21 @@ def _tokenise(parts: list[Part], encoder: Encoder, seed: int, folder: Path, prog
 
 
 def _summary(cache: DataCache) -> str:
-    splits = ", ".join(
-        f"{name} {len(store.document_ends)} documents, {store.num_tokens} tokens, {store.num_sequences} sequences"
-        for name, store in (("train", cache.train), ("held out", cache.heldout))
+    splits = []
+    for split, name, store in (("train", "train", cache.train), ("heldout", "held out", cache.heldout)):
+        text = (
+            f"{name} {len(store.document_ends)} documents, {store.num_tokens} tokens, {store.num_sequences} sequences"
+        )
+        if rates := cache.rates.get(split):
+            text += f" ({rates.fill:.2%} full, {rates.truncation:.1%} of the documents cut)"
+        splits.append(text)
+    return f"{', '.join(splits)} of {cache.train.sequence_length} tokens; tokenizer of {cache.tokenizer_size}"
+
+
+def _shares(cache: DataCache, schedule: Schedule) -> str:
+    """Of a mixture: how much of each source there is, and its share of what is fed."""
+    total = sum(schedule.counts)
+    sources = zip(schedule.names, schedule.counts, cache.train.source_sizes, strict=True)
+    return "; sources " + ", ".join(
+        f"{name} {size} sequences, {count / total:.2%} of the samples" for name, count, size in sources
     )
-    return f"{splits} of {cache.train.sequence_length} tokens; tokenizer of {cache.tokenizer_size}"

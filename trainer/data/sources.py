@@ -6,8 +6,10 @@ read until a shard's documents are asked for.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import glob
+import itertools
 import os
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -17,7 +19,7 @@ from typing import Any, Protocol
 
 import fsspec
 
-from zerofleet.trainer.config import PYTHON_STDLIB, DataConfig, HubDataset
+from zerofleet.trainer.config import DEFAULT_SOURCE, PYTHON_STDLIB, DataConfig, HubDataset, SourceFields
 from zerofleet.trainer.data.formats import format_of, need_column, read_documents, reading, text_of
 from zerofleet.trainer.errors import DataError, StorageError, UserError, ZerofleetError
 
@@ -48,10 +50,18 @@ class Corpus:
     shards: Sequence[Shard]
     identity: list[Any]
     """JSON that changes when the list, the size or the version of any shard does."""
+    sources: Sequence[str] = (DEFAULT_SOURCE,)
+    """Names of the sources that the shards are of, one source after the other."""
+    first_shards: Sequence[int] = (0,)
+    """Index of each source's first shard."""
 
     @property
     def num_bytes(self) -> int:
         return sum(shard.num_bytes for shard in self.shards)
+
+    def source_of(self, shard: int) -> int:
+        """Index of the source that the shard with this index is of."""
+        return bisect.bisect_right(self.first_shards, shard) - 1
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,17 @@ def is_blank(document: str) -> bool:
 
 def resolve(data: DataConfig) -> Corpus:
     """Lists the corpus. DataError when a path is missing or a glob matches nothing."""
+    if not data.sources:
+        return _resolve_source(data)
+    parts = {name: _resolve_source(source) for name, source in data.by_source.items()}
+    identity = [
+        [name, data.sources[name].format, data.sources[name].text_field, parts[name].identity] for name in parts
+    ]
+    first_shards = [0, *itertools.accumulate(len(part.shards) for part in parts.values())][:-1]
+    return Corpus([shard for part in parts.values() for shard in part.shards], identity, tuple(parts), first_shards)
+
+
+def _resolve_source(data: SourceFields) -> Corpus:
     if data.hub is not None:
         return _hub_corpus(data.hub, data.text_field)
     shards: dict[str, FileShard] = {}
@@ -123,7 +144,7 @@ def _list_stdlib() -> list[FileShard]:
     return [_file_shard(fs, str(path), str(path), fs.info(str(path)), "text", "") for path in sorted(paths)]
 
 
-def _list_files(entry: str, data: DataConfig) -> list[FileShard]:
+def _list_files(entry: str, data: SourceFields) -> list[FileShard]:
     """The files that one entry of `data.files` names, sorted."""
     is_url = "://" in entry
     try:

@@ -33,7 +33,7 @@ def child(files: str, cache: Path, kill_at: int | None, counter: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
-    prepared(files, cache)
+    prepared(files, cache, packing="best_fit")
     os.write(counter, str(seen).encode())
     os._exit(0)
 

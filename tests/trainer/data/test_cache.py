@@ -7,50 +7,10 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.trainer.data.corpora import prepared, write_corpus
-from zerofleet.trainer.data.cache import IGNORED_LABEL, DataCache, SequenceStore, prepared_in
+from zerofleet.trainer.data.cache import DataCache, prepared_in
 from zerofleet.trainer.errors import DataError
-
-
-def store(num_tokens: int, sequence_length: int, dtype: str = "<u2") -> SequenceStore:
-    tokens = (np.arange(num_tokens) * 7 % 60000).astype(dtype)
-    return SequenceStore(tokens, np.array([num_tokens]), sequence_length)
-
-
-@pytest.mark.parametrize("dtype", ["<u2", "<u4"])
-def test_a_sequence_and_its_labels(dtype):
-    sequences = store(11, 4, dtype)  # 10 targets: two full sequences and one of 2
-    assert sequences.num_sequences == 3
-    input_ids, labels = sequences.read(np.array([2, 0]))
-    assert input_ids.dtype == labels.dtype == np.int64
-    assert input_ids.tolist() == [[56, 63, 0, 0], [0, 7, 14, 21]]
-    assert labels.tolist() == [[63, 70, IGNORED_LABEL, IGNORED_LABEL], [7, 14, 21, 28]]
-    assert sequences.num_targets(np.array([2, 0, 1])).tolist() == [2, 4, 4]
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, 60), st.integers(2, 9))
-def test_every_token_but_the_first_is_a_target_once(num_tokens, sequence_length):
-    sequences = store(num_tokens, sequence_length)
-    indices = np.arange(sequences.num_sequences)
-    input_ids, labels = sequences.read(indices)
-    assert input_ids.shape == labels.shape == (sequences.num_sequences, sequence_length)
-    assert labels[labels != IGNORED_LABEL].tolist() == [i * 7 for i in range(1, num_tokens)]
-    assert input_ids[labels != IGNORED_LABEL].tolist() == [i * 7 for i in range(num_tokens - 1)]
-    assert np.array_equal((labels != IGNORED_LABEL).sum(axis=1), sequences.num_targets(indices))
-    assert (sequences.num_targets(indices) > 0).all()
-
-
-def test_a_sequence_that_is_not_there_is_refused():
-    for indices in ([3], [-1], [0, 99]):
-        with pytest.raises(IndexError, match="holds 3"):
-            store(11, 4).read(np.array(indices))
-        with pytest.raises(IndexError, match="holds 3"):
-            store(11, 4).num_targets(np.array(indices))
-    assert store(11, 4).read(np.empty(0, np.int64))[0].shape == (0, 4)
 
 
 @pytest.fixture(scope="module")

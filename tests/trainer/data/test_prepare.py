@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -19,7 +20,9 @@ from tests.trainer.data.corpora import content, document, prepared, write_corpus
 from zerofleet.trainer.config import DataConfig
 from zerofleet.trainer.data import parts as parts_module
 from zerofleet.trainer.data import prepare as prepare_module
+from zerofleet.trainer.data.cache import content_fingerprint
 from zerofleet.trainer.data.prepare import cache_root
+from zerofleet.trainer.data.sources import Corpus
 from zerofleet.trainer.data.tokenizer import Encoder
 from zerofleet.trainer.errors import DataError, UserError
 
@@ -90,12 +93,39 @@ def test_a_second_call_reads_nothing(files, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"sequence_length": 64}, {"tokenizer_vocab_size": 280}, {"heldout_fraction": 0.3}, {"seed": 1}]
+    "changes",
+    [
+        {"sequence_length": 64},
+        {"tokenizer_vocab_size": 280},
+        {"heldout_fraction": 0.3},
+        {"seed": 1},
+        {"packing": "best_fit"},
+    ],
 )
 def test_another_config_is_another_cache(files, tmp_path, changes):
     first = prepared(files, tmp_path / "cache")
     second = prepared(files, tmp_path / "cache", **changes)
     assert first.path != second.path and first.fingerprint != second.fingerprint
+
+
+def test_how_sequences_are_fed_is_no_part_of_the_cache(files, tmp_path):
+    first = prepared(files, tmp_path / "cache")
+    assert prepared(files, tmp_path / "cache", document_mask=True).path == first.path
+
+
+def test_caches_of_zerofleet_0_3_are_found_and_are_the_same(files, tmp_path):
+    """Runs compare the fingerprint with their checkpoints': when this fails, the change breaks every run that exists."""
+    key = prepare_module._key(DataConfig(files=["x"]), 7, Corpus([], [["x", 1, "2"]]), None)
+    assert key == "6c92a358fc29a3cf11e063784cdf060c"
+    cache = prepared(files, tmp_path / "cache")
+    index = json.loads((cache.path / "index.json").read_bytes())
+    assert index["version"] == 1 and set(index["rates"]) == {"train", "heldout"}
+    del index["rates"]  # 0.3 wrote none
+    assert content_fingerprint(index) == cache.fingerprint
+    (cache.path / "index.json").write_text(json.dumps(index))
+    said = []
+    again = prepared(files, tmp_path / "cache", progress=lambda *report: said.append(report))
+    assert again.fingerprint == cache.fingerprint and "cut" not in said[-1][2]
 
 
 def test_the_fingerprint_follows_content_not_place_or_time(tmp_path):
@@ -108,11 +138,12 @@ def test_the_fingerprint_follows_content_not_place_or_time(tmp_path):
     assert prepared(f"{tmp_path}/b/*.txt", tmp_path / "elsewhere").fingerprint != first.fingerprint
 
 
-def test_parts_leave_no_trace(files, tmp_path, monkeypatch):
-    whole = prepared(files, tmp_path / "whole")
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
+def test_parts_leave_no_trace(files, tmp_path, monkeypatch, packing):
+    whole = prepared(files, tmp_path / "whole", packing=packing)
     monkeypatch.setattr(parts_module, "_MIN_PART_BYTES", 1000)
     monkeypatch.setattr(parts_module, "_BATCH_CHARS", 300)
-    assert content(prepared(files, tmp_path / "parts")) == content(whole)
+    assert content(prepared(files, tmp_path / "parts", packing=packing)) == content(whole)
     assert "parts" not in [path.name for path in whole.path.iterdir()]
 
 

@@ -24,7 +24,7 @@ NUM_KILLS = 16
 def test_killed_at_random_points_it_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     """The child process forks one preparation per kill point, which sends SIGKILL to itself at its n-th file operation."""
     files = write_corpus(tmp_path / "corpus")
-    reference = prepared(files, tmp_path / "reference")
+    reference = prepared(files, tmp_path / "reference", packing="best_fit")
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed of the kill points: {seed}")
     arguments = [files, str(tmp_path / "killed"), str(seed), str(NUM_KILLS)]
@@ -41,7 +41,7 @@ def test_killed_at_random_points_it_goes_on_to_the_same_bytes(tmp_path, monkeypa
     for index, folder in enumerate(sorted((tmp_path / "killed").iterdir())):
         if index % 3:  # else as another version would group it: nothing of the parts is used
             monkeypatch.setattr(parts, "_MIN_PART_BYTES", SMALL_PART_BYTES)
-        assert content(prepared(files, folder)) == content(reference), folder
+        assert content(prepared(files, folder, packing="best_fit")) == content(reference), folder
         monkeypatch.undo()
 
 

@@ -15,9 +15,12 @@ from tests.support.ranks import job
 from tests.support.simulated_run import SimulatedRun, feed_of
 from zerofleet.launch import cli
 from zerofleet.launch.audit import audit_run
+from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.checkpoint.commit import assemble, commit
-from zerofleet.trainer.config import CheckpointConfig, TrainConfig
+from zerofleet.trainer.config import DEFAULT_SILO, CheckpointConfig, TrainConfig
 from zerofleet.trainer.data.cache import DataCache
+from zerofleet.trainer.data.feed import Feed
+from zerofleet.trainer.data.prepare import prepare
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 
 pytestmark = pytest.mark.timeout(60)
@@ -62,6 +65,27 @@ def test_a_run_that_is_exact(config, tiny_cache, capsys):
     assert rows["repeated"] == "2 steps, done again after a restart"
     assert rows["data"] == str(tiny_cache.path)
     assert "NOT EXACT" not in out and "found" not in rows
+
+
+def test_a_mixture_is_audited_by_its_own_schedule(tmp_path, tiny_corpus, capsys):
+    files = {name: f"{tiny_corpus}/{digit}*.txt" for name, digit in (("a", 1), ("b", 2))}
+    data = {"tokenizer_vocab_size": 400, "sequence_length": 32, "packing": "best_fit", "cache": str(tmp_path / "cache")}
+
+    def weighed(weight: int) -> TrainConfig:
+        sources = {name: {"files": [files[name]], "weight": weight if name == "a" else 1} for name in files}
+        return job(tmp_path, tiny_corpus, train__steps=20, data={**data, "sources": sources})
+
+    config = weighed(3)
+    cache = prepare(config.data, config.run.seed, lambda stage, fraction, detail: None)
+    feed = Feed.of(config, cache.train, BatchPlan.of(8, 2, 2), DEFAULT_SILO, ())
+    run = SimulatedRun(feed, data=cache.fingerprint).attempt(0, 12).attempt(10, 20, 3)
+    code, out, _ = audited(write(run, config), capsys)
+    assert code == 0, out
+    assert "exact, proven up to step 20 of 20" in out
+    other = weighed(2)
+    other = other.model_copy(update={"run": other.run.model_copy(update={"storage": str(tmp_path / "others")})})
+    code, out, _ = audited(write(run, other), capsys)
+    assert code == 1 and "wrong data" in out
 
 
 def test_json_is_one_object_with_all_that_is_said(config, tiny_cache, capsys):

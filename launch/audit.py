@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,11 @@ def audit_run(run: RunFolder, cache: Path | None = None, progress: Progress = no
     known_step = max((c.step for c in checkpoints if not run.fenced(c, list(attempts))), default=0)
     if not len(table) and not known_step:
         return RunAudit(run, job, attempts, Audit((), 0, 0, 0, 0, ()), None, time.monotonic() - began)
-    data = _open_data(_fingerprint(run, table, checkpoints), job, cache)
+    fingerprint = _fingerprint(run, table, checkpoints)
+    data = _open_data(fingerprint, job, cache)
     plan = BatchPlan.of(job.train.global_batch_size, job.train.micro_batch_size, 1)
     feed = Feed.of(job.train_config(), data.train, plan, DEFAULT_SILO, ())
-    found = audit(table, attempts, feed, job.train.steps, known_step, progress)
+    found = audit(table, attempts, feed, job.train.steps, known_step, progress, fingerprint)
     if any(finding.kind in ("data", "counts") for finding in found.findings):
         data.verify()  # before a rank is accused
     return RunAudit(run, job, attempts, found, data, time.monotonic() - began)
@@ -102,15 +104,15 @@ def _read_ledger(run: RunFolder) -> LedgerTable:
 
 
 def _fingerprint(run: RunFolder, table: LedgerTable, checkpoints: list[CheckpointId]) -> str:
-    """Of the data that the run was fed: as its newest line says, or before lines said it, its newest checkpoint."""
-    if len(table) and (said := table.data[int(table.steps.argmax())]):
-        return said
+    """Of the data that the run was fed: as its newest checkpoint says, on which ranks agreed; without one, as most of its lines do."""
     for checkpoint in reversed(checkpoints):
         with contextlib.suppress(DamagedFile):
             return Manifest.from_bytes(run.storage.read(checkpoint.manifest)).fingerprints["data"]
+    if said := Counter(name for name in table.data if name):
+        return said.most_common(1)[0][0]
     raise UserError(
-        f"run {run.name!r} does not say which data it was fed: neither the newest line of its ledger does, which an older zerofleet "
-        "wrote, nor a checkpoint. Resume it, and audit it when it has a checkpoint"
+        f"run {run.name!r} does not say which data it was fed: neither its ledger does, which an older zerofleet wrote, nor a "
+        "checkpoint. Resume it, and audit it when it has a checkpoint"
     )
 
 

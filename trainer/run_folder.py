@@ -25,7 +25,7 @@ import psutil
 
 from zerofleet.trainer.config import DEFAULT_SILO
 from zerofleet.trainer.data.quarantine import Ranges, union
-from zerofleet.trainer.errors import NotFoundError, UserError
+from zerofleet.trainer.errors import NotFoundError, StorageError, UserError
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.storage import SegmentWriter, Storage, read_segments
 
@@ -134,9 +134,17 @@ class RunFolder:
 
     # -- attempts --------------------------------------------------------------------------------------------------
     def attempts(self) -> list[AttemptRecord]:
-        """All attempts, oldest first."""
+        """All attempts, oldest first. StorageError for a record that is none."""
         names = [name for name in self.storage.list("attempts") if re.fullmatch(r"\d{4,}\.json", name)]
-        return [AttemptRecord(**json.loads(self.storage.read(f"attempts/{name}"))) for name in names]
+        return [self._attempt(f"attempts/{name}") for name in names]
+
+    def _attempt(self, path: str) -> AttemptRecord:
+        try:
+            return AttemptRecord(**json.loads(self.storage.read(path)))
+        except (ValueError, TypeError) as error:
+            raise StorageError(
+                f"{self.storage.path(path)} is damaged: it is no record of an attempt ({error}). Restore the file"
+            ) from error
 
     def claim_attempt(
         self,

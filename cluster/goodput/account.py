@@ -58,9 +58,6 @@ class Account:
         """Those that count, in order."""
         return [event for _, event in sorted(self.ledger.history.counted.items())]
 
-    def total_s(self, key: str) -> float:
-        return sum(float(event.data.get(key, 0.0)) for event in self.steps)
-
     @property
     def step_s(self) -> float:
         return self.ledger.history.median_step_s

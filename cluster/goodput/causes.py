@@ -31,7 +31,7 @@ def explain(account: Account) -> list[Cause]:
     """What ended the run first, then by cost."""
     found = [cause for rule in RULES for cause in rule(account)]
     least_s = LEAST_SHARE * account.ledger.wall_s
-    told = [cause for cause in found if cause.is_end or cause.cost_s >= least_s]
+    told = [cause for cause in found if cause.is_end or (cause.cost_s > 0 and cause.cost_s >= least_s)]
     return sorted(told, key=lambda cause: (not cause.is_end, -cause.cost_s))
 
 

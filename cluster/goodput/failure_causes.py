@@ -75,6 +75,8 @@ _REMEDIES = {
     "host OOM": "lower train.micro_batch_size or cluster.ranks_per_node, or raise train.zero_stage",
     "device OOM": "lower train.micro_batch_size, or set train.activation_checkpointing=true",
     "node": "look at what killed it: the kernel's log of that node",
+    "data": "look at the samples that were left out (`zerofleet audit` names their positions); a lower train.learning_rate may spare others",
+    "storage": "look at what holds the run folder: its room, its rights, its network",
     "network": "look at the network between the nodes",
     DRIVER_LOST: "look at the driver's log; a supervisor that calls `zerofleet resume` would have noticed at once",
 }

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from zerofleet.trainer.driver_records import DriverRecord
 from zerofleet.trainer.events import Event
-from zerofleet.trainer.run_folder import AttemptRecord
+from zerofleet.trainer.run_folder import AttemptRecord, last_that_counts
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,9 @@ class History:
 
     @cached_property
     def _limits(self) -> dict[int, float]:
-        """By attempt, the newest step that all later attempts started at or after."""
-        limits, least = {}, math.inf
-        for record in sorted(self.attempts, key=lambda record: -record.attempt):
-            limits[record.attempt] = least
-            least = min(least, record.start_step)
-        return limits
+        """By attempt, the newest step that counts."""
+        last = {record.attempt: last_that_counts(record.attempt, self.attempts) for record in self.attempts}
+        return {attempt: math.inf if step is None else step for attempt, step in last.items()}
 
     def counts(self, step: Event) -> bool:
         """Whether no later attempt started before it."""

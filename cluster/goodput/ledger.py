@@ -117,11 +117,6 @@ class Ledger:
         """Of the lost work, the steps that were done and do not count."""
         return sum(step.duration_s for step in self.history.lost)
 
-    @property
-    def cut_s(self) -> float:
-        """Of the lost work, what was begun of steps and not done when ranks broke off."""
-        return max(0.0, self.labels["lost work"] - self.repeated_s)
-
     def goodput(self, median_s: float | None = None) -> float:
         """`median_s` of the unbroken run; None: the run's own."""
         useful_s = len(self.history.counted) * (self.history.median_step_s if median_s is None else median_s)

@@ -49,9 +49,11 @@ def data_wait(account: Account) -> list[Cause]:
     if share < 2 * LEAST_SHARE:
         return []
     evidence = f"the ranks wait {cost_s:.1f} s for their micro-batches, {share:.0%} of the time of all steps"
-    place = account.config.data.cache or "the default, ~/.cache/zerofleet"
-    remedy = f"put the prepared data on a local disk or in memory (it is in {place})"
-    setting = "" if place.startswith("/dev/shm") else "data.cache=/dev/shm/zerofleet-cache"
+    place = account.config.data.cache or "$ZEROFLEET_CACHE, by default ~/.cache/zerofleet"
+    remedy = f"put the prepared data on a local disk or in memory, at one path on every host (it is in {place})"
+    # The driver prepares on its own host: what is in its memory no other host sees.
+    hosts = {event.data.get("node") for event in account.ledger.history.events if event.kind == "phase"} - {None}
+    setting = "data.cache=/dev/shm/zerofleet-cache" if len(hosts) < 2 and not place.startswith("/dev/shm") else ""
     return [Cause("data wait", evidence, cost_s, setting, cost_s if setting else 0.0, remedy)]
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from zerofleet.cluster.chaos.injector import Strike
 from zerofleet.cluster.faults import Fault
+from zerofleet.cluster.goodput.history import end_of
 from zerofleet.launch.chaos.plan import ends_badly
-from zerofleet.launch.chaos.record import Record, end_of
+from zerofleet.launch.chaos.record import Record
 from zerofleet.trainer.events import Event
 
 _SIGNS = ("error", "node_lost", "verdict", "incident", "stacks")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from zerofleet.cluster.goodput.history import end_of
 from zerofleet.launch.audit import audit_run
 from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.events import Event
@@ -60,8 +61,3 @@ def _audited(run: RunFolder) -> tuple[tuple[str, ...], int]:
     except ZerofleetError as error:
         return (f"the ledger cannot be audited: {error}",), 0
     return tuple(f"the ledger is not exact: {finding}" for finding in found.findings), found.last_step
-
-
-def end_of(event: Event) -> float:
-    """Unix seconds."""
-    return event.start + event.duration_s

@@ -18,6 +18,7 @@ from zerofleet.launch.report.series import downsample
 from zerofleet.launch.report.style import STYLE
 from zerofleet.launch.report.timeline import timeline
 from zerofleet.launch.words import duration
+from zerofleet.trainer.data.quarantine import named
 from zerofleet.trainer.events import Event
 
 MOST_ROWS = 200
@@ -174,7 +175,6 @@ def _samples(report: Report) -> str:
         return ""
     left_out = history.attempts[-1].quarantine if history.attempts else []
     twice = sum(int(event.data.get("tokens", 0)) for event in history.lost)
-    ranges = ", ".join(f"[{start}, {end})" for start, end in left_out[:20])
     return section(
         "Samples",
         facts(
@@ -182,7 +182,7 @@ def _samples(report: Report) -> str:
                 ("sequences in steps that count", f"{len(steps) * report.global_batch_size:,}"),
                 ("tokens in them", f"{sum(int(event.data.get('tokens', 0)) for event in steps):,}"),
                 ("tokens in steps that were lost", f"{twice:,}" if twice else ""),
-                ("positions in quarantine", text(ranges)),
+                ("quarantine", text(named(left_out)) if left_out else ""),
             ]
         ),
     )

@@ -88,6 +88,29 @@ def test_a_mixture_is_audited_by_its_own_schedule(tmp_path, tiny_corpus, capsys)
     assert code == 1 and "wrong data" in out
 
 
+def test_a_line_of_other_data_is_found_and_decides_for_no_other(config, tiny_cache, capsys):
+    run = simulated(tiny_cache)
+    run.line(20)["data"] = "f" * 32
+    code, out, _ = audited(write(run, config), capsys)
+    assert code == 1 and "proven up to step 19 of 20" in out
+    assert f"step 20 (attempt 2): wrong data: the ledger says that it was fed from {'f' * 32}, not from" in out
+
+
+@pytest.mark.parametrize("digests", [None, 3, "xy", "abc"])
+def test_a_line_with_digests_that_are_none_is_damaged(config, tiny_cache, capsys, digests):
+    run = simulated(tiny_cache)
+    run.line(15)["rank_digests"] = digests
+    code, _, err = audited(write(run, config), capsys)
+    assert code == 1 and "the ledger is damaged" in err and "Traceback" not in err
+
+
+def test_an_attempt_that_is_damaged_is_named(config, tiny_cache, capsys):
+    folder = write(simulated(tiny_cache), config)
+    folder.storage.local_path("attempts/0001.json").write_text("{")
+    code, _, err = audited(folder, capsys)
+    assert code == 1 and "0001.json is damaged: it is no record of an attempt" in err
+
+
 def test_json_is_one_object_with_all_that_is_said(config, tiny_cache, capsys):
     run = simulated(tiny_cache)
     run.attempts[1].quarantine.append([400, 408])

@@ -87,11 +87,13 @@ def audit(
     total_steps: int,
     known_step: int = 0,
     progress: Progress = lambda done, total: None,
+    data: str = "",
 ) -> Audit:
     """Proves a ledger, or finds what is wrong with it.
 
     `feed` reads the run's data; its quarantine and world size are not looked at. `total_steps` are those of the job; `known_step` is one
-    that counts and must be in the ledger, such as that of a checkpoint.
+    that counts and must be in the ledger, such as that of a checkpoint. `data` is the fingerprint of what `feed` reads: a line that
+    names another is a finding.
     """
     limit = max(total_steps, known_step)
     is_possible, strays = _sorted_out(table, attempts, limit)
@@ -103,6 +105,7 @@ def audit(
     repeated = np.flatnonzero(is_possible & ~counts)
     checked = _Checked.of(table, feed, spans(attempts, last_step), counts, repeated, last_step)
     checked.check_plan(progress)
+    checked.check_fingerprints(data)
     checked.check_coverage()
     return Audit(
         findings=tuple(joined([*strays, *checked.findings])),
@@ -208,6 +211,15 @@ class _Checked:
         for row in np.flatnonzero(digests.sum(axis=1, dtype=np.uint64) != table.digests[lines]):
             text, ranks = self._wrong_data(int(lines[row]), digests[row])
             self._say("data", [steps[row]], attempt, text, ranges_of(positions[row]), ranks)
+
+    def check_fingerprints(self, data: str) -> None:
+        """Every line that says which data it was fed from."""
+        for line in self.lines.tolist():
+            if (said := self.table.data[line]) and data and said != data:
+                text = f"the ledger says that it was fed from {said}, not from {data}"
+                self._say(
+                    "data", [self.table.steps[line]], int(self.table.attempts[line]), text, self.table.ranges(line)
+                )
 
     def _check_positions(self, attempt: int, steps: Int64, positions: Int64) -> None:
         lines, batch = self.line_of[steps], positions.shape[1]

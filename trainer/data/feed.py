@@ -105,15 +105,16 @@ class Feed:
             yield read_block(store, block, part, dealt.micro_batch_size, self.document_mask)
 
     def with_wrong_sample(self, step: StepPlan, rank: int) -> StepPlan:
-        """An injected fault: in place of one sample of the rank, the next one of the corpus with as many tokens."""
+        """An injected fault: in place of one sample of the rank, the next one of the corpus with as many tokens. Raises LookupError
+        where there is none, or the rank is fed nothing."""
         num_targets = self.store.num_targets(np.arange(self.store.num_sequences))
         samples = step.samples.copy()
         for slot in (slot for block in self.plan.blocks_of(rank) for slot in self.plan.slots_of(block)):
             alike = np.flatnonzero(num_targets == num_targets[samples[slot]])
             if len(alike) > 1:
                 samples[slot] = alike[(np.searchsorted(alike, samples[slot]) + 1) % len(alike)]
-                break
-        return replace(step, samples=samples)
+                return replace(step, samples=samples)
+        raise LookupError(f"wrong_sample: no other sample has as many tokens as one of rank {rank}'s")
 
 
 def read_block(

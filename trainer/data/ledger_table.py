@@ -54,6 +54,7 @@ class LedgerTable:
                 digests.append(int(line["digest"], 16))
                 data.append(names.setdefault(line.get("data", ""), line.get("data", "")))
                 rank_digests.append(line.get("rank_digests", ""))
+                bytes.fromhex(rank_digests[-1])  # or it is no such line
                 num_ranges.append(len(line["ranges"]))
                 for start, end in line["ranges"]:
                     bounds.extend((start, end))

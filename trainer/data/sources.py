@@ -110,6 +110,8 @@ def resolve(data: DataConfig) -> Corpus:
     if not data.sources:
         return _resolve_source(data)
     parts = {name: _resolve_source(source) for name, source in data.by_source.items()}
+    if empty := [name for name, part in parts.items() if not part.shards]:
+        raise DataError(f"data.sources.{empty[0]} holds no documents: check what it names, or leave it out")
     identity = [
         [name, data.sources[name].format, data.sources[name].text_field, parts[name].identity] for name in parts
     ]

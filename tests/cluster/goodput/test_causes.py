@@ -223,3 +223,14 @@ def test_what_storage_waits_for_in_the_background_costs_nothing():
     event = story.events.pop()
     story.events.append(type(event)(**{**vars(event), "start": event.start - 30.0, "duration_s": 30.0}))
     assert causes(story.finish(save_s=0.0, end_s=0.5)) == []
+
+
+def test_memory_of_one_host_is_no_remedy_on_two():
+    for nodes, setting in ((("a",), "data.cache=/dev/shm/zerofleet-cache"), (("a", "b"), "")):
+        story = ranked(begun(nodes=nodes).steps(100, 1.0, data_s=0.2), [0.5, 0.6], [0.2, 0.3])
+        first = causes(story.finish())[0]
+        assert (first.name, first.setting) == ("data wait", setting)
+
+
+def test_a_run_that_nobody_began_has_no_causes():
+    assert causes(Story()) == []

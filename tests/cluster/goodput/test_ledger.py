@@ -35,7 +35,7 @@ def test_goodput_counts_each_step_once_at_the_median():
 
 def test_lost_work_is_the_steps_repeated_and_what_was_cut():
     ledger = Ledger.of(killed().history())
-    assert ledger.repeated_s == pytest.approx(3.0) and ledger.cut_s == pytest.approx(0.25)
+    assert ledger.repeated_s == pytest.approx(3.0) and ledger.labels["lost work"] == pytest.approx(3.25)
 
 
 def test_a_step_of_two_attempts_back_is_fenced_off_by_the_earliest_start():

@@ -10,12 +10,13 @@ import pytest
 from tests.trainer.data.corpora import content, prepared, quiet, write_corpus
 from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.config import DataConfig
-from zerofleet.trainer.data import parts
+from zerofleet.trainer.data import parts, sources
 from zerofleet.trainer.data.cache import DataCache
 from zerofleet.trainer.data.feed import Feed
 from zerofleet.trainer.data.mixture import Schedule
 from zerofleet.trainer.data.packing import Rates
 from zerofleet.trainer.data.prepare import prepare
+from zerofleet.trainer.data.sources import Corpus
 from zerofleet.trainer.errors import DataError
 
 
@@ -113,6 +114,15 @@ def test_a_source_with_nothing_to_train_on_is_refused(mixture, tmp_path):
     mixture["a"]["files"], mixture["b"]["files"] = mixture["b"]["files"], mixture["a"]["files"]
     with pytest.raises(DataError, match=r"data\.sources\.a has nothing to train on"):
         mixed(mixture, tmp_path / "cache")
+
+
+def test_a_source_that_names_nothing_is_refused_before_anything_is_made(mixture, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_hub_corpus", lambda hub, text_field: Corpus([], []))
+    for name in ("a", "b"):
+        changed = {**mixture, name: {"hub": {"id": "empty"}, "weight": 1}}
+        with pytest.raises(DataError, match=rf"data\.sources\.{name} holds no documents"):
+            mixed(changed, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").glob("*/index.json"))
 
 
 def test_what_a_mixture_feeds_is_what_its_weights_say(mixture, tmp_path):

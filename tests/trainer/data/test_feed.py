@@ -52,3 +52,12 @@ def test_held_out_sequences_go_the_same_way(cache):
         assert sum(block.num_sequences for block in blocks) == store.num_sequences > 1
         assert sum(block.num_tokens for block in blocks) == store.num_targets(np.arange(store.num_sequences)).sum()
         assert all(("position_ids" in block.inputs) == document_mask for block in blocks)
+
+
+def test_a_wrong_sample_that_cannot_be_is_no_silent_pass(cache):
+    """A rank that is fed padding only has no sample that could be exchanged."""
+    feed = Feed(cache.train, BatchPlan.of(2, 2, 2), 3, "main", [])
+    wrong = feed.with_wrong_sample(feed.step_plan(0), 0)
+    assert (wrong.samples != feed.step_plan(0).samples).sum() == 1
+    with pytest.raises(LookupError, match="of rank 1's"):
+        feed.with_wrong_sample(feed.step_plan(0), 1)

@@ -11,7 +11,7 @@ from zerofleet.launch.config import JobConfig
 from zerofleet.launch.config_fields import validated
 from zerofleet.launch.recipe_text import parse_mapping, read_text
 from zerofleet.trainer.checkpoint.buffers import NO_BUFFERS, Buffers, NodeMemory, plan_buffers
-from zerofleet.trainer.config import PYTHON_STDLIB
+from zerofleet.trainer.config import PYTHON_STDLIB, SourceFields
 from zerofleet.trainer.run_folder import default_storage
 from zerofleet.trainer.sizing import StateSizes, parameters_of
 
@@ -96,7 +96,10 @@ def _buffers(job: JobConfig, profile: Profile, sizes: StateSizes, host_bytes: in
 def _files(job: JobConfig) -> list[LocalPath]:
     """Every path and URL of the recipe, file:// as a path; hub ids are neither."""
     found = [LocalPath("run.storage", job.run.storage)]
-    found += [LocalPath(f"data.files.{n}", file) for n, file in enumerate(job.data.files) if file != PYTHON_STDLIB]
+    sources: dict[str, SourceFields] = {"data": job.data}
+    sources |= {f"data.sources.{name}": source for name, source in job.data.sources.items()}
+    for where, source in sources.items():
+        found += [LocalPath(f"{where}.files.{n}", file) for n, file in enumerate(source.files) if file != PYTHON_STDLIB]
     named = {
         "data.cache": job.data.cache,
         "data.tokenizer": job.data.tokenizer,

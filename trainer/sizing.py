@@ -12,6 +12,7 @@ from typing import Any
 
 from zerofleet.trainer.checkpoint.buffers import DESCRIPTION_ROOM_BYTES, Buffers
 from zerofleet.trainer.config import Precision, TrainConfig
+from zerofleet.trainer.errors import UserError
 
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 """fp32 master weight and AdamW's two moments: what fragments hold, whatever the stage and precision."""
@@ -33,16 +34,30 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 """What transformers takes for a field that the recipe leaves out, per model type."""
+_SIZES = (
+    *(
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    ),
+    *("head_dim", "max_position_embeddings", "n_embd", "n_inner", "n_layer", "n_head", "n_positions"),
+)
+"""Fields of `model.config` that count something."""
 
 
 def num_parameters(fields: Mapping[str, Any], vocabulary: int) -> int | None:
     """Parameters of the causal LM that `model.config`'s fields describe, tied weights once; None for a type that is not known here.
 
-    `vocabulary` is the number of its embedding's rows.
+    `vocabulary` is the number of its embedding's rows. UserError for a size that no model has.
     """
     model_type = str(fields.get("model_type", ""))
     if model_type not in _DEFAULTS:
         return None
+    for name in _SIZES:
+        _size(fields, name)
     full = {**_DEFAULTS[model_type], **{key: value for key, value in fields.items() if value is not None}}
     if model_type == "gpt2":
         return _gpt2(full, vocabulary)
@@ -51,10 +66,23 @@ def num_parameters(fields: Mapping[str, Any], vocabulary: int) -> int | None:
     return _gated(model_type, full, vocabulary)
 
 
+def _size(fields: Mapping[str, Any], name: str) -> int | None:
+    """`model.config`'s field `name`, None where it is left out. UserError when it is not a positive whole number."""
+    value = fields.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"model.config.{name} is {value!r}: set a whole number, 1 or more, or leave it out")
+    return value
+
+
 def vocabulary_of(config: TrainConfig) -> int | None:
-    """Rows of the embedding, as far as the recipe says: its own number, or the most that the tokenizer that it trains can have."""
-    named = config.model.config.get("vocab_size")
-    if isinstance(named, int):
+    """Rows of the embedding, as far as the recipe says: its own number, or the most that the tokenizer that it trains can have.
+
+    UserError when its own number is not one.
+    """
+    named = _size(config.model.config, "vocab_size")
+    if named is not None:
         return named
     if config.data.tokenizer is not None:
         return None
@@ -62,7 +90,7 @@ def vocabulary_of(config: TrainConfig) -> int | None:
 
 
 def parameters_of(config: TrainConfig) -> int | None:
-    """Parameters of the job's model; None when only its weights or its tokenizer can tell."""
+    """Parameters of the job's model; None when only its weights or its tokenizer can tell. UserError for a size that no model has."""
     vocabulary = vocabulary_of(config)
     return None if vocabulary is None else num_parameters(config.model.config, vocabulary)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ from zerofleet.trainer.errors import UserError
 if TYPE_CHECKING:
     from zerofleet.launch.commands.types import Verbs
 
+MOST_PARAMETERS = 10**18
+"""Far above any model, and low enough that every size that follows from it can be computed."""
+
 
 def add_parser(verbs: Verbs) -> None:
     group = verbs.add_parser("k8s", help="Kubernetes: render a job")
@@ -33,18 +37,31 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write (default: standard output)")
     parser.add_argument(
         "--num-parameters",
-        type=float,
+        type=_num_parameters,
         metavar="N",
         help="parameters of the model, where the recipe does not tell (model.pretrained, or an unknown model_type)",
     )
     parser.set_defaults(handler=render)
 
 
+def _num_parameters(text: str) -> int:
+    """`7.2e9` as well as `7200000000`. argparse's error, which ends with exit code 2, for what no model has."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 1 <= number <= MOST_PARAMETERS:  # not a number is neither
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a number from 1 to {MOST_PARAMETERS:g}: give the model's parameters, such as 7.2e9"
+        )
+    return int(number)
+
+
 def render(arguments: argparse.Namespace) -> int:
     profile = load_profile(arguments.profile)
     job = load_job(arguments.recipe, arguments.overrides)
     check_job(job)
-    workload = workload_of(job, profile, int(arguments.num_parameters) if arguments.num_parameters else None)
+    workload = workload_of(job, profile, arguments.num_parameters)
     refuse_errors(lint(profile, workload))
     text = to_yaml(documents(profile, workload), ["rendered by zerofleet k8s render", *summary(profile, workload)])
     if arguments.output is None:

@@ -94,11 +94,37 @@ def test_a_model_of_unknown_size_wants_its_number(call):
     assert code == 0 and "kind: RayJob" in out
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "1e999", "-5", "0", "0.5", "1e308", "many"])
+def test_a_number_of_parameters_that_no_model_has(call, capsys, number):
+    with pytest.raises(SystemExit) as ended:
+        call(*RENDER, "run.name=first", "--num-parameters", number)
+    assert ended.value.code == 2
+    assert f"argument --num-parameters: {number} is not a number from 1 to 1e+18" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "x"])
+def test_a_size_that_no_model_has(call, value):
+    code, out, err = call(*RENDER, "run.name=first", f"model.config.num_attention_heads={value}")
+    assert (code, out) == (2, "") and "model.config.num_attention_heads is " in err
+
+
+@pytest.mark.parametrize("file", ["/elsewhere/a.txt", "file:///elsewhere/a.txt"])
+def test_a_path_in_a_mixture_that_pods_cannot_open(call, file):
+    source = f"data.sources.web={{weight: 1, files: [python-stdlib, '{file}']}}"
+    code, out, err = call(*RENDER, "run.name=first", "data.files=[]", "data.packing=best_fit", source)
+    assert (code, out) == (2, "") and "data.sources.web.files.1: /elsewhere/a.txt is a path" in err
+
+
 @pytest.mark.parametrize(
     "planted",
     [
         ("run.storage=s3://AKIAPLANTED:hunter2planted@bucket/runs",),
         ("data.files=[s3://AKIAPLANTED:hunter2planted@bucket/a.jsonl]",),
+        (
+            "data.files=[]",
+            "data.packing=best_fit",
+            "data.sources.web={weight: 1, files: ['s3://AKIAPLANTED:hunter2planted@bucket/a.jsonl']}",
+        ),
         ("run.init_from=s3://AKIAPLANTED:hunter2planted@bucket/runs/a@3",),
     ],
 )

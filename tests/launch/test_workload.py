@@ -47,6 +47,18 @@ def test_paths_urls_and_hub_ids_are_told_apart():
     assert [(p.where, p.path) for p in workload.urls] == [("data.files.3", "s3://c/d")]
 
 
+def test_the_files_of_a_mixture_are_the_recipes_too():
+    web = "data.sources.web={weight: 2, files: [python-stdlib,/a/*.txt,file:///b.txt]}"
+    code = "data.sources.code={weight: 1, files: [s3://c/d]}"
+    workload = load(CPU, "data.files=[]", "data.packing=best_fit", web, code)
+    assert [(p.where, p.path) for p in workload.paths] == [
+        ("run.storage", "/mnt/zerofleet/runs"),
+        ("data.sources.web.files.1", "/a/*.txt"),
+        ("data.sources.web.files.2", "/b.txt"),
+    ]
+    assert [(p.where, p.path) for p in workload.urls] == [("data.sources.code.files.0", "s3://c/d")]
+
+
 def test_snapshots_take_half_of_what_the_ranks_leave_at_most():
     seven = load(H100, num_parameters=7 * 10**9)
     assert seven.num_buffers == 7 and seven.snapshot_bytes == 42 * 10**9

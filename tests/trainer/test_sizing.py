@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.support.ranks import job
 from zerofleet.trainer.checkpoint.buffers import Buffers
+from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.sizing import StateSizes, num_parameters, parameters_of, vocabulary_of
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -42,6 +43,33 @@ def test_parameters_are_those_of_the_model(fields):
 def test_fields_that_are_left_out_have_transformers_defaults(model_type):
     fields = {"model_type": model_type}
     assert num_parameters(fields, 512) == counted({**fields, "vocab_size": 512})
+
+
+@pytest.mark.parametrize("value", [0, -4, 4.0, True, "x", [4]])
+@pytest.mark.parametrize(
+    ("model_type", "field"),
+    [
+        ("llama", "num_attention_heads"),
+        ("llama", "num_key_value_heads"),
+        ("qwen3", "head_dim"),
+        ("gpt2", "n_embd"),
+        ("gpt2", "n_inner"),
+        ("gpt2", "max_position_embeddings"),
+        ("gpt_neox", "num_hidden_layers"),
+    ],
+)
+def test_a_size_is_a_positive_whole_number(model_type, field, value):
+    with pytest.raises(UserError) as refused:
+        num_parameters({"model_type": model_type, field: value}, 512)
+    assert f"model.config.{field} is {value!r}" in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [0, "x", True])
+def test_a_vocabulary_is_one_too(tmp_path, tiny_corpus, value):
+    config = job(tmp_path, tiny_corpus)
+    model = config.model.model_copy(update={"config": {"model_type": "llama", "vocab_size": value}})
+    with pytest.raises(UserError, match=r"model\.config\.vocab_size is "):
+        vocabulary_of(config.model_copy(update={"model": model}))
 
 
 def test_what_cannot_be_known_is_not_guessed(tmp_path, tiny_corpus):

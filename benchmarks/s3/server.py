@@ -36,9 +36,12 @@ class S3Server:
         return self
 
     def __exit__(self, *_: object) -> None:
+        from zerofleet.trainer.s3 import S3  # needs the extra, which who only imports this may not have
+
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(20)
+        S3.clear_instance_cache()  # fsspec would give this process's next run in S3 a client of this server
 
 
 def environment(port: int) -> dict[str, str]:

@@ -53,7 +53,8 @@ def test_the_whole_path_at_a_tiny_size(tmp_path, monkeypatch):
     measured = measure(tmp_path, TINY, num_rounds=1, num_pairs=1, is_cold=False)
     found = summary(measured)
     assert len(found["ratios"]) == len(BARS) + 1
-    assert all(ratio["median"] > 0 for ratio in found["ratios"].values())
+    # What an overlapped save costs is a difference of two times: at this size it may be below zero.
+    assert all(ratio["median"] > 0 for label, ratio in found["ratios"].items() if not label.startswith("cost_s"))
     assert (len(measured["rounds"]), len(measured["resizes"]), len(measured["slowdown_pairs"])) == (1, 1, 1)
     assert measured["state_bytes"] > 12 * 20_000
     assert not list((tmp_path / "runs/saves/checkpoints").glob("step-00000001/*")), "a round leaves nothing behind"

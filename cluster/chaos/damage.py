@@ -72,11 +72,13 @@ def raise_zombie(run: RunFolder) -> None:
     newest, fenced = run.checkpoints()[-1], run.attempts()[0].attempt
     zombie = CheckpointId(newest.step + ZOMBIE_AHEAD, fenced, newest.silo)
     source, target = run.storage.local_path(newest.folder), run.storage.local_path(zombie.folder)
-    target.mkdir(parents=True)
-    for file in source.glob("*.safetensors"):
-        shutil.copyfile(file, target / file.name)
+    # Made aside and there all at once: a fenced attempt's files without a manifest are deleted by the run.
+    aside, step_folder = run.storage.local_path("zombie"), target.parents[1]
+    copy = aside / target.relative_to(step_folder)
+    shutil.copytree(source, copy)
     manifest = Manifest.from_bytes(run.storage.read(newest.manifest))
-    run.storage.create(zombie.manifest, replace(manifest, step=zombie.step, attempt=fenced).to_bytes())
+    (copy / Path(zombie.manifest).name).write_bytes(replace(manifest, step=zombie.step, attempt=fenced).to_bytes())
+    aside.rename(step_folder)
 
 
 def _newest_file(run: RunFolder) -> Path:

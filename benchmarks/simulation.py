@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from zerofleet.cluster.attempt import Stage
 from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.controller import Controller
-from zerofleet.cluster.group import Placement
+from zerofleet.cluster.group import Departure, Placement
 from zerofleet.cluster.hooks import Hooks, Origin
 from zerofleet.cluster.policy.sizing import Sizes
 from zerofleet.cluster.spec import JobSpec, SnapshotInfo
@@ -61,6 +61,12 @@ class SimulatedGroup:
 
     def resize(self, num_nodes: int) -> None:
         self.num_nodes = num_nodes
+
+    def departing(self) -> list[Departure]:
+        return []
+
+    def release(self, departures: Sequence[Departure]) -> None:
+        raise AssertionError("nobody leaves")
 
     def available(self) -> list[str]:
         return [f"node-{number:05d}" for number in range(self.num_nodes)]

@@ -8,7 +8,8 @@ from functools import partial
 
 from zerofleet.cluster.attempt import Attempt, Stage
 from zerofleet.cluster.config import ClusterConfig
-from zerofleet.cluster.ending import End
+from zerofleet.cluster.departures import Departures
+from zerofleet.cluster.ending import End, newest_in_words
 from zerofleet.cluster.group import Group
 from zerofleet.cluster.hooks import Hooks, Origin, Skips, nothing_usable
 from zerofleet.cluster.policy.failure import Decision, Failure, decide
@@ -25,7 +26,7 @@ from zerofleet.cluster.transitions import Transitions
 from zerofleet.cluster.verdict import Verdict, judge
 from zerofleet.cluster.waiting import Insistence, Limit
 from zerofleet.trainer.data.quarantine import Ranges, num_positions, union
-from zerofleet.trainer.errors import StorageError, UserError, ZerofleetError
+from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.events import Control, Event
 from zerofleet.trainer.run_folder import CheckpointId
 
@@ -70,7 +71,8 @@ class Controller(Transitions):
         self._sizer, self._num_steps = Sizer(sizes), num_steps
         self._limits = Limits(config.stall_timeout_s, group.world_size)
         self._suspicion = Suspicion(group.stacks)
-        self._growth = SizeDecision("go on", "")
+        self._departures = Departures(group.departing)
+        self._change: tuple[Callable[[], None], str] = (lambda: None, "")  # what RESIZING is for
         self._end: End | None = None
         self._insistence = Insistence(self._say_storage)
         self.keep_snapshots = True
@@ -150,10 +152,18 @@ class Controller(Transitions):
         if self._has_broken(now):
             return self._enter(State.RECOVERING, now, "an attempt failed")
         if self._has_ended(now):
-            self._next_stage(now)
+            return self._next_stage(now)
+        if self._attempt.stage is Stage.TRAIN and (leaving := self._departures.look(now)):
+            named = ", ".join(map(str, leaving))
+            self._change = (partial(self._group.release, leaving), f"{named} is given back: another takes its place")
+            self._save_and(State.RESIZING, now, f"{named} will be taken away: the ranks save at the end of their step")
+
+    def _save_and(self, state: State, now: float, why: str) -> None:
+        self._group.control(Control("stop"))
+        self._enter(state, now, why)
 
     def _resizing(self, now: float) -> None:
-        """As if a stop had been asked for; then the run goes on at once, with more nodes."""
+        """As if a stop had been asked for; then the run goes on at once, on other nodes."""
         self._listen(now)
         if self._has_broken(now):
             return self._enter(State.RECOVERING, now, "an attempt failed while it was to be resized")
@@ -161,15 +171,15 @@ class Controller(Transitions):
             if self._attempt.is_finished or self._lost_end(now):
                 return self._next_stage(now)
             self._kill(now)
-            self._resize(self._growth)
-            self._enter(State.PLACING, now, "the run grows")
+            change, why = self._change
+            change()
+            self._enter(State.PLACING, now, why)
 
     def _draining(self, now: float) -> None:
         self._listen(now)
         if self._has_ended(now):
             return self._next_stage(now)
-        over = now - self._entered_at > self._config.stop_timeout_s
-        if over:
+        if over := now - self._entered_at > self._config.stop_timeout_s:
             self._kill(now)
             cause = f"cluster.stop_timeout_s={self._config.stop_timeout_s:g} was over before the checkpoint was durable"
         elif self._has_broken(now):
@@ -207,9 +217,8 @@ class Controller(Transitions):
     def _start_stage(self, why: str, now: float) -> None:
         """Training as a new attempt. Raises StorageError."""
         assert self._job is not None
-        stage, number, start = self._stages[0], self._attempt.number, None
-        if stage is Stage.TRAIN:
-            start = self._select()
+        stage, number = self._stages[0], self._attempt.number
+        start = self._select() if stage is Stage.TRAIN else None
         if not self._group.is_whole:  # else what the lost node holds would be passed over for good
             self._kill(now)
             return self._enter(State.PLACING, now, "a node was lost meanwhile")
@@ -225,11 +234,10 @@ class Controller(Transitions):
         job = self._job if stage is Stage.TRAIN else replace(self._job, target=stage.target)
         memory = start.checkpoint if start and start.in_memory else None
         self._group.start(job, number, ranks, stage.log_name, memory)
-        if stage is Stage.EXPORT:
-            if self.state is not State.DRAINING:
-                self._enter(State.RUNNING, now, "training is done and durable; exporting the model")
-        else:
+        if stage is not Stage.EXPORT:
             self._enter(State.STARTING, now, f"{why}; from {start or 'the beginning'}" if stage is Stage.TRAIN else why)
+        elif self.state is not State.DRAINING:
+            self._enter(State.RUNNING, now, "training is done and durable; exporting the model")
 
     def _select(self) -> Origin | None:
         """The newest state that can be used. Never silently from scratch: ZerofleetError when there are only bad ones."""
@@ -283,9 +291,8 @@ class Controller(Transitions):
         step = self._attempt.step
         decision = self._sizer.at_commit(self._num_steps - step, step - self._attempt.checkpoint_step, now)
         if decision.action == "grow":
-            self._growth = decision
-            self._group.control(Control("stop"))
-            self._enter(State.RESIZING, now, decision.reason)
+            self._change = (partial(self._resize, decision), "the run grows")
+            self._save_and(State.RESIZING, now, decision.reason)
 
     def _kill(self, now: float) -> None:
         for event in self._group.kill():
@@ -312,8 +319,7 @@ class Controller(Transitions):
     def _has_ended(self, now: float) -> bool:
         """Whether all ranks are done and gone, and what they left is durable or cannot be; who does not go is ended."""
         if self._attempt.has_ended():
-            is_kept = self._attempt.ordered_step <= self._attempt.checkpoint_step
-            return is_kept or bool(self._lost_end(now))
+            return self._attempt.ordered_step <= self._attempt.checkpoint_step or bool(self._lost_end(now))
         done_at = self._attempt.done_at
         if done_at is None or now - done_at < _END_TIMEOUT_S:
             return False
@@ -323,20 +329,13 @@ class Controller(Transitions):
     def _judge(self, now: float) -> Verdict:
         silent, stacks = self._suspicion.silent, self._suspicion.stacks
         if silent:
-            texts = {str(rank): f"{stack.state} {stack.text}" for rank, stack in stacks.items()}
-            self._say("stacks", ranks=texts)
+            self._say_stacks(stacks)
         self._kill(now)
         return judge(self._attempt.evidence(silent, self._late, stacks if silent else None))
 
     def _newest(self) -> str:
         """The newest checkpoint of the run, in words."""
-        known = self._attempt.checkpoint_step
-        try:
-            if not known and (selected := self._hooks.select(self._excluded, []).checkpoint) is not None:
-                known = selected.step
-        except StorageError as error:
-            return f"whether there is a checkpoint cannot be seen ({error})"
-        return f"the newest checkpoint is that of step {known}" if known else "there is no checkpoint yet"
+        return newest_in_words(self._attempt.checkpoint_step, partial(self._hooks.select, self._excluded, []))
 
     # -- the end ---------------------------------------------------------------------------------------------------
     def _conclude(self, now: float, state: State, why: str, exit_code: int) -> None:
@@ -375,6 +374,8 @@ class Controller(Transitions):
         if action == "save":
             if is_training:
                 self._group.control(Control("save"))
+        elif action == "stacks":
+            self._say_stacks(self._group.stacks())
         elif action == "end":
             self._kill(now)
             self._stopped(now, f"stopped at once; {self._newest()}")
@@ -384,8 +385,7 @@ class Controller(Transitions):
             self._kill(now)
             self._conclude(now, State.STOPPED, f"stopped {self._attempt.stage.when_stopped(bool(self._claimed))}", 0)
         elif is_training and self._end is None:
-            self._group.control(Control("stop"))
-            self._enter(State.DRAINING, now, "a stop was asked for: the ranks save at the end of their step")
+            self._save_and(State.DRAINING, now, "a stop was asked for: the ranks save at the end of their step")
 
 
 _HANDLERS: dict[State, Callable[[Controller, float], None]] = {

@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from zerofleet.cluster.hooks import Selection
 from zerofleet.cluster.saves import Saves
 from zerofleet.cluster.state import State
+from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.run_folder import CheckpointId
+
+
+def newest_in_words(known: int, select: Callable[[], Selection]) -> str:
+    """The newest checkpoint of the run: that of step `known`, or, when that is 0, what a look at storage finds."""
+    try:
+        if not known and (selected := select().checkpoint) is not None:
+            known = selected.step
+    except StorageError as error:
+        return f"whether there is a checkpoint cannot be seen ({error})"
+    return f"the newest checkpoint is that of step {known}" if known else "there is no checkpoint yet"
 
 
 @dataclass(frozen=True)

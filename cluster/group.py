@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +11,19 @@ from zerofleet.cluster.spec import JobSpec, SnapshotInfo
 from zerofleet.cluster.stacks import RankStack
 from zerofleet.trainer.events import Control, Event
 from zerofleet.trainer.run_folder import CheckpointId
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A node that is about to be taken away."""
+
+    node_id: str
+    name: str
+    left_s: float
+    """Seconds until then; infinite where nobody has said."""
+
+    def __str__(self) -> str:
+        return f"node {self.name}" if self.left_s == float("inf") else f"node {self.name} (in {self.left_s:.0f} s)"
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,12 @@ class Group(Protocol):
 
     def available(self) -> list[str]:
         """Names of the nodes that the run has or could have now."""
+
+    def departing(self) -> list[Departure]:
+        """Nodes of the run that are about to be taken away."""
+
+    def release(self, departures: Sequence[Departure]) -> None:
+        """Gives these nodes back, those that are still held: `place` gets others. The ranks have ended."""
 
     def place(self, job: JobSpec | None, wait_s: float) -> Placement:
         """Gets the nodes that are missing; idempotent. Without a job (its data is not prepared) it may get them early.

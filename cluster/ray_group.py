@@ -20,7 +20,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from zerofleet.cluster.agent import NodeAgent
-from zerofleet.cluster.group import Placement
+from zerofleet.cluster.group import Departure, Placement
 from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits, plan
 from zerofleet.cluster.policy.buddies import plan_buddies
 from zerofleet.cluster.preflight import NodeReport, compare_nodes
@@ -148,6 +148,19 @@ class RayGroup:
     def available(self) -> list[str]:
         held = {node.resources.node_id for node in self._nodes.values()}
         return [n.name for n in _cluster_nodes() if n.node_id in held or self._ask.fits_free(n)]
+
+    def departing(self) -> list[Departure]:
+        notices = {} if self._is_ours else _notices()
+        return [
+            Departure(node_id, node.resources.name, notices[node_id])
+            for node in self._nodes.values()
+            if (node_id := node.resources.node_id) in notices
+        ]
+
+    def release(self, departures: Sequence[Departure]) -> None:
+        leaving = {departure.node_id for departure in departures}
+        for node in [node for node in self._nodes.values() if node.resources.node_id in leaving]:
+            self._forget(node)
 
     def _create(self, rank: int, resources: NodeResources) -> _Node:
         bundle = {"CPU": self._ask.cpus} | ({"GPU": self._ask.gpus} if self._ask.gpus else {})
@@ -353,12 +366,19 @@ def end_agents_of(namespace: str) -> None:
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(number)))
 
 
+def _notices() -> dict[str, float]:
+    """The nodes that Ray is draining, by their id: seconds until they are taken away, infinite where it was not told when."""
+    deadlines_ms: dict[str, int] = ray._private.state.state.get_draining_nodes()
+    now = time.time()
+    return {node: (at_ms / 1000 - now if at_ms else float("inf")) for node, at_ms in deadlines_ms.items()}
+
+
 def _cluster_nodes() -> list[NodeResources]:
-    """The living nodes that may hold ranks, with what is free on each."""
-    free = ray._private.state.available_resources_per_node()
+    """The living nodes that may hold ranks and will stay, with what is free on each."""
+    free, leaving = ray._private.state.available_resources_per_node(), _notices()
     found = []
     for node in ray.nodes():
-        if node["Alive"]:
+        if node["Alive"] and node["NodeID"] not in leaving:
             has, left = node["Resources"], free.get(node["NodeID"], {})
             name = node["NodeManagerHostname"]
             amounts = [amount.get(kind, 0.0) for amount in (has, left) for kind in ("CPU", "GPU")]

@@ -14,7 +14,7 @@ class State(enum.StrEnum):
     | PLACING    | STARTING / FAILED            | enough agents are up and fit / the timeout says what is missing |
     | STARTING   | RUNNING / RECOVERING         | first step done / a rank or node failed, a rank was silent for too long, or the start timed out |
     | RUNNING    | RECOVERING                   | a rank or node failed, or a rank was silent for too long |
-    | RUNNING    | RESIZING                     | nodes are there that the run has use for, and a step has become durable |
+    | RUNNING    | RESIZING                     | nodes are there that the run has use for, and a step has become durable / a node is about to be taken away |
     | RUNNING    | DRAINING / FINISHED          | a stop was asked for / the last step is durable and exported |
     | RECOVERING | STARTING / PLACING / FAILED  | all nodes there / a node must be replaced / the verdict says stop |
     | RESIZING   | PLACING / RECOVERING         | the ranks have saved and ended / one failed meanwhile |

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from zerofleet.cluster.policy.failure import Decision
+from zerofleet.cluster.stacks import RankStack
 from zerofleet.cluster.state import State
 from zerofleet.cluster.verdict import Verdict
 from zerofleet.trainer.events import DRIVER, Event
@@ -62,6 +63,10 @@ class Transitions:
         )
         if decision.quarantine:
             self._say("incident", **{"class": "data", "message": decision.reason, "quarantine": decision.quarantine})
+
+    def _say_stacks(self, stacks: Mapping[int, RankStack]) -> None:
+        """The kernel's letter for each rank's process, and its stacks."""
+        self._say("stacks", ranks={str(rank): f"{stack.state} {stack.text}" for rank, stack in stacks.items()})
 
     def _say_storage(self, message: str) -> None:
         self._say("incident", **{"class": "storage", "message": message})

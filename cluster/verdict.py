@@ -19,6 +19,7 @@ _BY_TYPE: dict[str, Class] = {
     "NonFiniteStep": "data",
     "LossSpike": "data",
     "ReplicaDivergence": "node",
+    "WrongProbe": "node",
     "WrongResult": "node",
 }
 

@@ -18,6 +18,7 @@ from zerofleet.launch.commands import (
     logs,
     report,
     resume,
+    stacks,
     status,
     stop,
     submit,
@@ -28,7 +29,7 @@ from zerofleet.trainer.errors import ZerofleetError
 
 VERBS = (
     *(submit, validate, status, list_runs, logs, stop, resume, export),
-    *(audit, explain, report, chaos, doctor, k8s),
+    *(audit, explain, report, stacks, chaos, doctor, k8s),
 )
 
 EPILOG = """\

@@ -1,4 +1,4 @@
-"""Looks for requests (`stop`, `save`) in the run folder, in a thread: storage that is slow or down never holds up the controller."""
+"""Looks for requests (`stop`, `save`, `stacks`) in the run folder, in a thread: storage that is slow or down never holds up the controller."""
 
 from __future__ import annotations
 

@@ -102,6 +102,22 @@ class ReplicaDivergence(ZerofleetError):
         return type(self), (self.step, self.ranks)
 
 
+class WrongProbe(ZerofleetError):
+    """Some ranks compute another probe loss from the same weights than the others: `ranks` are those."""
+
+    def __init__(self, step: int, ranks: list[int], loss: float, saved: float) -> None:
+        named = ", ".join(map(str, ranks))
+        super().__init__(
+            f"rank {named} makes a probe loss of {loss:.6g} of the weights of step {step}, which gave {saved:.6g} when they were saved, and still "
+            "do on the other ranks: its device, or what is installed on its node, is suspect"
+        )
+        self.step, self.ranks = step, ranks
+        self._arguments = (step, ranks, loss, saved)
+
+    def __reduce__(self) -> tuple[type, tuple[int, list[int], float, float]]:
+        return type(self), self._arguments
+
+
 class Superseded(UserError):
     """A newer attempt of the run was claimed while this one still trained: it ends, since nothing that it does can count."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from zerofleet.trainer.checkpoint.cadence import Cadence
 from zerofleet.trainer.checkpoint.save import Saver
@@ -13,8 +14,9 @@ from zerofleet.trainer.reporter import Reporter
 class Keeper:
     """One rank's. All ranks call `keep` at the same steps, since what is done was agreed upon in the step's collective."""
 
-    def __init__(self, reporter: Reporter, saver: Saver, cadence: Cadence) -> None:
-        self._reporter, self._saver, self._cadence = reporter, saver, cadence
+    def __init__(self, reporter: Reporter, saver: Saver, cadence: Cadence, probe: Callable[[], float]) -> None:
+        """`probe` is collective, and gives the probe loss of the weights as they are."""
+        self._reporter, self._saver, self._cadence, self._probe = reporter, saver, cadence, probe
         cadence.has_buddy, cadence.has_room = saver.has_buddy, saver.has_room
         self.saved_step: int | None = None
         """The newest step that is durable, or on its way there."""
@@ -62,11 +64,14 @@ class Keeper:
         self._reporter.begin("save" if durable else "snapshot")
         if not self._saver.is_background:
             self._reporter.release()  # whether storage takes it or not, and however long that takes
+        asked = time.perf_counter()
+        probe_loss = self._probe() if durable else None
         began = time.perf_counter()
         waits = is_last or control.action == "stop"  # no later save will make up for this one
-        self._saver.save(step, durable, list(self._reporter.recent), replicate, waits)
-        self._stall_s = time.perf_counter() - began
-        self._stalled_s += self._stall_s
+        self._saver.save(step, durable, list(self._reporter.recent), replicate, waits, probe_loss)
+        ended = time.perf_counter()
+        self._stall_s = ended - began  # what a snapshot costs: it has no probe
+        self._stalled_s += ended - asked
         self._cadence.snapshot_started(step)
         if replicate:
             self._cadence.replica_started(step)

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-import xxhash
 
 from zerofleet.trainer.batch import BatchPlan, block_seed
 from zerofleet.trainer.checkpoint.adapters import adapter_for
 from zerofleet.trainer.checkpoint.cadence import Cadence
 from zerofleet.trainer.checkpoint.export import publish_model_files
-from zerofleet.trainer.checkpoint.save import Saver, Source, make_saver
+from zerofleet.trainer.checkpoint.save import Saver, Source, make_saver, versions
 from zerofleet.trainer.checkpoint.select import newest_commit_at
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.cache import DataCache
@@ -32,8 +29,9 @@ from zerofleet.trainer.events import Control, ControlSource, Report
 from zerofleet.trainer.exchange import StepShare, StepSum, agree, agree_on, exchange, odd_ranks, replica_digest
 from zerofleet.trainer.flops import device_peak
 from zerofleet.trainer.keeper import Keeper
-from zerofleet.trainer.model import DTYPES, check
+from zerofleet.trainer.model import DTYPES, check, config_digest
 from zerofleet.trainer.own_time import own_time
+from zerofleet.trainer.probe import check_probe, probe_batch
 from zerofleet.trainer.reporter import Fault, Reporter, no_fault
 from zerofleet.trainer.restore import Restore
 from zerofleet.trainer.run_folder import RunFolder
@@ -110,7 +108,7 @@ class Loop:
         self.fingerprints = {
             "data": self.cache.fingerprint,
             "tokenizer": self.cache.tokenizer_fingerprint,
-            "model": _config_digest(resolved.to_dict()),
+            "model": config_digest(resolved.to_dict()),
             "job": f"seed {self.config.run.seed}, global batch {self.config.train.global_batch_size}",
         }
         agree_on(self.fingerprints)
@@ -126,7 +124,7 @@ class Loop:
         self.record = next(a for a in self.attempts if a.attempt == self.world.attempt)
         silo, quarantine = self.world.silo, self.record.quarantine
         self.feed = Feed.of(self.config, self.cache.train, self.plan, silo, quarantine)
-        self.keeper = Keeper(self.reporter, self._make_saver(), self._make_cadence())
+        self.keeper = Keeper(self.reporter, self._make_saver(), self._make_cadence(), self._probe)
         self.waits = Waits(self.keeper.take_stall_s, host_clocks(self.world.local_rank))
 
     def _make_saver(self) -> Saver:
@@ -180,6 +178,8 @@ class Loop:
         if manifest := restore.start_of(self.record):
             self.losses.restore(manifest.recent_losses)
             self.keeper.restored(manifest.step, self.record.from_memory)
+            if not self.record.from_memory:  # what is in memory was computed by this very code a moment ago
+                check_probe(self._probe(), manifest, versions(), self.device)
 
     # -- the run ---------------------------------------------------------------------------------------------------
     def run(self) -> None:
@@ -319,6 +319,15 @@ class Loop:
             loss = total.loss_sum / total.num_tokens
             self.reporter.hold("eval", "eval", start, time.perf_counter() - began, loss=loss, tokens=total.num_tokens)
 
+    def _probe(self) -> float:
+        """The probe loss of the weights as they are, nats per token. Collective at stage 3."""
+        batch = probe_batch(self.cache, self.config.data.document_mask)
+        self.engine.eval()
+        with torch.no_grad():
+            loss = float(self._loss(batch))
+        self.engine.train()
+        return loss / max(1, batch.num_tokens)
+
     def _end(self, kind: str) -> None:
         self.keeper.settle()
         dist.barrier()
@@ -378,18 +387,3 @@ class Loop:
 def _finite(norm: float) -> bool:
     """DeepSpeed also reports an invalid norm as -1."""
     return 0 <= norm < float("inf")
-
-
-def _config_digest(fields: dict[str, Any]) -> str:
-    """xxh3-128 of a resolved model config without what does not change the model."""
-    transient = {
-        "transformers_version",
-        "dtype",
-        "torch_dtype",
-        "_name_or_path",
-        "use_cache",
-        "_attn_implementation",
-        "architectures",
-    }
-    kept = {key: value for key, value in fields.items() if key not in transient}
-    return xxhash.xxh3_128_hexdigest(json.dumps(kept, sort_keys=True, default=str).encode())

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import xxhash
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers import initialization as hf_initialization
 
@@ -234,3 +236,18 @@ def _in_fp32(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
         for parameter, data in low:
             data.copy_(parameter.data)
             parameter.data = data
+
+
+def config_digest(fields: dict[str, Any]) -> str:
+    """xxh3-128 of a resolved model config without what does not change the model."""
+    transient = {
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "_name_or_path",
+        "use_cache",
+        "_attn_implementation",
+        "architectures",
+    }
+    kept = {key: value for key, value in fields.items() if key not in transient}
+    return xxhash.xxh3_128_hexdigest(json.dumps(kept, sort_keys=True, default=str).encode())

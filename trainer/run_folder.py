@@ -239,7 +239,7 @@ class RunFolder:
 
     # -- control ---------------------------------------------------------------------------------------------------
     def request(self, action: str) -> None:
-        """Leaves a request (`stop` or `save`) for whoever drives the run."""
+        """Leaves a request (`stop`, `save` or `stacks`) for whoever drives the run."""
         number = len(self.storage.list("control")) + 1
         while True:
             try:

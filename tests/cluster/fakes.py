@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from zerofleet.cluster.attempt import Stage
 from zerofleet.cluster.commits import Outcome
 from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.controller import Controller
-from zerofleet.cluster.group import Placement
+from zerofleet.cluster.group import Departure, Placement
 from zerofleet.cluster.hooks import Hooks, Origin
 from zerofleet.cluster.policy.sizing import Sizes
 from zerofleet.cluster.spec import JobSpec, SnapshotInfo
@@ -68,6 +68,8 @@ class FakeGroup:
     def __init__(self, clock: Clock, train: Script, world_size: int = 2) -> None:
         self.num_nodes, self._ranks_per_node, self._clock, self._train = 1, world_size, clock, train
         self.is_whole = True
+        self.leaving: list[Departure] = []
+        self.released: list[Departure] = []
         self.names = ["a"]
         """The nodes that the run has or could have."""
         self.placements: list[Placement] = [Placement()]
@@ -93,6 +95,13 @@ class FakeGroup:
         self.check: Script = lambda attempt: [[exit_of(attempt, rank) for rank in range(self.world_size)]]
         self.export: Script = lambda attempt: [[event("export", attempt, 0, path="x"), exit_of(attempt, 0)]]
         self._batches: list[list[Event]] = []
+
+    def departing(self) -> list[Departure]:
+        return self.leaving
+
+    def release(self, departures: Sequence[Departure]) -> None:
+        self.released += departures
+        self.leaving = []
 
     def place(self, job: JobSpec | None, wait_s: float) -> Placement:
         if job is None:

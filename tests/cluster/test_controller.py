@@ -21,6 +21,7 @@ from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.group import Placement
 from zerofleet.cluster.hooks import Origin
 from zerofleet.cluster.preflight import NodeFinding
+from zerofleet.cluster.stacks import RankStack
 from zerofleet.cluster.state import State
 from zerofleet.trainer.errors import DataError, UserError
 from zerofleet.trainer.run_folder import CheckpointId
@@ -286,6 +287,16 @@ def test_a_stop_drains_to_a_durable_checkpoint():
     assert (controller.state, controller.exit_code) == (State.STOPPED, 0)
     assert h.group.controls == ["stop"]
     assert "step 6" in controller.why
+
+
+def test_what_the_ranks_are_doing_is_told_on_request_and_the_run_goes_on():
+    h = harness(lambda a: [step(a, 5)])
+    h.run_until("RUNNING")
+    h.group.on_stacks = {0: RankStack("R", "in forward", False), 1: RankStack("S", "in all_gather", True)}
+    h.requests = ["stacks"]
+    h.controller.step(h.clock.now)
+    assert [event.data["ranks"] for event in h.said("stacks")] == [{"0": "R in forward", "1": "S in all_gather"}]
+    assert h.states()[-1] == "RUNNING" and h.group.controls == []
 
 
 def test_a_stop_at_the_last_step_finishes():

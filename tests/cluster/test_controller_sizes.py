@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.cluster.fakes import checkpoint, ended, event, exit_of, harness, step
+from tests.cluster.fakes import FakeSelection, checkpoint, ended, event, exit_of, harness, step
 from zerofleet.cluster.commits import Outcome
 from zerofleet.cluster.config import ClusterConfig
-from zerofleet.cluster.group import Placement
+from zerofleet.cluster.group import Departure, Placement
 from zerofleet.cluster.policy.sizing import Sizes
 from zerofleet.cluster.state import State
 from zerofleet.trainer.run_folder import CheckpointId
@@ -54,6 +54,36 @@ def test_a_lost_node_is_waited_for_and_then_done_without():
     told = [e.data["message"] for e in h.said("info")]
     assert any("going on with them" in message and "(3 -> 2 nodes)" in message for message in told), told
     assert h.run().state is State.FINISHED
+
+
+def test_a_node_that_is_to_be_taken_away_is_left_behind_saved_and_no_step_is_lost():
+    """Its notice is no failure, and costs neither a step nor one of `cluster.max_failures`."""
+
+    def script(attempt):
+        return [step(1, 1, 6), step(1, 2, 6)] if attempt == 1 else [step(2, 4, 6), ended(2, "finished", 4, 6)]
+
+    h = fleet(script)
+    h.selections = [FakeSelection(), FakeSelection(CheckpointId(3, 1), found=1)]
+    h.group.on_control["stop"] = [[checkpoint(1, 3)], ended(1, "stopped", 3, 6)]
+    h.run_until("RUNNING")
+    h.group.leaving = [Departure("id-c", "c", 25.0)]
+    h.run_until("RESIZING")
+    assert h.group.controls == ["stop"] and h.group.released == []
+    assert h.run().state is State.FINISHED
+    assert [departure.name for departure in h.group.released] == ["c"]
+    assert h.world_sizes == [6, 6] and h.claims[1][1].checkpoint == CheckpointId(3, 1)
+    whys = [e.data["why"] for e in h.said("state")]
+    assert "node c (in 25 s) will be taken away: the ranks save at the end of their step" in whys
+    assert h.said("verdict") == []
+
+
+def test_a_node_that_goes_before_its_notice_is_over_is_a_lost_node():
+    h = fleet(after_a_loss(6))
+    h.run_until("RUNNING")
+    h.group.on_control["stop"] = [lost_node(1)]
+    h.group.leaving = [Departure("id-c", "c", float("inf"))]
+    assert h.run().state is State.FINISHED
+    assert [e.data["class"] for e in h.said("verdict")] == ["node"] and h.group.released == []
 
 
 def test_a_replacement_within_the_grace_keeps_the_size():

@@ -33,6 +33,7 @@ def verdict(*events, **fields):
         ("DataError", "empty", "data"),
         ("NonFiniteStep", "step 7", "data"),
         ("ReplicaDivergence", "rank 1", "node"),
+        ("WrongProbe", "rank 1", "node"),
         ("RuntimeError", "[gloo/transport/tcp/pair.cc:534] Connection closed by peer", "network"),
     ],
 )

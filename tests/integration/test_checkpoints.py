@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,24 @@ def test_stop_and_resume_over_world_sizes_and_stages(tmp_path, tiny_corpus, tiny
             assert outcome.of("loaded")[0].step == done - 3
     assert losses == pytest.approx(unbroken.losses(), rel=1e-3)
     assert_audited(folder_of(config), 12)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_weights_of_which_the_code_makes_another_loss_are_refused(tmp_path, tiny_corpus, tiny_cache, stage):
+    config = with_stage(job(tmp_path, tiny_corpus, train__steps=4, checkpoint__interval_steps=2), stage)
+    assert not run_attempt(config, tiny_cache, 2, Plan(stop_after=2)).errors
+    run, saved = folder_of(config), CheckpointId(2, 1)
+    manifest = CheckpointReader(run.storage, saved).manifest
+    assert manifest.probe_loss is not None and 3.0 < manifest.probe_loss < 7.0, (
+        "that of some tokens of a model that knows little"
+    )
+    run.storage.remove(saved.manifest)
+    run.storage.create(saved.manifest, replace(manifest, probe_loss=manifest.probe_loss * 1.001).to_bytes())
+    outcome = run_attempt(config, tiny_cache, 2)
+    assert {name for _, name, _ in outcome.errors} == {"UserError"}
+    assert all(
+        "the weights are bitwise those of step 2, but the probe loss is" in text for _, _, text in outcome.errors
+    )
 
 
 def test_the_state_after_a_load_is_bitwise_the_saved_one(tmp_path, tiny_corpus, tiny_cache):

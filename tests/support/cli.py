@@ -72,12 +72,17 @@ def assert_audited(run: RunFolder, last_step: int) -> None:
     assert found.last_step == last_step
 
 
-def kill_rank_at(run: RunFolder, rank: int, step: int, draw: random.Random, timeout_s: float = 90) -> None:
-    """kill -9 of a rank of attempt 1, a random moment after `step` was recorded."""
+def wait_for_step(run: RunFolder, step: int, timeout_s: float = 90) -> None:
+    """Until that step is recorded."""
     deadline = time.monotonic() + timeout_s
     while max(losses(run), default=0) < step:
         assert time.monotonic() < deadline, f"step {step} was not reached"
         time.sleep(0.01)
+
+
+def kill_rank_at(run: RunFolder, rank: int, step: int, draw: random.Random, timeout_s: float = 90) -> None:
+    """kill -9 of a rank of attempt 1, a random moment after `step` was recorded."""
+    wait_for_step(run, step, timeout_s)
     time.sleep(draw.uniform(0, 0.05))
     pid = next(e.data["pid"] for e in run.events() if e.kind == "phase" and e.phase == "init" and e.rank == rank)
     os.kill(pid, signal.SIGKILL)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from zerofleet.trainer.errors import CheckpointUnusable, LossSpike, NonFiniteStep, ReplicaDivergence
+from zerofleet.trainer.errors import CheckpointUnusable, LossSpike, NonFiniteStep, ReplicaDivergence, WrongProbe
 from zerofleet.trainer.events import ACTIONS, Control, Event
 from zerofleet.trainer.world import World
 
@@ -29,6 +29,7 @@ def test_a_stop_is_stronger_than_a_save():
         NonFiniteStep(7, float("inf"), [[48, 56]]),
         LossSpike(7, 9.5, 20.0, 12.0, [[48, 56]]),
         ReplicaDivergence(5, [1, 2]),
+        WrongProbe(5, [1, 2], 4.0, 5.0),
     ],
 )
 def test_errors_survive_the_way_between_ranks(error):

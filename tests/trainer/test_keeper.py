@@ -19,7 +19,8 @@ class Saver:
         self.saved: list[tuple[int, bool]] = []
         self.recent: list[str] = []
 
-    def save(self, step, durable, recent, replicate, waits) -> None:
+    def save(self, step, durable, recent, replicate, waits, probe_loss) -> None:
+        self.probed = probe_loss
         self.waited = waits
         self.replicated += [step] if replicate else []
         self.saved.append((step, durable))
@@ -36,7 +37,7 @@ class Rank:
         self.events = []
         self.reporter = Reporter(World(0, 0, 0, 1, "n", 1), self.events.append, no_fault)
         self.saver = Saver(is_background, has_buddy)
-        self.keeper = Keeper(self.reporter, self.saver, Cadence(CheckpointConfig(**checkpoint)))
+        self.keeper = Keeper(self.reporter, self.saver, Cadence(CheckpointConfig(**checkpoint)), lambda: 7.0)
 
     def step(self, asked: Control = Control()) -> Control:
         control = self.keeper.due(asked)
@@ -56,6 +57,14 @@ def test_a_step_that_is_not_kept_is_told_at_once():
     rank = Rank(interval_steps=0, snapshot_interval_steps=0)
     rank.step()
     assert rank.told() == [1] and rank.saver.saved == []
+
+
+def test_what_becomes_durable_is_probed_and_a_mere_snapshot_is_not():
+    rank = Rank(interval_steps=2, snapshot_interval_steps=1)
+    rank.step()
+    assert rank.saver.saved == [(1, False)] and rank.saver.probed is None
+    rank.step()
+    assert rank.saver.saved[1:] == [(2, True)] and rank.saver.probed == 7.0
 
 
 def test_a_step_that_is_kept_is_told_when_every_rank_has_settled():

@@ -38,6 +38,7 @@ class Draft:
     fingerprints: dict[str, str]
     versions: dict[str, str]
     recent_losses: list[float] = field(default_factory=list)
+    probe_loss: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         tensors = {name: vars(tensor) for name, tensor in self.tensors.items()}

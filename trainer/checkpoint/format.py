@@ -88,6 +88,8 @@ class Manifest:
     created_at: float
     recent_losses: list[float] = field(default_factory=list)
     """Losses of the newest steps, oldest first: what the next one is compared with (spikes)."""
+    probe_loss: float | None = None
+    """Mean loss per token of the probe (trainer/probe.py) with these weights, nats; None where none was computed."""
     format_version: int = FORMAT_VERSION
 
     @property

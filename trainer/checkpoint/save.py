@@ -58,11 +58,17 @@ class Saver(Protocol):
     """Whether it can while another snapshot is on its way to storage."""
 
     def save(
-        self, step: int, durable: bool, recent: Sequence[Event], replicate: bool = False, waits: bool = False
+        self,
+        step: int,
+        durable: bool,
+        recent: Sequence[Event],
+        replicate: bool = False,
+        waits: bool = False,
+        probe_loss: float | None = None,
     ) -> None:
         """Takes the state after `step` steps; with `durable` it is to reach storage, with `replicate` the node's buddy, where
         there is one. `recent` is kept beside it: what the newest steps had to say, in case nobody hears it. With `waits`, where
-        every buffer is being read, it waits for one; else this step is not kept."""
+        every buffer is being read, it waits for one; else this step is not kept. `probe_loss` goes into the manifest."""
 
     def settle(self) -> float:
         """To be called before the optimizer changes the state: returns when it has been taken, with the seconds of waiting."""
@@ -85,7 +91,7 @@ class Source:
     def checkpoint(self, step: int) -> CheckpointId:
         return CheckpointId(step, self.world.attempt, self.world.silo)
 
-    def draft(self, step: int) -> Draft | None:
+    def draft(self, step: int, probe_loss: float | None) -> Draft | None:
         """Rank 0's part of the manifest."""
         if self.world.rank:
             return None
@@ -97,8 +103,9 @@ class Source:
             scalars=self.adapter.scalars(),
             tensors=self.adapter.tensors(),
             fingerprints=self.fingerprints,
-            versions=_versions(),
+            versions=versions(),
             recent_losses=self.losses.values(),
+            probe_loss=probe_loss,
         )
 
     def event(self, kind: str, step: int, start: float, duration_s: float, **data: Any) -> None:
@@ -106,8 +113,8 @@ class Source:
 
 
 @functools.cache
-def _versions() -> dict[str, str]:
-    """Looked up once: each takes milliseconds on the disk, and a snapshot is taken at every step."""
+def versions() -> dict[str, str]:
+    """Of what computes. Looked up once: each takes milliseconds on the disk, and a snapshot is taken at every step."""
     packages = ("zerofleet", "torch", "deepspeed", "transformers")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
@@ -172,11 +179,17 @@ class MemorySaver:
         self._problem: BaseException | None = None
 
     def save(
-        self, step: int, durable: bool, recent: Sequence[Event], replicate: bool = False, waits: bool = False
+        self,
+        step: int,
+        durable: bool,
+        recent: Sequence[Event],
+        replicate: bool = False,
+        waits: bool = False,
+        probe_loss: float | None = None,
     ) -> None:
         self.settle()
         source, world, start = self._source, self._source.world, time.time()
-        draft = source.draft(step)
+        draft = source.draft(step, probe_loss)
         meta = SnapshotMeta(
             step=step,
             attempt=world.attempt,
@@ -233,7 +246,13 @@ class DirectSaver:
         self._source, self._publish = source, publish
 
     def save(
-        self, step: int, durable: bool, recent: Sequence[Event], replicate: bool = False, waits: bool = False
+        self,
+        step: int,
+        durable: bool,
+        recent: Sequence[Event],
+        replicate: bool = False,
+        waits: bool = False,
+        probe_loss: float | None = None,
     ) -> None:
         if not durable:
             return
@@ -246,7 +265,9 @@ class DirectSaver:
             arguments = (source.run.storage, checkpoint, world.rank, world.world_size, fragments, source.alive)
             rank_file = write_rank_file(*arguments)
             digests = partial_digests(fragments)
-            written = Written(checkpoint, world.rank, world.world_size, rank_file, digests, source.draft(step))
+            written = Written(
+                checkpoint, world.rank, world.world_size, rank_file, digests, source.draft(step, probe_loss)
+            )
         except (StorageError, FileExistsError) as error:
             problem = error
         self._publish(step, written, problem)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from zerofleet.cluster.config import ClusterConfig
-from zerofleet.launch.config_fields import ConfigField, config_fields, unknown_key, validated
+from zerofleet.launch.config_fields import ConfigField, config_fields, known_path, unknown_key, validated
 from zerofleet.launch.recipe_text import Override, parse_mapping, parse_overrides, read_text, set_path
 from zerofleet.trainer import frozen
 from zerofleet.trainer.config import PYTHON_STDLIB, SourceFields, TrainConfig
@@ -111,13 +111,13 @@ def _validate(mapping: dict[str, Any], source: str, overrides: list[Override]) -
 
 def _override_value(override: Override, fields: dict[str, ConfigField]) -> Any:
     """The value in the field's type: `run.name=007` is text where text is meant. UserError for an unknown key."""
-    holder = override.path
+    path = holder = known_path(override.keys, fields)
     while holder and holder not in fields:
         holder = holder.rpartition(".")[0]
     field = fields.get(holder)
-    if field is None or (holder != override.path and not field.is_open):
-        raise UserError(unknown_key(override.path, fields))
-    takes_text = holder == override.path and str in field.types
+    if field is None or (holder != path and not field.is_open):
+        raise UserError(unknown_key(override.keys, fields))
+    takes_text = holder == path and str in field.types
     is_text = override.value is None or isinstance(override.value, str)
     return override.text if takes_text and not is_text else override.value
 

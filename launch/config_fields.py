@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from zerofleet.trainer import frozen
 from zerofleet.trainer.config import Section
 from zerofleet.trainer.errors import UserError
 
@@ -33,6 +32,9 @@ _EXPECTED = {
     "string_type": "text (put quotes around it)",
 }
 """What pydantic's kinds of error expected, in words of YAML."""
+
+ANY_NAME = "<name>"
+"""In a field's path, in place of a name that the user chooses (`data.sources.<name>.weight`)."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,21 @@ def config_fields(model: type[Section], prefix: str = "") -> dict[str, ConfigFie
         parts = _plain_types(info.annotation)
         section = next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), None)
         found[path] = ConfigField(path, info.description or "", parts, section is not None)
-        if below := section or _element(info.annotation):
+        if below := section or _element(info.annotation, list):
             found |= config_fields(below, f"{path}.")
+        if named := _element(info.annotation, dict):
+            path = f"{path}.{ANY_NAME}"
+            found[path] = ConfigField(path, named.__doc__ or "", frozenset([named]), True)
+            found |= config_fields(named, f"{path}.")
     return found
+
+
+def known_path(keys: Sequence[str], fields: dict[str, ConfigField]) -> str:
+    """The dotted path that `fields` would have for these keys: names of the user's own choice are ANY_NAME there."""
+    path = ""
+    for key in keys:
+        path = f"{path}.{ANY_NAME if f'{path}.{ANY_NAME}' in fields else key}" if path else key
+    return path
 
 
 def _plain_types(annotation: Any) -> frozenset[Any]:
@@ -75,9 +89,9 @@ def _plain_types(annotation: Any) -> frozenset[Any]:
     return frozenset([origin or annotation])
 
 
-def _element(annotation: Any) -> type[Section] | None:
-    """The section that a list holds several of."""
-    parts = get_args(annotation) if get_origin(annotation) is list else ()
+def _element(annotation: Any, container: type) -> type[Section] | None:
+    """The section that a list or a dict holds several of."""
+    parts = get_args(annotation) if get_origin(annotation) is container else ()
     return next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), None)
 
 
@@ -99,10 +113,19 @@ def _listed(source: str, problems: list[str]) -> str:
 def _bools_for_numbers(mapping: Mapping[str, Any], fields: dict[str, ConfigField]) -> list[str]:
     """pydantic takes `true` for 1; here it is a mistake."""
     return [
-        f"{path}={value!r}: expected a number ({path}: {fields[path].doc})"
-        for path, value in frozen.flatten(mapping).items()
-        if isinstance(value, bool) and path in fields and bool not in fields[path].types
+        f"{'.'.join(keys)}={value!r}: expected a number ({'.'.join(keys)}: {field.doc})"
+        for keys, value in _leaves(mapping)
+        if isinstance(value, bool) and (field := fields.get(known_path(keys, fields))) and bool not in field.types
     ]
+
+
+def _leaves(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Values with the keys that lead to them; a list is a value."""
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            yield from _leaves(below, (*keys, str(key)))
+    else:
+        yield keys, value
 
 
 def nearest(path: str, fields: dict[str, ConfigField]) -> ConfigField | None:
@@ -116,16 +139,28 @@ def nearest(path: str, fields: dict[str, ConfigField]) -> ConfigField | None:
     return fields[last[close[0]]] if close else None
 
 
-def unknown_key(path: str, fields: dict[str, ConfigField]) -> str:
+def unknown_key(keys: Sequence[str], fields: dict[str, ConfigField]) -> str:
     """One line: there is no such key, and which one may be meant."""
-    field = nearest(path, fields)
+    path, known = ".".join(keys), known_path(keys, fields)
+    field = nearest(known, fields)
     if field is not None:
-        return f"{path} is not a key. The nearest is {field.path}: {field.doc}"
-    section = path.rpartition(".")[0]
-    siblings = [known for known in fields if known.rpartition(".")[0] == section]
+        return f"{path} is not a key. The nearest is {_spelled(field.path, keys)}: {field.doc}"
+    section = known.rpartition(".")[0]
+    siblings = [other for other in fields if other.rpartition(".")[0] == section]
     if not siblings and (holder := _field_at(section, fields)):
         return f"{path} is not a key. {holder.path}: {holder.doc}"
-    return f"{path} is not a key. {section or 'The top level'} has: {', '.join(siblings)}"
+    names = ", ".join(_spelled(sibling, keys) for sibling in siblings)
+    return f"{path} is not a key. {_spelled(section, keys) or 'The top level'} has: {names}"
+
+
+def _spelled(path: str, keys: Sequence[str]) -> str:
+    """A field's path with the names that the user chose."""
+    parts = path.split(".")
+    for index, key in enumerate(keys[: len(parts)]):
+        if parts[index] not in (ANY_NAME, key):
+            break
+        parts[index] = key
+    return ".".join(parts)
 
 
 def explain(error: ValidationError, fields: dict[str, ConfigField]) -> list[str]:
@@ -135,12 +170,12 @@ def explain(error: ValidationError, fields: dict[str, ConfigField]) -> list[str]
 
 def _explain_one(details: ErrorDetails, fields: dict[str, ConfigField]) -> str:
     path = ".".join(str(part) for part in details["loc"])
-    known = ".".join(part for part in details["loc"] if isinstance(part, str))  # without the positions in lists
-    field = _field_at(known, fields)
-    doc = f" ({field.path}: {field.doc})" if field else ""
+    keys = [part for part in details["loc"] if isinstance(part, str)]  # without the positions in lists
+    field = _field_at(known_path(keys, fields), fields)
+    doc = f" ({_spelled(field.path, keys)}: {field.doc})" if field else ""
     kind, message = details["type"], details["msg"]
     if kind == "extra_forbidden":
-        return unknown_key(known, fields)
+        return unknown_key(keys, fields)
     if kind == "missing":
         return f"{path} is missing: it has no default{doc}"
     if kind == "value_error":  # our own validators say everything themselves

@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from zerofleet.k8s.profile import Profile
 from zerofleet.launch.config import JobConfig
-from zerofleet.launch.config_fields import ConfigField, config_fields
+from zerofleet.launch.config_fields import ANY_NAME, ConfigField, config_fields
 from zerofleet.trainer.config import Section
 
 HEAD = """# Configuration
@@ -66,6 +66,8 @@ def _default(model: type[Section], path: str) -> str:
     """The field's default as YAML would spell it; `required` without one."""
     *sections, name = path.split(".")
     for section in sections:
+        if section == ANY_NAME:
+            continue
         model = _section_in(model.model_fields[section].annotation)
     default = model.model_fields[name].get_default(call_default_factory=True)
     if default is PydanticUndefined:

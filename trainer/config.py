@@ -84,6 +84,8 @@ class SourceFields(Section):
 
 
 class DataSource(SourceFields):
+    """One source of a mixture, under a name of your choice."""
+
     weight: PositiveFloat
     """Its share of the samples is this over the sum of all weights."""
 

@@ -194,9 +194,33 @@ def test_a_mixture_of_sources(tmp_path, monkeypatch):
         ("data.sources.web.files=[]", "data.sources.web: a source of `data.sources` has either `files` or `hub`"),
         ("data.sources.web.weight=0", "data.sources.web.weight=0: expected greater than 0"),
         ("data.sources.more.files=[x]", "data.sources.more.weight is missing"),
-        ("data.sources.web.weigth=1", "data.sources.web.weigth is not a key. data.sources: A mixture"),
+        (
+            "data.sources.web.weigth=1",
+            "data.sources.web.weigth is not a key. The nearest is data.sources.web.weight: Its",
+        ),
+        (
+            "data.sources.web.hub.nam=x",
+            "data.sources.web.hub.nam is not a key. The nearest is data.sources.web.hub.name:",
+        ),
+        ("data.sourcs.web.weight=1", "data.sourcs.web.weight is not a key. The nearest is data.sources.<name>.weight:"),
+        (
+            "data.sources.web.weight=true",
+            "data.sources.web.weight=True: expected a number (data.sources.web.weight: Its",
+        ),
+        ("data.sources.a.b.c=1", "data.sources.a.b.c is not a key"),
     ],
 )
 def test_a_mixture_that_is_none_is_refused(tmp_path, override, expected):
     (tmp_path / "recipe.yaml").write_text(MIXTURE)
     assert expected in refusal(tmp_path / "recipe.yaml", override)
+
+
+def test_text_of_a_source_may_look_like_a_number(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(MIXTURE)
+    job = load_job(tmp_path / "recipe.yaml", ["data.sources.web.text_field=007"])
+    assert job.data.sources["web"].text_field == "007"
+
+
+def test_a_source_whose_name_has_dots(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(MIXTURE.replace("web:", "web.2024:").replace("weight: 7", "weight: true"))
+    assert "data.sources.web.2024.weight=True: expected a number" in refusal(tmp_path / "recipe.yaml")

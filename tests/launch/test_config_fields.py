@@ -9,6 +9,9 @@ FIELDS = """
 run run.name run.storage run.seed run.init_from
 model model.config model.pretrained model.attn_implementation
 data data.files data.hub data.hub.id data.hub.name data.hub.split data.hub.revision data.format data.text_field data.sources
+data.sources.<name> data.sources.<name>.files data.sources.<name>.hub data.sources.<name>.hub.id data.sources.<name>.hub.name
+data.sources.<name>.hub.split data.sources.<name>.hub.revision data.sources.<name>.format data.sources.<name>.text_field
+data.sources.<name>.weight
 data.tokenizer data.tokenizer_vocab_size data.sequence_length data.packing data.document_mask data.heldout_fraction
 data.cache
 train train.steps train.global_batch_size train.micro_batch_size train.zero_stage train.precision

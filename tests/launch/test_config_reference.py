@@ -22,6 +22,11 @@ def test_fields_stand_in_their_own_section_with_their_defaults():
     assert "| `zero_stage` | `1` |" in text and "| `steps` | required |" in text and "| `name` | none |" in text
 
 
+def test_what_stands_below_a_name_of_the_users_choice_has_rows_too():
+    source = render().partition("## `data.sources.<name>`")[2].partition("\n## ")[0]
+    assert "One source of a mixture" in source and "| `weight` | required | Its share" in source
+
+
 def test_a_profile_has_settings_outside_of_sections_and_lists_of_sections():
     text = render_profile()
     top = text.partition("\n## ")[0]

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from zerofleet.trainer.batch import BatchPlan
-from zerofleet.trainer.config import TrainConfig
+from zerofleet.trainer.config import DataConfig, TrainConfig
+from zerofleet.trainer.data.weights import turns_of
+from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.passthrough_keys import ALLOWED, DEEPSPEED_VERSION, REFUSED, VALUE_TYPES, Refused
 
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
@@ -43,6 +45,7 @@ def lint(config: TrainConfig, world_size: int) -> list[Finding]:
         *_offload(config),
         *_blocks(config, world_size),
         *_heldout(config),
+        *_mixture(config.data),
         *_model_sizes(config),
     ]
     return sorted(findings, key=lambda finding: finding.level)
@@ -192,6 +195,23 @@ def _heldout(config: TrainConfig) -> Iterator[Finding]:
         )
     else:
         yield _warning("data.heldout_fraction", "it is 0: no held-out loss will be reported")
+
+
+def _mixture(data: DataConfig) -> Iterator[Finding]:
+    """Weights that have no schedule, and settings that would be ignored."""
+    try:
+        turns_of(data.weights)
+    except UserError as error:
+        yield _error("data.sources", str(error))
+    for key in ("format", "text_field"):
+        value, default = getattr(data, key), DataConfig.model_fields[key].default
+        if data.sources and value != default:
+            first = next(iter(data.sources))
+            yield _error(
+                f"data.{key}",
+                f"it is {value!r}, and says nothing about the sources of a mixture: write it into each source that it is meant for "
+                f"(data.sources.{first}.{key}={value}), and remove it here",
+            )
 
 
 def _model_sizes(config: TrainConfig) -> Iterator[Finding]:

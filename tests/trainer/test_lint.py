@@ -1,6 +1,8 @@
 import pytest
 
 from zerofleet.trainer.config import TrainConfig
+from zerofleet.trainer.data.weights import turns_of
+from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.lint import Finding, lint
 
 
@@ -223,3 +225,30 @@ def test_an_offload_device_that_does_not_exist_is_an_error():
     finding = only(findings(deepspeed=section, zero_stage=2), "error")
     assert finding.where == "deepspeed.zero_optimization.offload_optimizer.device"
     assert "none or cpu" in finding.message
+
+
+MIXTURE = {
+    "files": [],
+    "packing": "best_fit",
+    "sources": {"web": {"files": ["a"], "weight": 3}, "code": {"files": ["b"], "weight": 1}},
+}
+
+
+def test_weights_without_a_schedule_are_refused_as_preparation_would():
+    assert findings(data=MIXTURE) == []
+    odd = {
+        **MIXTURE,
+        "sources": {name: {"files": ["a"], "weight": weight} for name, weight in (("a", 1.234567), ("b", 1))},
+    }
+    found = only(findings(data=odd), "error")
+    with pytest.raises(UserError) as refused:
+        turns_of({"a": 1.234567, "b": 1.0})
+    assert found.where == "data.sources" and found.message == str(refused.value)
+    assert "repeats after 2234567 samples" in found.message
+
+
+@pytest.mark.parametrize(("key", "value"), [("format", "jsonl"), ("text_field", "body")])
+def test_what_a_mixture_would_ignore_is_refused(key, value):
+    found = only(findings(data={**MIXTURE, key: value}), "error")
+    assert found.where == f"data.{key}" and f"data.sources.web.{key}={value}" in found.message
+    assert findings(data={key: value}) == [], "of one corpus it is right"

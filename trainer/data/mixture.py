@@ -6,10 +6,10 @@ start and looked up from then on: any position is reached in O(1).
 
 from __future__ import annotations
 
-import math
+import heapq
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from zerofleet.trainer.config import DEFAULT_SOURCE
 from zerofleet.trainer.data.order import position_to_sample
-from zerofleet.trainer.errors import UserError
+from zerofleet.trainer.data.weights import turns_of
 
 Int64 = NDArray[np.int64]
 
-MAX_PERIOD = 100_000
-"""Positions after which a schedule must repeat: a second of work at the start."""
+_PARTS = 2**33
+"""More than MAX_PERIOD^2 / 4, and little enough for 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,8 @@ class Schedule:
     @staticmethod
     def of(weights: Mapping[str, float]) -> Schedule:
         """Raises UserError when the weights have no period of at most MAX_PERIOD positions."""
-        names = tuple(sorted(weights))
-        exact = [Fraction(str(weights[name])) for name in names]  # 0.1 is a tenth, not what is nearest to it in binary
-        common = math.lcm(*(weight.denominator for weight in exact))
-        whole = [int(weight * common) for weight in exact]
-        counts = tuple(count // math.gcd(*whole) for count in whole)
-        if sum(counts) > MAX_PERIOD:
-            raise UserError(
-                f"the weights of data.sources ({', '.join(str(weights[name]) for name in names)}) are to each other as {':'.join(map(str, counts))}: "
-                f"a mixture repeats after {sum(counts)} samples then, and {MAX_PERIOD} are the most. Round them"
-            )
-        return Schedule(names, counts)
+        turns = turns_of(weights)
+        return Schedule(tuple(turns), tuple(turns.values()))
 
     @cached_property
     def _period(self) -> Int64:
@@ -55,20 +46,27 @@ class Schedule:
         best that can be had for every choice of weights. So over any window it is less than two samples off, and at most one for two sources.
         """
         size, total, slack = len(self.counts), sum(self.counts), 2 * len(self.counts) - 2
-        chosen = np.zeros(total, np.int64)
         if size == 1:
-            return chosen
-        taken = [0] * size
-        for position in range(total):
-            # Whose next sample would not come too early; of these, whose next sample must come first. Both in whole numbers.
-            _, source = min(
-                (Fraction((taken[k] + 1) * slack - 1, count), k)
-                for k, count in enumerate(self.counts)
-                if count * (position + 1) * slack - taken[k] * slack * total >= total
-            )
-            chosen[position] = source
-            taken[source] += 1
-        return chosen
+            return np.zeros(total, np.int64)
+        # Every sample is a job of one position: it may not come before its release, and of those that may, the one with the earliest
+        # deadline comes (earliest deadline first: W. A. Horn, "Some simple scheduling algorithms", Naval Research Logistics 21, 1974).
+        sources = np.repeat(np.arange(size), self.counts)
+        counts = np.array(self.counts)[sources]
+        nth = np.concatenate([np.arange(count) for count in self.counts])
+        releases = -(-total * (1 + nth * slack) // (counts * slack)) - 1
+        # The deadline, ((nth + 1) slack - 1) / count, in parts of 2^33: two that differ do so by more than 4 / total^2, so by whole parts.
+        whole, rest = np.divmod((nth + 1) * slack - 1, counts)
+        deadlines = whole * _PARTS + rest * _PARTS // counts
+        order = np.argsort(releases, kind="stable")
+        jobs = zip(deadlines[order].tolist(), sources[order].tolist(), strict=True)
+        waiting: list[tuple[int, int]] = []
+        ends = np.searchsorted(releases[order], np.arange(total), side="right")
+        taken: list[int] = []
+        for num_new in np.diff(ends, prepend=0).tolist():
+            for job in itertools.islice(jobs, num_new):
+                heapq.heappush(waiting, job)
+            taken.append(heapq.heappop(waiting)[1])
+        return np.array(taken, np.int64)
 
     @cached_property
     def _nth(self) -> Int64:

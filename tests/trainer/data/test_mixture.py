@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -92,6 +94,48 @@ def test_any_position_is_what_it_would_be_in_a_row(weights, start):
         assert schedule.positions_of(source, mine).tolist() == (start + np.flatnonzero(sources == source)).tolist()
     first_sources, first_nth = schedule.at(np.arange(len(weights) * 60))
     assert all(first_nth[first_sources == source][0] == 0 for source in range(len(weights)))
+
+
+def by_definition(counts: tuple[int, ...]) -> list[int]:
+    """Tijdeman's schedule as he states it, position by position, in fractions; slow."""
+    total, slack = sum(counts), 2 * len(counts) - 2
+    taken, chosen = [0] * len(counts), []
+    for position in range(total):
+        _, source = min(
+            (Fraction((taken[k] + 1) * slack - 1, count), k)
+            for k, count in enumerate(counts)
+            if count * (position + 1) * slack - taken[k] * slack * total >= total
+        )
+        chosen.append(source)
+        taken[source] += 1
+    return chosen
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    WEIGHTS
+    | st.lists(st.integers(1, 400), min_size=2, max_size=3)
+    | st.lists(st.integers(1, 3), min_size=2, max_size=40)
+)
+def test_the_schedule_is_tijdemans_bit_for_bit(weights):
+    schedule = schedule_of(weights)
+    period = schedule.at(np.arange(sum(schedule.counts)))[0]
+    assert period.tolist() == by_definition(schedule.counts)
+
+
+@pytest.mark.parametrize(
+    ("weights", "digest"),
+    [
+        ([99999, 1], "d6c2b1c33355dc1c"),
+        ([50021, 49979], "511f6f3305146f66"),
+        ([33331, 33343, 33326], "50b906bc883164e6"),
+        ([70001, 20011, 9001, 701, 277, 9], "a572316feba97c75"),
+    ],
+)
+def test_the_longest_periods_are_what_they_always_were(weights, digest):
+    """Digests of what the definition above gives, which takes seconds; here the keys of two samples are as near as they can be."""
+    period = schedule_of(weights).at(np.arange(sum(weights)))[0]
+    assert xxhash.xxh3_64_hexdigest(period.astype("<i8").tobytes()) == digest
 
 
 def test_frozen():

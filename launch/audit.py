@@ -60,6 +60,7 @@ class RunAudit:
             "findings": [finding.to_dict() for finding in self.audit.findings],
             "data": self.cache.fingerprint if self.cache else None,
             "cache": str(self.cache.path) if self.cache else None,
+            "left_out": self.cache.left_out.to_dict() if self.cache else None,
             "wall_s": self.wall_s,
         }
 

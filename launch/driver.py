@@ -307,6 +307,8 @@ class Driver:
     # -- the parts -------------------------------------------------------------------------------------------------
     def _prepare(self, progress: Progress) -> JobSpec:
         cache = prepare(self._config.data, self._config.run.seed, progress)
+        if cache.left_out.bad:
+            self._say("incident", **{"class": "data", "message": f"{cache.left_out.bad}: see {cache.path}/index.json"})
         self._build_ops(progress)
         return JobSpec(
             run=self._run.name,

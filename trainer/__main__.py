@@ -64,6 +64,8 @@ def _run(path: Path) -> None:
     bare = World.from_env(attempt=0)
     check_deepspeed_section(config, bare.world_size)
     cache = prepare(config.data, config.run.seed, lambda stage, fraction, detail: None)
+    if cache.left_out and bare.rank == 0:
+        sys.stdout.write(f"prepared data: {cache.left_out}\n")
     init_distributed(bare)
     attempt = _claim(config, bare, path)
     world = World.from_env(attempt)

@@ -20,6 +20,7 @@ DEFAULT_SOURCE = "corpus"
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+UserFunctionName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -99,6 +100,16 @@ class DataSource(SourceFields):
 class DataConfig(SourceFields):
     sources: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")], DataSource] = Field(default_factory=dict)
     """A mixture instead of one corpus: sources by name, each with `weight` and with `files` or `hub`, `format` and `text_field` as above."""
+    on_bad: Literal["stop", "quarantine"] = "stop"
+    """What becomes of data that cannot be read (bytes that do not decode, a damaged file or row group, a file that goes or changes meanwhile): `stop` names it and ends, `quarantine` leaves it out, counts it and names it in the cache."""
+    max_document_bytes: PositiveInt = 2**28
+    """Bytes of the longest document, in lines of JSON of the longest line. What is longer is never held in memory, and is bad data."""
+    filter: UserFunctionName | None = None
+    """`package.module:function` (text -> bool) that says which documents are kept. It is imported where data is prepared; its module's source is part of the cache's name."""
+    scrub: UserFunctionName | None = None
+    """`package.module:function` (text -> text) that every document goes through after `filter`, for example to take personal data out. As above."""
+    deduplicate: Literal["exact", "near"] | None = None
+    """Keep one of several equal documents (`exact`), or of nearly equal ones too (`near`: MinHash over five tokens, similarity 0.8; needs `datasketch`). Of all sources together."""
     tokenizer: str | None = None
     """A folder or hub id. Without one, a byte-level BPE is trained on the corpus."""
     tokenizer_vocab_size: PositiveInt = 8192

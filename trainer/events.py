@@ -22,7 +22,7 @@ Heartbeats, progress, goodput and the ledger are readings of the one event strea
 | `state`      | driver        | the controller's state: `from`, `to`, `why` |
 | `verdict`    | driver        | class, action, sentence |
 | `environment` | driver       | what the driver's host is: processor, cores, memory, versions |
-| `prepare`    | driver        | data preparation: `stage`, `fraction` in [0, 1], `detail` |
+| `prepare`    | driver        | data preparation: `stage`, `fraction` in [0, 1], `detail`, at last with what it came to |
 | `skipped`    | rank 0        | `message`: an fp16 step that overflowed and was not applied |
 | `ranks`      | recorder      | sums since the last one over the steps of each of `ranks`: `steps`, `own_s`, `data_s`, `stall_s` |
 | `exit`       | node agent    | code, signal, pid, node and what the kernel said: a rank process has gone |

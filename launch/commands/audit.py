@@ -79,6 +79,7 @@ def report(found: RunAudit) -> str:
         ("repeated", f"{result.num_repeated} steps, done again after a restart" if result.num_repeated else ""),
         ("not recorded", _unrecorded(found)),
         ("data", f"{found.cache.path}"),
+        ("prepared", str(found.cache.left_out)),
         (
             "checked",
             f"{result.last_step:,} steps in {found.wall_s:.1f} s ({result.last_step / found.wall_s:,.0f} steps/s)",

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from zerofleet.launch import driver
+from zerofleet.trainer.data.left_out import LeftOut
 from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 
@@ -30,7 +31,7 @@ def main() -> int:
     storage, name = sys.argv[1:3]
     folder = Path(storage) / "cache"
     folder.mkdir(exist_ok=True)
-    driver.prepare = lambda data, seed, progress: SimpleNamespace(path=folder)
+    driver.prepare = lambda data, seed, progress: SimpleNamespace(path=folder, left_out=LeftOut())
     driver.select_checkpoint = select
     target = driver.effective_job(RunFolder(storage, name)).data.text_field
     program = driver.Program(f"{RANKS}:{target}", f"{RANKS}:preload", has_check=False, has_export=False)

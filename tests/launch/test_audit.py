@@ -88,6 +88,23 @@ def test_a_mixture_is_audited_by_its_own_schedule(tmp_path, tiny_corpus, capsys)
     assert code == 1 and "wrong data" in out
 
 
+def test_what_was_left_out_of_the_data_is_said(tmp_path, tiny_corpus, capsys):
+    (tmp_path / "bad.txt").write_bytes(b"abc\xff")
+    files = {"files": [f"{tiny_corpus}/*.txt", f"{tmp_path}/bad.txt"], "on_bad": "quarantine"}
+    config = job(tmp_path, tiny_corpus, train__steps=20)
+    data = config.data.model_copy(update={**files, "cache": str(tmp_path / "cache")})
+    config = config.model_copy(update={"data": data})
+    cache = prepare(config.data, config.run.seed, lambda stage, fraction, detail: None)
+    run = SimulatedRun(
+        Feed.of(config, cache.train, BatchPlan.of(8, 2, 2), DEFAULT_SILO, ()), data=cache.fingerprint
+    ).attempt(0, 20)
+    folder = write(run, config)
+    code, out, _ = audited(folder, capsys)
+    assert code == 0 and f"1 bad place left out (all from there on: {tmp_path}/bad.txt: byte 3 (0xff)" in out
+    _, out, _ = audited(folder, capsys, "--json")
+    assert json.loads(out)["left_out"]["num_bad"] == 1
+
+
 def test_a_line_of_other_data_is_found_and_decides_for_no_other(config, tiny_cache, capsys):
     run = simulated(tiny_cache)
     run.line(20)["data"] = "f" * 32

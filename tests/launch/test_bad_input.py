@@ -73,6 +73,21 @@ def test_bytes_that_do_not_decode(job, tmp_path):
     assert "bytes.txt" in message and "UTF-8" in message
 
 
+def test_bad_data_that_is_left_out_and_a_filter_of_the_users(job, tmp_path, tiny_corpus, monkeypatch):
+    (tmp_path / "bytes.txt").write_bytes(b"some text \xff\xfe and more\n" * 50)
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules/quality.py").write_text("def is_good(text):\n    return len(text) % 3 > 0\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}/modules{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    files = f"data.files=[{tiny_corpus}/*.txt, {tmp_path}/bytes.txt]"
+    result = submit(job, files, "data.on_bad=quarantine", "data.filter=quality:is_good")
+    assert result.returncode == 0, result
+    command = [sys.executable, "-m", "zerofleet.launch", "status", f"{tmp_path}/runs/a"]
+    status = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    assert f"1 bad place left out (all from there on: {tmp_path}/bytes.txt: byte 10 (0xff)" in status
+    events = "".join(path.read_text() for path in (tmp_path / "runs/a/events").iterdir())
+    assert "left out by data.filter" in events
+
+
 def test_a_tokenizer_larger_than_the_vocabulary(job, tiny_cache):
     message = refused(submit(job, f"data.tokenizer={tiny_cache.tokenizer_path}", "model.config.vocab_size=100"))
     assert f"the tokenizer has {tiny_cache.tokenizer_size} entries and the model's vocabulary only 100" in message

@@ -15,12 +15,18 @@ from numpy.typing import NDArray
 
 from zerofleet.trainer.config import DataConfig
 from zerofleet.trainer.data.cache import FORMAT_VERSIONS, INDEX_NAME, SPLITS, content_fingerprint, mapped
+from zerofleet.trainer.data.duplicates import first_copies, unlike
+from zerofleet.trainer.data.functions import Functions
+from zerofleet.trainer.data.left_out import LeftOut
 from zerofleet.trainer.data.local_files import writing
 from zerofleet.trainer.data.packing import packed, rates_when_concatenated, rates_when_packed
 from zerofleet.trainer.data.parts import Part
 from zerofleet.trainer.data.sources import Corpus
 from zerofleet.trainer.data.tokenizer import Encoder
 from zerofleet.trainer.errors import DataError
+
+_NOWHERE = -1
+"""Of a document that goes into neither split."""
 
 
 def write_cache(
@@ -32,20 +38,24 @@ def write_cache(
     data: DataConfig,
 ) -> None:
     """Splits documents by hash, writes the flat files and, last, the index. DataError when nothing is left to train on."""
-    limit = _heldout_limit(parts_folder, parts, data.heldout_fraction)
+    kept, left_out = _kept(parts_folder, parts, data)
+    limit = _heldout_limit(parts_folder, parts, kept, left_out, data.heldout_fraction)
     with ExitStack() as stack:
         splits = [_SplitWriter(folder, split, stack) for split in SPLITS]
         for source, group in itertools.groupby(parts, lambda part: corpus.source_of(part.first)):
             for part in group:
-                tokens = mapped(part.tokens_path(parts_folder), encoder.dtype)
                 documents = part.read_documents(parts_folder)
-                heldout = np.zeros(len(documents), bool) if limit is None else documents["hash"] <= limit
-                _deal(tokens, documents["num_tokens"], heldout, splits)
+                where = (
+                    np.zeros(len(documents), np.int8) if limit is None else (documents["hash"] <= limit).view(np.int8)
+                )
+                if kept is not None:
+                    where = np.where(kept[part.first], where, _NOWHERE)
+                _deal(mapped(part.tokens_path(parts_folder), encoder.dtype), documents["num_tokens"], where, splits)
             for split in splits:
                 split.source_ends.append(split.num_documents)
             if data.sources and splits[0].source_ends[source] == splits[0].source_ends[source - 1] * (source > 0):
                 raise DataError(
-                    f"data.sources.{corpus.sources[source]} has nothing to train on: its documents are blank or held out"
+                    f"data.sources.{corpus.sources[source]} has nothing to train on: its documents are blank, left out or held out"
                     f" (data.heldout_fraction={data.heldout_fraction}): add documents, or remove it"
                 )
         train, rest = splits
@@ -54,6 +64,13 @@ def write_cache(
                 f"nothing is left to train on: all {rest.num_documents} documents are held out (a copy goes where the first goes;"
                 f" data.heldout_fraction={data.heldout_fraction}): add documents, or set data.heldout_fraction=0"
             )
+    _write_index(folder, splits, corpus, encoder, data, left_out)
+
+
+def _write_index(
+    folder: Path, splits: list[_SplitWriter], corpus: Corpus, encoder: Encoder, data: DataConfig, left_out: LeftOut
+) -> None:
+    """Lays sequences over the splits, and says what all files are."""
     files = {name: entry for split in splits for name, entry in split.files.entries().items()}
     rates, sources = {}, {}
     for split in splits:
@@ -75,6 +92,10 @@ def write_cache(
         "tokens": {split.name: split.num_tokens for split in splits},
         "rates": {name: split_rates.to_dict() for name, split_rates in rates.items()},
     }
+    if left_out:
+        index["left_out"] = left_out.to_dict()
+    if functions := Functions.of(data.filter, data.scrub).fingerprints:
+        index["functions"] = functions
     if data.packing == "best_fit":
         index["sources"] = {"names": list(corpus.sources), **sources}
     index["fingerprint"] = content_fingerprint(index)
@@ -82,7 +103,34 @@ def write_cache(
         file.write(json.dumps(index, indent=1).encode())
 
 
-def _heldout_limit(parts_folder: Path, parts: Sequence[Part], heldout_fraction: float) -> int | None:
+def _kept(
+    parts_folder: Path, parts: Sequence[Part], data: DataConfig
+) -> tuple[dict[int, NDArray[np.bool_]] | None, LeftOut]:
+    """Which documents of each part, by its first shard, stay when duplicates go; None when all do. And what is left out in all."""
+    notes = [part.read_notes(parts_folder) for part in parts]
+    if data.deduplicate is None or not parts:
+        return None, LeftOut.of(notes)
+    contents = np.concatenate([part.read_contents(parts_folder) for part in parts])
+    is_kept = first_copies(contents)
+    num_equal = int((~is_kept).sum())
+    if data.deduplicate == "near":
+        single = np.flatnonzero(is_kept)
+        lengths = np.concatenate([part.read_documents(parts_folder)["num_tokens"] for part in parts])
+        signatures = np.concatenate([part.read_signatures(parts_folder) for part in parts])
+        is_kept[single] = unlike(contents[single], lengths[single], signatures[single])
+    num_near = int((~is_kept).sum()) - num_equal
+    ends = np.cumsum([len(part.read_documents(parts_folder)) for part in parts])[:-1]
+    by_part = zip(parts, np.split(is_kept, ends), strict=True)
+    return {part.first: mask for part, mask in by_part}, LeftOut.of(notes, num_equal, num_near)
+
+
+def _heldout_limit(
+    parts_folder: Path,
+    parts: Sequence[Part],
+    kept: dict[int, NDArray[np.bool_]] | None,
+    left_out: LeftOut,
+    heldout_fraction: float,
+) -> int | None:
     """Documents whose hash is at most this are held out; None holds out none.
 
     A corpus so small that none would be gives up the one with the smallest hash (and its copies).
@@ -90,14 +138,16 @@ def _heldout_limit(parts_folder: Path, parts: Sequence[Part], heldout_fraction: 
     num_documents, smallest = 0, 2**64 - 1
     for part in parts:
         hashes = part.read_documents(parts_folder)["hash"]
+        hashes = hashes if kept is None else hashes[kept[part.first]]
         num_documents += len(hashes)
         smallest = min(smallest, int(hashes.min(initial=smallest)))
     if num_documents == 0:
         num_bytes = sum(part.num_bytes for part in parts)
         num_shards = sum(len(part.shards) for part in parts)
         raise DataError(
-            f"the corpus is empty: {num_shards} files or row ranges with {num_bytes} bytes hold no document with text:"
-            " check data.files, data.format and data.text_field"
+            f"the corpus is empty: {num_shards} files or row ranges with {num_bytes} bytes hold no document with text"
+            + (f", {left_out}" if left_out else "")
+            + ": check data.files, data.format and data.text_field"
         )
     return max(int(heldout_fraction * 2**64) - 1, smallest) if heldout_fraction > 0 else None
 
@@ -159,13 +209,14 @@ class _HashedFiles:
 
 
 def _deal(
-    tokens: NDArray[Any], lengths: NDArray[np.int64], heldout: NDArray[np.bool_], splits: Sequence[_SplitWriter]
+    tokens: NDArray[Any], lengths: NDArray[np.int64], where: NDArray[np.int8], splits: Sequence[_SplitWriter]
 ) -> None:
-    """Appends each run of documents of one split to it: `splits` are train and held-out."""
+    """Appends each run of documents of one split to it: `where` is the index of each document's in `splits`, or _NOWHERE."""
     if len(lengths) == 0:
         return
     ends = np.cumsum(lengths)
-    run_starts = [0, *(np.flatnonzero(np.diff(heldout)) + 1)]
+    run_starts = [0, *(np.flatnonzero(np.diff(where)) + 1)]
     for start, stop in zip(run_starts, [*run_starts[1:], len(lengths)], strict=True):
-        first = ends[start] - lengths[start]
-        splits[int(heldout[start])].append(tokens[first : ends[stop - 1]], lengths[start:stop])
+        if where[start] != _NOWHERE:
+            first = ends[start] - lengths[start]
+            splits[int(where[start])].append(tokens[first : ends[stop - 1]], lengths[start:stop])

@@ -4,7 +4,7 @@ Layout of a cache folder:
 
 | file | holds |
 |---|---|
-| `index.json` | counts (in version 2 also of each source), rates, dtypes, fingerprints, and size and xxh3-128 of every other file; written last |
+| `index.json` | counts (in version 2 also of each source), rates, what was left out, dtypes, fingerprints, and size and xxh3-128 of every other file; written last |
 | `train.bin`, `heldout.bin` | tokens of the documents, one after the other, each ending with EOS (little endian) |
 | `train.ends.bin`, `heldout.ends.bin` | int64: where each document ends in the tokens, exclusive |
 | `train.pieces.bin`, `heldout.pieces.bin` | version 2: `packing.PIECE` of every document or part of one, sequence by sequence |
@@ -28,6 +28,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from zerofleet.trainer.config import Packing
+from zerofleet.trainer.data.left_out import LeftOut
 from zerofleet.trainer.data.packing import PIECE, SEQUENCE, Rates
 from zerofleet.trainer.data.sequences import PackedStore, SequenceStore
 from zerofleet.trainer.errors import DataError
@@ -37,7 +38,7 @@ FORMAT_VERSIONS: dict[Packing, int] = {"concatenate": 1, "best_fit": 2}
 INDEX_NAME = "index.json"
 TOKENIZER_NAME = "tokenizer"
 SPLITS = ("train", "heldout")
-NOT_CONTENT = ("fingerprint", "rates")
+NOT_CONTENT = ("fingerprint", "rates", "left_out", "functions")
 """Keys of the index that say nothing about what ranks are fed. Caches of zerofleet 0.3 have no rates."""
 
 
@@ -54,6 +55,8 @@ class DataCache:
     heldout: SequenceStore
     rates: dict[str, Rates]
     """By split; empty where the cache was made before there were any."""
+    left_out: LeftOut
+    """What it lacks of its corpus."""
 
     @property
     def tokenizer_path(self) -> Path:
@@ -78,6 +81,7 @@ class DataCache:
             train=train,
             heldout=heldout,
             rates={split: Rates(**rates) for split, rates in index.get("rates", {}).items()},
+            left_out=LeftOut.from_dict(index["left_out"]) if "left_out" in index else LeftOut(),
         )
 
     def verify(self) -> None:

@@ -11,16 +11,22 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import BinaryIO
 
 import xxhash
 
 from zerofleet.trainer.config import DataConfig
 from zerofleet.trainer.data.assemble import write_cache
+from zerofleet.trainer.data.bad_data import leave_out, stop
 from zerofleet.trainer.data.cache import FORMAT_VERSIONS, INDEX_NAME, TOKENIZER_NAME, DataCache
+from zerofleet.trainer.data.duplicates import BANDS, NUM_HASHES, SIMILARITY, check_available
+from zerofleet.trainer.data.functions import Functions
 from zerofleet.trainer.data.local_files import publish
 from zerofleet.trainer.data.mixture import Schedule
-from zerofleet.trainer.data.parts import Part, plan_parts, tokenise_part
+from zerofleet.trainer.data.parts import Part, Work, plan_parts
+from zerofleet.trainer.data.pool import tokenise_parts
 from zerofleet.trainer.data.sources import Corpus, resolve
 from zerofleet.trainer.data.tokenizer import MIN_VOCAB_SIZE, Encoder, save_given, save_trained
 from zerofleet.trainer.errors import DataError, UserError
@@ -31,6 +37,8 @@ Progress = Callable[[str, float, str], None]
 
 _REPORT_FRACTION = 0.01
 _REPORT_INTERVAL_S = 10.0
+_RATE_KNOWN_S = 2.0
+"""Seconds from which on a rate says something."""
 
 
 def cache_root(data: DataConfig) -> Path:
@@ -49,6 +57,8 @@ def prepare(data: DataConfig, seed: int, progress: Progress) -> DataCache:
             f"data.tokenizer_vocab_size={data.tokenizer_vocab_size} is below {MIN_VOCAB_SIZE}"
             " (256 bytes and the end of a document): raise it"
         )
+    if data.deduplicate == "near":
+        check_available()
     schedule = Schedule.of(data.weights)
     progress("list", 0.0, ", ".join(data.sources or data.files) if data.hub is None else data.hub.id)
     corpus = resolve(data)
@@ -57,8 +67,8 @@ def prepare(data: DataConfig, seed: int, progress: Progress) -> DataCache:
         task = _Task(data, seed, corpus, given, cache_root(data) / _key(data, seed, corpus, given))
         cache = _finished(task.folder)
         if cache is None or task.parts_folder.exists():
-            with _locked(task.folder, progress):
-                cache = _finished(task.folder) or _build(task, progress)
+            with _locked(task.folder, progress) as lock:
+                cache = _finished(task.folder) or _build(task, lock, progress)
                 if task.parts_folder.exists():  # also of a try that was killed just before it came here
                     shutil.rmtree(task.parts_folder)
     progress("ready", 1.0, _summary(cache) + (_shares(cache, schedule) if data.sources else ""))
@@ -96,7 +106,12 @@ def _given_tokenizer(data: DataConfig, progress: Progress) -> Iterator[Path | No
 def _key(data: DataConfig, seed: int, corpus: Corpus, given: Path | None) -> str:
     """Name of the cache's folder: a hash of all that decides its content, from names, sizes and times; no document is read."""
     tokenizer = data.tokenizer_vocab_size if given is None else Encoder(given).fingerprint
-    fields = data.model_dump(include={"format", "text_field", "sequence_length", "heldout_fraction"})
+    fields: dict[str, object] = data.model_dump(include={"format", "text_field", "sequence_length", "heldout_fraction"})
+    if data.on_bad == "quarantine":  # else what cannot be read leaves no cache: those that exist keep their names
+        fields |= {"on_bad": data.on_bad, "max_document_bytes": data.max_document_bytes}
+    fields |= Functions.of(data.filter, data.scrub).fingerprints
+    if data.deduplicate is not None:
+        fields["deduplicate"] = [data.deduplicate, SIMILARITY, NUM_HASHES, BANDS]
     # The version says how documents are packed; what only says how sequences are fed is no part of the cache.
     parts = [FORMAT_VERSIONS[data.packing], fields, seed, tokenizer, corpus.identity]
     return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
@@ -111,8 +126,8 @@ def _finished(folder: Path) -> DataCache | None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, progress: Progress) -> Iterator[None]:
-    """One process of this node at a time. The lock goes with its holder, however that ends."""
+def _locked(folder: Path, progress: Progress) -> Iterator[BinaryIO]:
+    """One preparation on this node at a time. The lock goes with its last holder, however that ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("ab")
@@ -127,20 +142,22 @@ def _locked(folder: Path, progress: Progress) -> Iterator[None]:
         except BlockingIOError:
             progress("wait", 0.0, f"another process on this node prepares the same data in {folder}")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield lock
 
 
-def _build(task: _Task, progress: Progress) -> DataCache:
+def _build(task: _Task, lock: BinaryIO, progress: Progress) -> DataCache:
     """Everything that is not there yet, each step whole or not at all; the caller holds the lock."""
     with storage_errors("writing", str(task.folder), setting="data.cache"):
         (task.folder / INDEX_NAME).unlink(missing_ok=True)
         task.parts_folder.mkdir(exist_ok=True)
         _make_tokenizer(task, progress)
-    encoder = Encoder(task.folder / TOKENIZER_NAME)
     parts = plan_parts(task.corpus)
-    _tokenise(parts, encoder, task.seed, task.parts_folder, progress)
+    data, functions = task.data, Functions.of(task.data.filter, task.data.scrub)
+    quarantines = data.on_bad == "quarantine"
+    work = Work(task.folder / TOKENIZER_NAME, task.parts_folder, task.seed, quarantines, functions, data.deduplicate)
+    _tokenise(parts, work, lock, progress)
     progress("write", 0.0, str(task.folder))
-    write_cache(task.folder, task.parts_folder, parts, task.corpus, encoder, task.data)
+    write_cache(task.folder, task.parts_folder, parts, task.corpus, Encoder(work.tokenizer), task.data)
     progress("write", 1.0, str(task.folder))
     return DataCache.open(task.folder)
 
@@ -154,15 +171,18 @@ def _make_tokenizer(task: _Task, progress: Progress) -> None:
         shutil.copytree(task.given, temporary)
     else:
         progress("tokenizer", 0.0, f"training a byte-level BPE of {task.data.tokenizer_vocab_size} entries")
-        save_trained(task.corpus, task.data.tokenizer_vocab_size, temporary)
+        on_bad = leave_out if task.data.on_bad == "quarantine" else stop
+        functions = Functions.of(task.data.filter, task.data.scrub)
+        save_trained(task.corpus, task.data.tokenizer_vocab_size, temporary, on_bad, functions)
         progress("tokenizer", 1.0, f"{Encoder(temporary).size} entries")
     publish(temporary, target)
 
 
-def _tokenise(parts: list[Part], encoder: Encoder, seed: int, folder: Path, progress: Progress) -> None:
+def _tokenise(parts: list[Part], work: Work, lock: BinaryIO, progress: Progress) -> None:
+    left = [part for part in parts if not part.is_done(work.folder)]
     total_bytes = max(1, sum(part.num_bytes for part in parts))
-    done_bytes = sum(part.num_bytes for part in parts if part.is_done(folder))
-    reported_fraction, reported_at = -1.0, 0.0
+    done_bytes = sum(part.num_bytes for part in parts) - sum(part.num_bytes for part in left)
+    reported_fraction, reported_at, began_at = -1.0, 0.0, time.monotonic()
 
     def advance(bytes_read: int) -> None:
         """Reports every percent or every 10 s: events are kept for the life of a run."""
@@ -170,14 +190,20 @@ def _tokenise(parts: list[Part], encoder: Encoder, seed: int, folder: Path, prog
         fraction, now = (done_bytes + bytes_read) / total_bytes, time.monotonic()
         if fraction - reported_fraction >= _REPORT_FRACTION or now - reported_at >= _REPORT_INTERVAL_S:
             reported_fraction, reported_at = fraction, now
-            progress("tokenise", fraction, f"{(done_bytes + bytes_read) / 1e6:.1f} of {total_bytes / 1e6:.1f} MB")
+            text = f"{(done_bytes + bytes_read) / 1e6:.1f} of {total_bytes / 1e6:.1f} MB"
+            progress("tokenise", fraction, text + _remaining(total_bytes - done_bytes, bytes_read, now - began_at))
 
     advance(0)
-    for part in parts:
-        if not part.is_done(folder):
-            tokenise_part(part, encoder, seed, folder, advance)
-            done_bytes += part.num_bytes
+    tokenise_parts(left, work, lock, advance)
     progress("tokenise", 1.0, f"{total_bytes / 1e6:.1f} MB")
+
+
+def _remaining(all_bytes: int, bytes_read: int, elapsed_s: float) -> str:
+    """Rate and time that remains, of what this try had to do; empty as long as too little is known."""
+    if not bytes_read or elapsed_s < _RATE_KNOWN_S:
+        return ""
+    remaining_s = round((all_bytes - bytes_read) * elapsed_s / bytes_read)
+    return f", {bytes_read / 1e6 / elapsed_s:.1f} MB/s, ETA {timedelta(seconds=remaining_s)}"
 
 
 def _summary(cache: DataCache) -> str:
@@ -189,7 +215,8 @@ def _summary(cache: DataCache) -> str:
         if rates := cache.rates.get(split):
             text += f" ({rates.fill:.2%} full, {rates.truncation:.1%} of the documents cut)"
         splits.append(text)
-    return f"{', '.join(splits)} of {cache.train.sequence_length} tokens; tokenizer of {cache.tokenizer_size}"
+    text = f"{', '.join(splits)} of {cache.train.sequence_length} tokens; tokenizer of {cache.tokenizer_size}"
+    return text + (f"; {cache.left_out}" if cache.left_out else "")
 
 
 def _shares(cache: DataCache, schedule: Schedule) -> str:

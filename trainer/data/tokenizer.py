@@ -12,6 +12,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from zerofleet.trainer.data.bad_data import OnBad, stop
+from zerofleet.trainer.data.functions import AS_THEY_ARE, Functions
 from zerofleet.trainer.data.sources import Corpus, is_blank
 from zerofleet.trainer.errors import UserError
 
@@ -25,6 +27,8 @@ MIN_VOCAB_SIZE = 257
 SAMPLE_CHARS = 64 * 1024 * 1024
 """Characters of the corpus that a tokenizer is trained on, at most."""
 _MAX_PIECE_CHARS = 2 * 1024 * 1024
+_GROUP_CHARS = 8 * 1024 * 1024
+"""Characters that are in the tokenizer's form at once, at least: several pieces, for as many threads."""
 
 
 class Encoder:
@@ -49,23 +53,45 @@ class Encoder:
 
     def encode(self, documents: list[str]) -> list[NDArray[Any]]:
         """Token ids of each document with EOS at its end, over all CPUs of this process."""
-        pieces = [list(_pieces(document)) for document in documents]
-        encoded = iter(self._backend.encode_batch_fast(list(itertools.chain(*pieces)), add_special_tokens=False))
-        return [
-            np.array([*itertools.chain(*(next(encoded).ids for _ in parts)), self._eos], dtype=self.dtype)
-            for parts in pieces
-        ]
+        return list(self._encoded(documents))
+
+    def _encoded(self, documents: list[str]) -> Iterator[NDArray[Any]]:
+        arrays: list[NDArray[Any]] = []
+        for ids, is_last in self._ids(itertools.chain.from_iterable(map(_pieces, documents))):
+            end = (self._eos,) if is_last else ()
+            arrays.append(np.fromiter(itertools.chain(ids, end), dtype=self.dtype, count=len(ids) + len(end)))
+            if is_last:
+                yield arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+                arrays = []
+
+    def _ids(self, pieces: Iterator[tuple[str, bool]]) -> Iterator[tuple[list[int], bool]]:
+        """Of each piece, a group at a time: of a huge document no more is in the tokenizer's form at once."""
+        group: list[tuple[str, bool]] = []
+        num_chars = 0
+        for piece, is_last in pieces:
+            group.append((piece, is_last))
+            num_chars += len(piece)
+            if num_chars >= _GROUP_CHARS:
+                yield from self._group_ids(group)
+                group, num_chars = [], 0
+        if group:
+            yield from self._group_ids(group)
+
+    def _group_ids(self, group: list[tuple[str, bool]]) -> Iterator[tuple[list[int], bool]]:
+        encoded = self._backend.encode_batch_fast([piece for piece, _ in group], add_special_tokens=False)
+        return ((encoding.ids, is_last) for encoding, (_, is_last) in zip(encoded, group, strict=True))
 
 
-def _pieces(document: str) -> Iterator[str]:
-    """Cuts a huge document behind line ends: the tokenizer needs some 100 bytes per token, and one thread per piece."""
+def _pieces(document: str) -> Iterator[tuple[str, bool]]:
+    """Cuts a huge document behind line ends (the tokenizer needs some 100 bytes per token, and one thread per piece); and whether a
+    piece is the last."""
     start = 0
     while len(document) - start > _MAX_PIECE_CHARS:
         cut = document.rfind("\n", start, start + _MAX_PIECE_CHARS) + 1
         end = cut if cut > start else start + _MAX_PIECE_CHARS
-        yield document[start:end]
+        yield document[start:end], False
         start = end
-    yield document[start:]
+    yield document[start:] if start else document, True
 
 
 def save_given(name: str, folder: Path) -> None:
@@ -92,7 +118,9 @@ def save_given(name: str, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def save_trained(corpus: Corpus, vocab_size: int, folder: Path) -> None:
+def save_trained(
+    corpus: Corpus, vocab_size: int, folder: Path, on_bad: OnBad = stop, functions: Functions = AS_THEY_ARE
+) -> None:
     """Trains a byte-level BPE on a bounded sample and saves it. The same documents give the same file, byte for byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -105,7 +133,7 @@ def save_trained(corpus: Corpus, vocab_size: int, folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(sample_documents(corpus, SAMPLE_CHARS), trainer)
+    backend.train_from_iterator(sample_documents(corpus, SAMPLE_CHARS, on_bad, functions), trainer)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(backend.to_str(), "utf-8")
     # As PreTrainedTokenizerFast.save_pretrained writes it; importing transformers for that would take seconds.
@@ -113,8 +141,10 @@ def save_trained(corpus: Corpus, vocab_size: int, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
-def sample_documents(corpus: Corpus, max_chars: int) -> Iterator[str]:
-    """All documents that are not blank, or about `max_chars` of them, drawn evenly over the shards of a corpus that is larger."""
+def sample_documents(
+    corpus: Corpus, max_chars: int, on_bad: OnBad = stop, functions: Functions = AS_THEY_ARE
+) -> Iterator[str]:
+    """All documents that are not blank, as `functions` leave them, or about `max_chars` of them, drawn evenly over the shards of a corpus that is larger."""
     shards = list(enumerate(corpus.shards))
     share = max_chars
     if corpus.num_bytes > max_chars:
@@ -122,11 +152,12 @@ def sample_documents(corpus: Corpus, max_chars: int) -> Iterator[str]:
         share = max(max_chars // len(shards), _MAX_PIECE_CHARS)
     for _, shard in shards:
         taken = 0
-        for document in shard.documents():
+        for number, document in enumerate(shard.documents(on_bad)):
             if max_chars <= 0 or taken >= share:
                 break
-            if not is_blank(document):
-                sample = document[: min(share - taken, max_chars)]
+            text = None if is_blank(document) else functions.applied(document, f"{shard.name}, document {number}")
+            if text is not None and not is_blank(text):
+                sample = text[: min(share - taken, max_chars)]
                 taken += len(sample)
                 max_chars -= len(sample)
                 yield sample

@@ -117,7 +117,7 @@ def test_a_source_with_nothing_to_train_on_is_refused(mixture, tmp_path):
 
 
 def test_a_source_that_names_nothing_is_refused_before_anything_is_made(mixture, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_hub_corpus", lambda hub, text_field: Corpus([], []))
+    monkeypatch.setattr(sources, "_hub_corpus", lambda hub, *settings: Corpus([], []))
     for name in ("a", "b"):
         changed = {**mixture, name: {"hub": {"id": "empty"}, "weight": 1}}
         with pytest.raises(DataError, match=rf"data\.sources\.{name} holds no documents"):

@@ -118,9 +118,7 @@ def test_undecodable_bytes_are_named_with_their_offset(tmp_path):
     assert "byte 2 (0xe9)" in failure(tmp_path, "a.txt.gz", gzip.compress(b"ab" + bad))
     array = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xe9")])
     table = pa.table({"text": array})
-    assert "rows 0 to 0: byte 1" in failure(
-        tmp_path, "a.parquet", as_bytes(lambda sink: parquet.write_table(table, sink))
-    )
+    assert "row 0: byte 1" in failure(tmp_path, "a.parquet", as_bytes(lambda sink: parquet.write_table(table, sink)))
 
 
 def test_an_unknown_cookie_is_named(tmp_path):

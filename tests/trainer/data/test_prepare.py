@@ -128,6 +128,22 @@ def test_caches_of_zerofleet_0_3_are_found_and_are_the_same(files, tmp_path):
     assert again.fingerprint == cache.fingerprint and "cut" not in said[-1][2]
 
 
+@pytest.mark.parametrize(
+    ("packing", "fingerprint", "all_bytes"),
+    [
+        ("concatenate", "fddf2cd262c8829fabacca501d9185e1", "a6d0a1426aca9ccb1a3280670b65d5b9"),
+        ("best_fit", "980de7b853085e6785f1d0038a98314b", "a65ec0956e9329a221f50184eeb41fe6"),
+    ],
+)
+def test_a_recipe_without_the_newer_settings_gives_the_bytes_that_it_always_gave(
+    files, tmp_path, packing, fingerprint, all_bytes
+):
+    """As of commit 173da95. Runs that exist resume with data that is prepared again; see the test above."""
+    cache = prepared(files, tmp_path / "cache", packing=packing)
+    assert cache.fingerprint == fingerprint
+    assert xxhash.xxh3_128_hexdigest(repr(sorted(content(cache).items())).encode()) == all_bytes
+
+
 def test_the_fingerprint_follows_content_not_place_or_time(tmp_path):
     first = prepared(write_corpus(tmp_path / "a"), tmp_path / "cache")
     second = prepared(write_corpus(tmp_path / "b"), tmp_path / "elsewhere")
@@ -205,6 +221,12 @@ def test_progress_rises_to_one_in_every_stage(files, tmp_path, monkeypatch):
     assert list(seen) == ["list", "tokenizer", "tokenise", "write", "ready"]
     assert all(fractions == sorted(fractions) and fractions[-1] == 1.0 for fractions in seen.values())
     assert len(seen["tokenise"]) > 5
+
+
+def test_rate_and_remaining_time_once_they_mean_something():
+    assert prepare_module._remaining(100_000_000, 25_000_000, 10.0) == ", 2.5 MB/s, ETA 0:00:30"
+    assert prepare_module._remaining(100_000_000, 25_000_000, 1.0) == ""
+    assert prepare_module._remaining(100_000_000, 0, 10.0) == ""
 
 
 def test_an_empty_corpus_is_refused(tmp_path):

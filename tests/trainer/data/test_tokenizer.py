@@ -69,10 +69,13 @@ def test_a_huge_document_is_cut_behind_line_ends_with_the_same_tokens(trained, m
     text = "\n".join(document(seed, 20) for seed in range(20))
     whole = encoder.encode([text, "x"])
     monkeypatch.setattr(tokenizer, "_MAX_PIECE_CHARS", 200)
+    monkeypatch.setattr(tokenizer, "_GROUP_CHARS", 500)
     for first, second in zip(encoder.encode([text, "x"]), whole, strict=True):
         assert first.tolist() == second.tolist()
     no_lines = "x" * 1001
-    assert "".join(tokenizer._pieces(no_lines)) == no_lines
+    pieces = list(tokenizer._pieces(no_lines))
+    assert "".join(piece for piece, _ in pieces) == no_lines
+    assert [is_last for _, is_last in pieces] == [False] * 5 + [True]
 
 
 def test_the_sample_is_bounded_and_drawn_over_all_shards(corpus, monkeypatch):

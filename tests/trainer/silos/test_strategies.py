@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -90,6 +93,16 @@ def test_a_function_of_ones_own_is_a_strategy():
         strategy.step(weights, np.float32([1, 2]), moments)
     np.testing.assert_array_equal(moments["velocity"], np.float32([1.75, 3.5]))
     np.testing.assert_array_equal(weights, np.float32([-1.375, -2.75]))
+
+
+def test_the_strategy_in_the_documentation_works(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[3] / "docs/silos.md").read_text()
+    (tmp_path / "documented.py").write_text(re.findall(r"```python\n(.*?)```", text, re.S)[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    strategy = load_strategy("documented:heavy_ball", {"lr": 1.0})
+    weights, moments = np.zeros(2, np.float32), {"velocity": np.ones(2, np.float32)}
+    strategy.step(weights, np.float32([1, 2]), moments)
+    np.testing.assert_allclose(weights, [-1.9, -2.9], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,14 @@ from typing import Any, Protocol
 
 import fsspec
 
-from zerofleet.trainer.config import DEFAULT_SOURCE, PYTHON_STDLIB, DataConfig, HubDataset, SourceFields
+from zerofleet.trainer.config import (
+    DEFAULT_SOURCE,
+    PYTHON_STDLIB,
+    DataConfig,
+    HubDataset,
+    SourceFields,
+    is_of_python,
+)
 from zerofleet.trainer.data.formats import format_of, need_column, read_documents, reading, text_of
 from zerofleet.trainer.errors import DataError, StorageError, UserError, ZerofleetError
 
@@ -124,13 +131,21 @@ def _resolve_source(data: SourceFields) -> Corpus:
         return _hub_corpus(data.hub, data.text_field)
     shards: dict[str, FileShard] = {}
     for entry in data.files:
-        for shard in _list_stdlib() if entry == PYTHON_STDLIB else _list_files(entry, data):
+        for shard in _list_stdlib() if entry == PYTHON_STDLIB else _list_files(_here(entry), data):
             shards.setdefault(shard.name, shard)  # a file that two globs match is read once
     return Corpus(list(shards.values()), [[shard.name, shard.num_bytes, shard.version] for shard in shards.values()])
 
 
 def stdlib_root() -> Path:
     return Path(sysconfig.get_path("stdlib"))
+
+
+def _here(entry: str) -> str:
+    """An entry with the folder of this Python that it begins with, where it does."""
+    root, _, rest = entry.partition("/")
+    if not rest or not is_of_python(entry):
+        return entry
+    return str((stdlib_root() if root == PYTHON_STDLIB else Path(sysconfig.get_path("purelib"))) / rest)
 
 
 def _list_stdlib() -> list[FileShard]:

@@ -27,6 +27,7 @@ NUM_ROUNDS = STEPS // INTERVAL
 SILOS = {
     "strategy": "diloco",
     "interval_steps": INTERVAL,
+    "keep_rounds": 20,
     "members": {"a": {"ranks_per_node": 2, "zero_stage": 2}, "b": {"ranks_per_node": 1, "zero_stage": 0}},
 }
 

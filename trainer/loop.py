@@ -93,6 +93,7 @@ class Loop:
         self.cache = DataCache.open(cache_path)
         self.plan = BatchPlan.of(config.train.global_batch_size, config.train.micro_batch_size, world.world_size)
         self.losses = RecentLosses()
+        self.member: Member | None = None
 
     @property
     def step(self) -> int:
@@ -119,22 +120,17 @@ class Loop:
         self.built = build_engine(self.config, resolved, self.plan, self.device)
         self.engine = self.built.engine
         self.adapter = adapter_for(self.engine)
-        if self.config.silo is not None:
-            reserve_residuals(self.adapter, self.config.silo)
+        reserve_residuals(self.adapter, self.config.silo)
         self._check_fragments()
         self.own = own_time(self.device, self.config.train.zero_stage)
         self.peak = device_peak(self.device, DTYPES[self.config.train.precision])
         self.attempts = self.folder.attempts()
         self.record = next(a for a in self.attempts if a.attempt == self.world.attempt)
-<<<<<<< HEAD
-        silo, quarantine = self.world.silo, self.record.quarantine
-        self.feed = Feed.of(self.config, self.cache.train, self.plan, silo, quarantine)
-        self.keeper = Keeper(self.reporter, self._make_saver(), self._make_cadence(), self._probe)
-=======
         self.feed = Feed.of(self.config, self.cache.train, self.plan, self.config.order_key, self.record.quarantine)
-        self.keeper = Keeper(self.reporter, self._make_saver(), self._make_cadence())
-        self.member = self._make_member() if self.config.silo is not None else None
->>>>>>> a2a8ca0 (Runs of silos: a driver, ranks and ledger for each, an outer server between them, recovery to the bit)
+        self.keeper = Keeper(self.reporter, self._make_saver(), self._make_cadence(), self._probe)
+        if self.config.silo is not None:
+            mine = (self.world, self.record.token, self.adapter, self.device, self.reporter, self._control)
+            self.member = Member(self.config.silo, *mine, self.keeper.settle, self.feed.num_tokens)
         self.waits = Waits(self.keeper.take_stall_s, host_clocks(self.world.local_rank))
 
     def _make_saver(self) -> Saver:
@@ -191,14 +187,6 @@ class Loop:
             if not self.record.from_memory:  # what is in memory was computed by this very code a moment ago
                 check_probe(self._probe(), manifest, versions(), self.device)
 
-    def _make_member(self) -> Member:
-        def tokens_of(first: int, last: int) -> int:
-            return sum(self.feed.step_plan(index).num_tokens for index in range(first, last))
-
-        assert self.config.silo is not None
-        where = (self.config.silo, self.world, self.record.token, self.adapter, self.device)
-        return Member(*where, self.reporter, self._control, self.keeper.settle, tokens_of)
-
     # -- the run ---------------------------------------------------------------------------------------------------
     def run(self) -> None:
         """Steps until the last one or a stop; evaluates and saves where the config says so."""
@@ -210,15 +198,17 @@ class Loop:
             self.evaluate()
             self.reporter.release()
         if control.action == "stop" or (control := self._outer_step(control)).action == "stop":
-            return self._stop(control)
+            if self.step:
+                self.keeper.keep(control)
+            return self._end("stopped")
         while not self._is_last():
             control = self._outer_step(self.train_step())
             last = self._is_last()
             if last or (train.eval_interval_steps and self.step % train.eval_interval_steps == 0):
                 self.evaluate()
-            if control.action == "stop" and not last:
-                return self._stop(control)
             self.keeper.keep(Control("save") if last else control, is_last=last)
+            if control.action == "stop" and not last:
+                return self._end("stopped")
         if self.keeper.saved_step != self.step:
             self.keeper.keep(Control("save"), is_last=True)
         self._end("finished")
@@ -235,12 +225,9 @@ class Loop:
         """The step between silos, where one is due and no stop was asked for: a run that goes on begins with it."""
         if self.member is None or not self.member.is_due or control.action == "stop":
             return control
-        return max(control, self.member.exchange(), key=lambda each: each.code)
-
-    def _stop(self, control: Control) -> None:
-        if self.step:
-            self.keeper.keep(control)
-        self._end("stopped")
+        control = max(control, self.member.exchange(), key=lambda each: each.code)
+        self.keeper.saved_step = None  # what was saved at this step is another state
+        return control
 
     def train_step(self) -> Control:
         """One optimizer step. Returns what all ranks were asked to do after it."""

@@ -13,8 +13,9 @@ import numpy as np
 from zerofleet.cluster.outer.state import Arrays, Float32
 from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.silos.chunks import Chunk, chunks_of
-from zerofleet.trainer.silos.codecs import Codec, check_finite
+from zerofleet.trainer.silos.codecs import Codec
 from zerofleet.trainer.silos.errors import UnusableDelta
+from zerofleet.trainer.silos.inspection import inspect
 from zerofleet.trainer.silos.kernels import sum_of_squares
 
 
@@ -71,7 +72,7 @@ class Delivery:
         for *span, size in question["spans"]:
             chunk = self._parts.admit(span)
             values = self._codec.decode(bytes(payload[offset : offset + size]), chunk.count)
-            check_finite(values)
+            inspect(values)
             self.read(chunk)[:] = values
             offset += size
         self.tokens, self.num_bytes = int(question["tokens"]), self.num_bytes + offset

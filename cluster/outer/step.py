@@ -11,14 +11,9 @@ from zerofleet.trainer.silos.chunks import chunks_of
 from zerofleet.trainer.silos.inspection import judge
 from zerofleet.trainer.silos.strategies import Strategy
 
-_FEWEST_TO_COMPARE = 3
-"""Of two deltas nobody can say which one is odd: a silo that has just joined sends a small one."""
-
 
 def odd_ones(deliveries: Mapping[str, Delivery]) -> dict[str, str]:
     """Why not, by silo whose delta lies far from the others'."""
-    if len(deliveries) < _FEWEST_TO_COMPARE:
-        return {}
     return dict(judge({silo: delivery.norm for silo, delivery in deliveries.items()}).rejected)
 
 

@@ -41,9 +41,9 @@ _NOBODYS = 2**62
 Float32 = NDArray[np.float32]
 
 
-def reserve_residuals(adapter: Adapter, config: SiloConfig) -> None:
-    """Room for what a codec leaves out of the deltas, as part of the state that is saved; before anything is saved or loaded."""
-    if config.codec != "fp32":
+def reserve_residuals(adapter: Adapter, config: SiloConfig | None) -> None:
+    """In a silo, room for what its codec leaves out of the deltas, as part of the state that is saved; before anything is saved or loaded."""
+    if config is not None and config.codec != "fp32":
         masters = (slot for slot in adapter.slots() if slot.kind == MASTER)
         adapter.extras[RESIDUAL] = {slot.name: torch.zeros(slot.view.numel()) for slot in masters}
 

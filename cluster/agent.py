@@ -30,6 +30,7 @@ from zerofleet.trainer.checkpoint.snapshot import find_snapshots
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.events import DRIVER, RESULTS, Control, Event
 from zerofleet.trainer.run_folder import CheckpointId
+from zerofleet.trainer.silos.wire import VARIABLE as OUTER_VARIABLE
 from zerofleet.trainer.storage import Storage
 from zerofleet.trainer.world import World
 
@@ -192,6 +193,8 @@ def _rank_spec(attempt: AttemptSpec, world: World, logs: Path, node: NodeSpec) -
         environment["GLOO_SOCKET_IFNAME"] = device
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         environment["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"]  # a zygote may be older than the agent
+    if attempt.job.outer:
+        environment[OUTER_VARIABLE] = attempt.job.outer
     log = str(logs / f"{attempt.log_name}-{world.rank:05d}.log")
     return RankSpec(attempt.job, world, environment, log, node.snapshots)
 

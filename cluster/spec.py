@@ -31,6 +31,8 @@ class JobSpec:
     faults: str = ""
     """Injected faults, as faults.parse_faults reads them."""
     threads_per_rank: int = 1
+    outer: str = ""
+    """Of a silo: where its ranks reach the outer server (trainer/silos/wire.py)."""
 
 
 @dataclass(frozen=True)

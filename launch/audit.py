@@ -88,7 +88,7 @@ def audit_run(run: RunFolder, cache: Path | None = None, progress: Progress = no
     fingerprint = _fingerprint(run, table, checkpoints)
     data = _open_data(fingerprint, job, cache)
     plan = BatchPlan.of(job.train.global_batch_size, job.train.micro_batch_size, 1)
-    feed = Feed.of(job.train_config(), data.train, plan, DEFAULT_SILO, ())
+    feed = Feed.of(job.train_config(), data.train, plan, job.order_key, ())
     found = audit(table, attempts, feed, job.train.steps, known_step, progress, fingerprint)
     if any(finding.kind in ("data", "counts") for finding in found.findings):
         data.verify()  # before a rank is accused

@@ -8,13 +8,15 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from zerofleet.launch.config import JobConfig
+from zerofleet.launch.silos.jobs import silo_findings, silo_job
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.lint import Finding, lint
 
 
 def check_job(job: JobConfig) -> None:
     """Writes warnings to stderr. Raises UserError with all errors, one per line."""
-    refuse_errors([*lint(job.train_config(), job.cluster.world_size), *cluster_findings(job)])
+    own = lint(job.train_config(), job.cluster.world_size) if job.silos is None else silo_findings(job)
+    refuse_errors([*own, *cluster_findings(job)])
 
 
 def refuse_errors(findings: Iterable[Finding]) -> None:
@@ -53,7 +55,10 @@ def cluster_findings(job: JobConfig) -> Iterator[Finding]:
 
 def check_machine(job: JobConfig) -> None:
     """For a Ray of the run's own: raises UserError when this machine can never hold the ranks; warns when they share cores."""
-    if job.cluster.address:
+    if job.silos is not None:
+        for name in job.silos.members:
+            check_machine(silo_job(job, name, None))
+    if job.silos is not None or job.cluster.address:
         return
     cluster, cores = job.cluster, len(os.sched_getaffinity(0))
     needed = math.ceil(cluster.world_size * cluster.cpus_per_rank)

@@ -16,8 +16,9 @@ import yaml
 from zerofleet.cluster.config import ClusterConfig
 from zerofleet.launch.config_fields import ConfigField, config_fields, known_path, unknown_key, validated
 from zerofleet.launch.recipe_text import Override, parse_mapping, parse_overrides, read_text, set_path
+from zerofleet.launch.silos.config import SilosConfig
 from zerofleet.trainer import frozen
-from zerofleet.trainer.config import PYTHON_STDLIB, SourceFields, TrainConfig
+from zerofleet.trainer.config import SourceFields, TrainConfig, is_of_python
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.run_folder import default_storage
 
@@ -27,6 +28,8 @@ class JobConfig(TrainConfig):
 
     cluster: ClusterConfig = ClusterConfig()
     """Nodes, ranks, resources and time limits."""
+    silos: SilosConfig | None = None
+    """Several runs over data that stays apart, which share their weights every so many steps; docs/silo-runs.md."""
 
     def train_config(self) -> TrainConfig:
         """The sections that a rank reads."""
@@ -34,7 +37,11 @@ class JobConfig(TrainConfig):
 
     def to_yaml(self) -> str:
         """The resolved job: every field, in the order of its definition. `parse_job` gives the same job back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+        fields = self.model_dump(mode="json")
+        for name in ("silo", "silos"):
+            if fields[name] is None:
+                del fields[name]
+        return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=120)
 
 
 def job_fields() -> dict[str, ConfigField]:
@@ -78,11 +85,18 @@ def resolve_paths(job: JobConfig) -> JobConfig:
     )
     model = job.model.model_copy(update={"pretrained": _absolute_if_there(job.model.pretrained)})
     run = job.run.model_copy(update={"storage": _absolute(job.run.storage)})
-    return job.model_copy(update={"run": run, "model": model, "data": data})
+    return job.model_copy(update={"run": run, "model": model, "data": data, "silos": _resolved_silos(job.silos)})
+
+
+def _resolved_silos(silos: SilosConfig | None) -> SilosConfig | None:
+    if silos is None:
+        return None
+    members = {name: member.model_copy(update=_files(member)) for name, member in silos.members.items()}
+    return silos.model_copy(update={"members": members})
 
 
 def _files(source: SourceFields) -> dict[str, list[str]]:
-    return {"files": [file if file == PYTHON_STDLIB else _absolute(file) for file in source.files]}
+    return {"files": [file if is_of_python(file) else _absolute(file) for file in source.files]}
 
 
 def resolve_overrides(overrides: Iterable[str]) -> list[str]:

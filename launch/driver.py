@@ -47,7 +47,7 @@ from zerofleet.launch.exit_codes import RUN_FAILED
 from zerofleet.launch.lost_ray import begin_anew, judge_loss
 from zerofleet.launch.report.write import leave_report
 from zerofleet.launch.requests import RequestWatch
-from zerofleet.launch.stops import Stops
+from zerofleet.launch.stops import Stops, stop_with_parent
 from zerofleet.trainer import ops
 from zerofleet.trainer.checkpoint.commit import commit
 from zerofleet.trainer.checkpoint.format import Manifest
@@ -59,6 +59,7 @@ from zerofleet.trainer.events import DRIVER, Event
 from zerofleet.trainer.init_from import pin_init_from
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import RunFolder
+from zerofleet.trainer.silos.wire import VARIABLE as OUTER_VARIABLE
 
 _LOCAL_REQUEST_INTERVAL_S = 0.5
 _REMOTE_REQUEST_INTERVAL_S = 3.0
@@ -105,7 +106,13 @@ def drive(storage_url: str, name: str, overrides: Sequence[str] = (), program: P
     job = job.model_copy(update={"run": here})
     number = claim(run, overrides)
     log = EventLog(lambda attempt: Recorder(run, attempt, job.train_config()))
+    if job.silo is not None:
+        stop_with_parent()
     try:
+        if job.silos is not None:
+            from zerofleet.launch.silos.driver import SilosDriver
+
+            return SilosDriver(run, job, number, log, stops).run()
         return Driver(run, job, number, log, program, stops).run()
     finally:
         if log.close(min(CLOSE_TIMEOUT_S, job.cluster.stop_timeout_s)):
@@ -317,6 +324,7 @@ class Driver:
             target=self._program.target,
             faults=self._faults,
             threads_per_rank=max(1, int(self._job.cluster.cpus_per_rank)),
+            outer=os.environ.get(OUTER_VARIABLE, ""),
         )
 
     def _build_ops(self, progress: Progress) -> None:

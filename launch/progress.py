@@ -58,6 +58,8 @@ class Progress:
     user_error: str = ""
     """The last error that the user can mend."""
     export_path: str | None = None
+    outer: tuple[int, str] | None = None
+    """Of a silo: its newest outer round, and what became of its delta."""
     last_event_at: float = 0.0
     _recent: deque[_Step] = field(default_factory=lambda: deque(maxlen=_RECENT_STEPS + 1))
 
@@ -150,6 +152,9 @@ class Progress:
         self.error = f"{event.data['type']}: {event.data['message']}"
         if event.data.get("user"):
             self.user_error = event.data["message"]
+
+    def _on_outer(self, event: Event) -> None:
+        self.outer = event.data["round"], event.data["state"]
 
     def _on_export(self, event: Event) -> None:
         self.export_path = event.data["path"]

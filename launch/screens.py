@@ -157,6 +157,9 @@ def event_line(event: Event) -> str:
             return f"{'incident: ' if event.kind == 'incident' else ''}{_first_line(data['message'])}"
         case "verdict":
             return _first_line(data["sentence"])
+        case "round":
+            silos = f"{len(data['tokens'])} silos, {sum(data['tokens'].values()):,} tokens"
+            return f"round {data['round']}: {silos}" + ("" if data["is_step"] else "; no outer step")
         case "export":
             return f"exported to {data['path']}"
         case _:

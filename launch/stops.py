@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 from types import FrameType
+
+_PR_SET_PDEATHSIG = 1
+PARENT = "ZEROFLEET_PARENT_PID"
+"""Environment variable with the process that must not be outlived."""
 
 
 class Stops:
@@ -27,3 +33,11 @@ class Stops:
     def take(self) -> list[str]:
         taken, self._pending = self._pending, []
         return taken
+
+
+def stop_with_parent() -> None:
+    """From here on the kernel sends SIGTERM when the process ends that started this one and named itself in PARENT; at once, when it has
+    ended already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(os.environ.get(PARENT, os.getppid())):
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -11,7 +11,8 @@ from zerofleet.launch.config import JobConfig
 from zerofleet.launch.config_fields import validated
 from zerofleet.launch.recipe_text import parse_mapping, read_text
 from zerofleet.trainer.checkpoint.buffers import NO_BUFFERS, Buffers, NodeMemory, plan_buffers
-from zerofleet.trainer.config import PYTHON_STDLIB, SourceFields
+from zerofleet.trainer.config import SourceFields, is_of_python
+from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.run_folder import default_storage
 from zerofleet.trainer.sizing import StateSizes, parameters_of
 
@@ -30,6 +31,11 @@ def load_profile(path: Path | str) -> Profile:
 
 def workload_of(job: JobConfig, profile: Profile, num_parameters: int | None = None) -> Workload:
     """`num_parameters` of the model, where the recipe does not tell. Of the machine it reads ZEROFLEET_STORAGE only."""
+    if job.silos is not None:
+        raise UserError(
+            "a job with `silos` is not made into pods yet: run its driver where it reaches the silos' Ray clusters, and name those by "
+            "silos.members.NAME.address"
+        )
     job = in_pods(job, profile)
     parameters = num_parameters or parameters_of(job.train_config())
     sizes = StateSizes(
@@ -99,7 +105,9 @@ def _files(job: JobConfig) -> list[LocalPath]:
     sources: dict[str, SourceFields] = {"data": job.data}
     sources |= {f"data.sources.{name}": source for name, source in job.data.sources.items()}
     for where, source in sources.items():
-        found += [LocalPath(f"{where}.files.{n}", file) for n, file in enumerate(source.files) if file != PYTHON_STDLIB]
+        found += [
+            LocalPath(f"{where}.files.{n}", file) for n, file in enumerate(source.files) if not is_of_python(file)
+        ]
     named = {
         "data.cache": job.data.cache,
         "data.tokenizer": job.data.tokenizer,

@@ -11,11 +11,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["bf16", "fp16", "fp32"]
+Codec = Literal["fp32", "bf16", "int8", "int4"]
 Packing = Literal["concatenate", "best_fit"]
-PYTHON_STDLIB = "python-stdlib"
+PYTHON_STDLIB, PYTHON_PACKAGES = "python-stdlib", "python-packages"
 DEFAULT_SILO = "main"
 DEFAULT_SOURCE = "corpus"
 """Name of the one source of a corpus that is no mixture."""
+
+
+def is_of_python(entry: str) -> bool:
+    """Whether an entry of `files` means files of the Python that reads them, wherever that is."""
+    return entry.partition("/")[0] in (PYTHON_STDLIB, PYTHON_PACKAGES)
+
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -75,7 +82,7 @@ class HubDataset(Section):
 
 class SourceFields(Section):
     files: list[str] = Field(default_factory=list)
-    """Globs, local or any fsspec URL. `python-stdlib` is the standard library's source: a corpus that needs no network."""
+    """Globs, local or any fsspec URL. `python-stdlib` is the standard library's source: a corpus that needs no network; `python-stdlib/GLOB` and `python-packages/GLOB` are files of this Python's standard library and installed packages."""
     hub: HubDataset | None = None
     """A dataset of the Hugging Face hub, instead of `files`."""
     format: Literal["auto", "text", "jsonl", "parquet", "csv", "arrow"] = "auto"
@@ -235,6 +242,15 @@ class TrackingConfig(Section):
     """Weights & Biases. JSON lines under `metrics/` are written always."""
 
 
+class SiloConfig(Section):
+    name: str
+    """Name of the silo: keys its sample order, and signs what it sends."""
+    interval_steps: PositiveInt
+    """Inner steps between two outer steps."""
+    codec: Codec = "fp32"
+    """How deltas travel."""
+
+
 class TrainConfig(Section):
     """The sections that a rank reads; launch composes them with `cluster` into the JobConfig."""
 
@@ -252,3 +268,10 @@ class TrainConfig(Section):
     """Passed through to DeepSpeed's config; what zerofleet owns or cannot checkpoint is refused (`trainer/lint.py`)."""
     tracking: TrackingConfig = TrackingConfig()
     """Trackers besides the run folder."""
+    silo: SiloConfig | None = None
+    """Written by zerofleet: this run is one silo of another, which says so here."""
+
+    @property
+    def order_key(self) -> str:
+        """What keys the sample order besides the seed: silos with the same data would else walk through it side by side."""
+        return self.silo.name if self.silo is not None else DEFAULT_SILO

@@ -29,6 +29,8 @@ Heartbeats, progress, goodput and the ledger are readings of the one event strea
 | `node_lost`  | driver        | node: its agent does not answer any more |
 | `heartbeat`  | driver        | every 10 s: the driver is alive |
 | `export`     | driver        | `path`, dtype |
+| `outer`      | rank 0        | a silo took part in an outer step: `round`, `state` (see trainer/silos/wire.py), `sent_bytes` by kind, `received_bytes`, `tokens`, `codec` |
+| `round`      | driver        | an outer step of all silos: `round`, `tokens` by silo, `missing`, `rejected` (why, by silo), `delta_bytes` by silo |
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ DRIVER = -1
 RESULTS = frozenset(("step", "eval"))
 """Kinds that tell what a step came to: rank 0 may hold them back, and metrics/ has them."""
 
-PHASES = ("import", "init", "build", "load", "step", "eval", "snapshot", "save", "end")
+PHASES = ("import", "init", "build", "load", "step", "outer", "eval", "snapshot", "save", "end")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-FROZEN = ("run.name", "run.storage", "run.seed", "run.init_from", "data", "model", "train.global_batch_size")
+FROZEN = (
+    "run.name",
+    "run.storage",
+    "run.seed",
+    "run.init_from",
+    "data",
+    "model",
+    "train.global_batch_size",
+    "silo",
+    "silos.members",
+    "silos.interval_steps",
+    "silos.strategy",
+)
 """What a resume may not change: the sample order, the ledger and the state of the run depend on it."""
 
 NOT_FROZEN = frozenset({"data.cache", "data.max_document_bytes"})

@@ -22,6 +22,7 @@ from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.cache import DataCache
 from zerofleet.trainer.data.feed import Feed, MicroBatch, StepPlan
 from zerofleet.trainer.data.sequences import IGNORED_LABEL
+from zerofleet.trainer.description import describe
 from zerofleet.trainer.driver_records import driver_records
 from zerofleet.trainer.engine import build_engine, clips_itself, init_distributed, seed_generators
 from zerofleet.trainer.errors import LossSpike, NonFiniteStep, ReplicaDivergence, ZerofleetError
@@ -36,6 +37,7 @@ from zerofleet.trainer.reporter import Fault, Reporter, no_fault
 from zerofleet.trainer.restore import Restore
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.schedule import learning_rate
+from zerofleet.trainer.silos.member import Member, reserve_residuals
 from zerofleet.trainer.spikes import RecentLosses
 from zerofleet.trainer.waits import Waits, host_clocks
 from zerofleet.trainer.world import World
@@ -91,6 +93,7 @@ class Loop:
         self.cache = DataCache.open(cache_path)
         self.plan = BatchPlan.of(config.train.global_batch_size, config.train.micro_batch_size, world.world_size)
         self.losses = RecentLosses()
+        self.member: Member | None = None
 
     @property
     def step(self) -> int:
@@ -117,14 +120,17 @@ class Loop:
         self.built = build_engine(self.config, resolved, self.plan, self.device)
         self.engine = self.built.engine
         self.adapter = adapter_for(self.engine)
+        reserve_residuals(self.adapter, self.config.silo)
         self._check_fragments()
         self.own = own_time(self.device, self.config.train.zero_stage)
         self.peak = device_peak(self.device, DTYPES[self.config.train.precision])
         self.attempts = self.folder.attempts()
         self.record = next(a for a in self.attempts if a.attempt == self.world.attempt)
-        silo, quarantine = self.world.silo, self.record.quarantine
-        self.feed = Feed.of(self.config, self.cache.train, self.plan, silo, quarantine)
+        self.feed = Feed.of(self.config, self.cache.train, self.plan, self.config.order_key, self.record.quarantine)
         self.keeper = Keeper(self.reporter, self._make_saver(), self._make_cadence(), self._probe)
+        if self.config.silo is not None:
+            mine = (self.world, self.record.token, self.adapter, self.device, self.reporter, self._control)
+            self.member = Member(self.config.silo, *mine, self.keeper.settle, self.feed.num_tokens)
         self.waits = Waits(self.keeper.take_stall_s, host_clocks(self.world.local_rank))
 
     def _make_saver(self) -> Saver:
@@ -185,13 +191,19 @@ class Loop:
     def run(self) -> None:
         """Steps until the last one or a stop; evaluates and saves where the config says so."""
         train = self.config.train
-        self._describe()
-        if self.step == 0:
+        if self.world.rank == 0:
+            describe(self.config, self.plan, self.built, self.cache, self.peak, self.reporter)
+        control = self.member.begin() if self.member else Control()
+        if self.step == 0 and control.action != "stop":
             self.evaluate()
             self.reporter.release()
-        while self.step < train.steps:
-            control = self.train_step()
-            last = self.step == train.steps
+        if control.action == "stop" or (control := self._outer_step(control)).action == "stop":
+            if self.step:
+                self.keeper.keep(control)
+            return self._end("stopped")
+        while not self._is_last():
+            control = self._outer_step(self.train_step())
+            last = self._is_last()
             if last or (train.eval_interval_steps and self.step % train.eval_interval_steps == 0):
                 self.evaluate()
             self.keeper.keep(Control("save") if last else control, is_last=last)
@@ -200,6 +212,22 @@ class Loop:
         if self.keeper.saved_step != self.step:
             self.keeper.keep(Control("save"), is_last=True)
         self._end("finished")
+
+    def _schedule_step(self) -> int:
+        """Where the run stands in its schedule: beyond its own steps in a silo that has missed rounds."""
+        return self.member.schedule_step(self.step) if self.member else self.step
+
+    def _is_last(self) -> bool:
+        """Whether no step is left, of the silos' common ones either."""
+        return self._schedule_step() >= self.config.train.steps and not (self.member and self.member.is_due)
+
+    def _outer_step(self, control: Control) -> Control:
+        """The step between silos, where one is due and no stop was asked for: a run that goes on begins with it."""
+        if self.member is None or not self.member.is_due or control.action == "stop":
+            return control
+        control = max(control, self.member.exchange(), key=lambda each: each.code)
+        self.keeper.saved_step = None  # what was saved at this step is another state
+        return control
 
     def train_step(self) -> Control:
         """One optimizer step. Returns what all ranks were asked to do after it."""
@@ -295,7 +323,7 @@ class Loop:
             raise ReplicaDivergence(self.step, odd)
 
     def _set_learning_rate(self) -> None:
-        rate = learning_rate(self.config.train, self.step)
+        rate = learning_rate(self.config.train, self._schedule_step())
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
 
@@ -339,23 +367,6 @@ class Loop:
         dist.destroy_process_group()
 
     # -- what rank 0 says ------------------------------------------------------------------------------------------
-    def _describe(self) -> None:
-        if self.world.rank:
-            return
-        length = self.config.data.sequence_length
-        self.reporter.event("info", "build", message=self.plan.describe(length))
-        if self.peak.is_emulated:
-            self.reporter.event("incident", "build", message=self.peak.warning(self.config.train.precision))
-        self.reporter.event(
-            "info",
-            "build",
-            message=f"{self.built.shape.num_parameters:,} parameters, ZeRO-{self.config.train.zero_stage}, {self.config.train.precision}, "
-            f"{type(self.engine.optimizer).__name__}; {self.cache.train.num_sequences:,} training and "
-            f"{self.cache.heldout.num_sequences:,} held-out sequences; peak {self.peak.flops_per_second / 1e9:.0f} GFLOP/s per rank ({self.peak.source})",
-            num_parameters=self.built.shape.num_parameters,
-            peak_flops_per_second=self.peak.flops_per_second,
-        )
-
     def _record(self, plan: StepPlan, total: StepSum, grad_norm: float, start: float, seconds: float) -> None:
         """Ledger and report. Raises DataError through `StepSum.verify` when the ranks did not feed what the step plans."""
         total.verify(self.step, len(plan.positions), plan.num_tokens)

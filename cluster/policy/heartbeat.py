@@ -24,7 +24,7 @@ from zerofleet.trainer.events import RESULTS, Event
 FLOOR_S = 2.0
 """The shortest limit."""
 SLOW_FLOOR_S = 120.0
-"""That of phases which happen once per attempt or wait for storage: what they wait for (another node's imports, a compiler, storage
+"""That of phases which happen once per attempt or wait for storage or for other silos: what they wait for (another node's imports, a compiler, storage
 that is away for a minute) says nothing, and an earlier time tells little about it."""
 WARM_UP_FLOOR_S = 30.0
 FACTOR = 3.0
@@ -41,7 +41,7 @@ DRIFT = 0.001
 JUMP_S = 5.0
 """Events do not travel that long: one of the clocks was set."""
 
-_FLOORS_S = dict.fromkeys(("import", "init", "build", "load", "save", "end"), SLOW_FLOOR_S) | {
+_FLOORS_S = dict.fromkeys(("import", "init", "build", "load", "outer", "save", "end"), SLOW_FLOOR_S) | {
     "warm-up": WARM_UP_FLOOR_S
 }
 _START_UP = frozenset(("import", "init", "build", "load"))

@@ -37,6 +37,10 @@ class LocalDriver:
         except subprocess.TimeoutExpired:
             return None
 
+    def ask_to_stop(self) -> None:
+        """The first time it saves and ends, the second time it ends at once."""
+        self._process.terminate()
+
     def end(self, timeout_s: float) -> None:
         """Asks it to end at once, kills it when it has not within `timeout_s` seconds."""
         for _ in range(2):  # the first is a stop, which saves; the second ends at once

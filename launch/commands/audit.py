@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zerofleet.launch.exit_codes import OK, RUN_FAILED
+from zerofleet.launch.silos.jobs import silo_runs
 from zerofleet.launch.words import duration
 from zerofleet.trainer.data.quarantine import named
 from zerofleet.trainer.errors import UserError
@@ -39,9 +40,16 @@ def run(arguments: argparse.Namespace) -> int:
         from zerofleet.launch.audit import audit_run  # needs numpy, which the light verbs do without
     except ImportError as error:
         raise UserError(f"audit needs {error.name}: pip install 'zerofleet[train]'") from error
-    found = audit_run(folder, arguments.cache, ProgressLine())
-    sys.stdout.write(json.dumps(found.to_dict()) + "\n" if arguments.json else report(found))
-    return OK if found.audit.is_exact else RUN_FAILED
+    silos = silo_runs(folder)
+    audits = [audit_run(each, arguments.cache, ProgressLine()) for each in silos or [folder]]
+    is_exact = all(found.audit.is_exact for found in audits)
+    if arguments.json:
+        each = {found.run.name: found.to_dict() for found in audits}
+        facts = {"run": folder.name, "exact": is_exact, "silos": each} if silos else audits[0].to_dict()
+        sys.stdout.write(json.dumps(facts) + "\n")
+    else:
+        sys.stdout.write("\n".join(report(found) for found in audits))
+    return OK if is_exact else RUN_FAILED
 
 
 class ProgressLine:

@@ -11,6 +11,7 @@ from zerofleet.cluster.goodput.ledger import Ledger
 from zerofleet.launch.accounts import history_of
 from zerofleet.launch.exit_codes import OK
 from zerofleet.launch.run_view import RunView
+from zerofleet.launch.silos.jobs import silo_runs
 from zerofleet.launch.summary import heldout_line, summarise
 from zerofleet.launch.words import command, duration, prepare_line, run_argument, step_line
 from zerofleet.trainer.run_folder import RunFolder
@@ -45,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         ("goodput", _goodput_line(Ledger.of(history_of(view)))),
         ("held-out loss", heldout_line(progress)),
         ("checkpoints", ", ".join(f"step {checkpoint.step}" for checkpoint in view.run.checkpoints())),
+        *((f"silo {silo.run.name}", _silo_line(silo)) for silo in _silos(view)),
         *(("incident", text) for text in progress.incidents[-_SHOWN_INCIDENTS:]),
         ("export", progress.export_path or ""),
         ("folder", view.run.storage.path()),
@@ -79,4 +81,17 @@ def _facts(view: RunView) -> dict[str, object]:
         "eta_s": view.progress.eta_s,
         "goodput": Ledger.of(history_of(view)).goodput(),
         "prepare": view.progress.prepare,
+        **({"silos": {silo.run.name: _facts(silo) for silo in silos}} if (silos := _silos(view)) else {}),
     }
+
+
+def _silos(view: RunView) -> list[RunView]:
+    """The runs that this one is made of; most are made of none."""
+    return [RunView.of(run) for run in silo_runs(view.run)]
+
+
+def _silo_line(view: RunView) -> str:
+    """State, progress and what became of its newest outer step."""
+    outer = view.progress.outer
+    round_ = f"round {outer[0]} {outer[1]}" if outer else ""
+    return "  ".join(part for part in (view.state, step_line(view.progress), round_) if part)

@@ -17,8 +17,8 @@ from zerofleet.launch.exit_codes import OK
 from zerofleet.launch.follow import EventTail
 from zerofleet.launch.progress import Progress
 from zerofleet.launch.run_view import RunView
+from zerofleet.launch.silos.arithmetic import describe_job
 from zerofleet.launch.watch import Watch
-from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.errors import StorageError, UserError, ZerofleetError
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.storage import Storage
@@ -42,8 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     job = load_job(arguments.recipe, arguments.overrides)
     check_job(job)
     if arguments.dry_run:
-        plan = BatchPlan.of(job.train.global_batch_size, job.train.micro_batch_size, job.cluster.world_size)
-        sys.stdout.write(f"{job.to_yaml()}\n# {plan.describe(job.data.sequence_length)}\n")
+        arithmetic = "".join(f"# {line}\n" for line in describe_job(job))
+        sys.stdout.write(f"{job.to_yaml()}\n{arithmetic}")
         return OK
     check_machine(job)
     probe_storage(job.run.storage)

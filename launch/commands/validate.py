@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from zerofleet.launch.checks import check_job
 from zerofleet.launch.config import load_job
 from zerofleet.launch.exit_codes import OK
-from zerofleet.trainer.batch import BatchPlan
+from zerofleet.launch.silos.arithmetic import describe_job
 
 if TYPE_CHECKING:
     from zerofleet.launch.commands.types import Verbs
@@ -25,6 +25,6 @@ def add_parser(verbs: Verbs) -> None:
 def run(arguments: argparse.Namespace) -> int:
     job = load_job(arguments.recipe, arguments.overrides)
     check_job(job)
-    plan = BatchPlan.of(job.train.global_batch_size, job.train.micro_batch_size, job.cluster.world_size)
-    sys.stdout.write(f"{plan.describe(job.data.sequence_length)}\n{arguments.recipe} is valid\n")
+    arithmetic = "".join(f"{line}\n" for line in describe_job(job))
+    sys.stdout.write(f"{arithmetic}{arguments.recipe} is valid\n")
     return OK

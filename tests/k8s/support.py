@@ -14,7 +14,7 @@ from zerofleet.launch.config import JobConfig, load_job
 from zerofleet.launch.workload import load_profile, workload_of
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "launch/recipes").glob("*.yaml"))
+RECIPES = sorted(path for path in (ROOT / "launch/recipes").glob("*.yaml") if not path.name.startswith("silos_"))
 PROFILES = sorted((ROOT / "k8s/profiles").glob("*.yaml"))
 CPU, H100 = ROOT / "k8s/profiles/cpu.yaml", ROOT / "k8s/profiles/h100-infiniband.yaml"
 QUICKSTART = ROOT / "launch/recipes/quickstart.yaml"

@@ -30,7 +30,8 @@ def test_validate_and_dry_run_of_every_recipe(tmp_path):
         assert (result.returncode, result.stderr) == (0, "") and "tokens per step" in result.stdout
         result = zerofleet("submit", recipe, "--dry-run", "train.steps=200", ZEROFLEET_STORAGE=str(tmp_path / "runs"))
         assert result.returncode == 0 and "  steps: 200\n" in result.stdout
-        assert result.stdout.splitlines()[-1].startswith("# global batch ")
+        last = "# between silos: " if recipe.name.startswith("silos_") else "# global batch "
+        assert result.stdout.splitlines()[-1].startswith(last)
     assert not (tmp_path / "runs").exists()
 
 

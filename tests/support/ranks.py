@@ -65,6 +65,8 @@ class Plan:
     """(rank, seconds, "sleeps" or "computes"): what it does in addition at the start of every step."""
     cache_of_rank: dict[int, str] = field(default_factory=dict)
     """Ranks whose node has other prepared data."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Of every rank."""
 
 
 def free_port() -> int:
@@ -182,7 +184,7 @@ def _rank(config_json, cache_path, rank, world_size, attempt, port, plan, queue)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     world = World(rank, rank, 0, world_size, "test", attempt)
-    os.environ.update(world.env("127.0.0.1", port))
+    os.environ.update({**world.env("127.0.0.1", port), **plan.environment})
     doing = 0
 
     def fault(point: str, step: int, ranges: Ranges) -> str | None:

@@ -75,6 +75,10 @@ class Adapter(ABC):
         self._model: torch.nn.Module = engine.module
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._names = dict(self._model.named_parameters())
+        self.counters: dict[str, int] = {}
+        """Whole numbers of others that belong to the state: saved and restored with DeepSpeed's."""
+        self.extras: dict[str, dict[str, torch.Tensor]] = {}
+        """Tensors of others that belong to the state: by kind and parameter, fp32, one element for each that this rank holds."""
         self._materialise()
 
     # -- what a subclass says --------------------------------------------------------------------------------------
@@ -115,7 +119,7 @@ class Adapter(ABC):
         for name, parameter in self._names.items():
             shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
             kinds = (
-                {MASTER: "F32", **dict.fromkeys(MOMENTS, "F32")}
+                {MASTER: "F32", **dict.fromkeys((*MOMENTS, *self.extras), "F32")}
                 if parameter.requires_grad
                 else {VALUE: DTYPE_NAMES[parameter.dtype]}
             )
@@ -146,8 +150,9 @@ class Adapter(ABC):
             return
         state = self._torch_optimizer.state[home.buffer]
         flat = {MASTER: home.buffer.data, **{kind: state[kind] for kind in MOMENTS}}
-        for kind, buffer in flat.items():
-            view = buffer.view(-1)[home.offset : home.offset + home.length]
+        part = slice(home.offset, home.offset + home.length)
+        views = {kind: buffer.view(-1)[part] for kind, buffer in flat.items()}
+        for kind, view in (views | {kind: tensors[name] for kind, tensors in self.extras.items()}).items():
             if self._partitioned:
                 yield Slot(name, kind, home.start, view, home.start, home.start + home.length)
             else:
@@ -212,7 +217,11 @@ class Adapter(ABC):
             }
             if self._engine.fp16_enabled()
             else {},
-            engine={"global_steps": self._engine.global_steps, "skipped_steps": self._engine.skipped_steps},
+            engine={
+                "global_steps": self._engine.global_steps,
+                "skipped_steps": self._engine.skipped_steps,
+                **self.counters,
+            },
         )
 
     def set_scalars(self, scalars: Scalars) -> None:
@@ -231,6 +240,7 @@ class Adapter(ABC):
                 setattr(scaler, attribute, number if attribute == "cur_scale" else int(number))
         self._engine.global_steps = scalars.engine["global_steps"]
         self._engine.skipped_steps = scalars.engine["skipped_steps"]
+        self.counters = {name: count for name, count in scalars.engine.items() if name not in _ENGINE_COUNTERS}
         # The boundary of accumulation is counted in micro-steps: always whole steps of this world size.
         self._engine.micro_steps = self._engine.global_steps * self._engine.gradient_accumulation_steps()
 
@@ -238,6 +248,7 @@ class Adapter(ABC):
         return next(index for index, other in enumerate(self._torch_optimizer.param_groups) if other is group)
 
 
+_ENGINE_COUNTERS = ("global_steps", "skipped_steps")
 _SCALER_FIELDS = {
     "scale": "cur_scale",
     "iteration": "cur_iter",

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from zerofleet.trainer.checkpoint.adapters import DTYPE_NAMES, Adapter, Slot
 from zerofleet.trainer.checkpoint.commit import partial_digests
 from zerofleet.trainer.checkpoint.format import DamagedFile, Manifest, Wanted
-from zerofleet.trainer.checkpoint.fragments import DTYPES, MASTER, FragmentKey
+from zerofleet.trainer.checkpoint.fragments import DTYPES, MASTER, VALUE, FragmentKey
 from zerofleet.trainer.checkpoint.save import key_of, saved_slots, to_numpy
 from zerofleet.trainer.errors import CheckpointUnusable, UserError, ZerofleetError
 from zerofleet.trainer.exchange import agree
@@ -110,7 +110,7 @@ def _same_job(manifest: Manifest, adapter: Adapter, fingerprints: dict[str, str]
 
 def _fill(reader: Reader, adapter: Adapter, weights_only: bool, alive: Callable[[], None]) -> None:
     """Straight into the slots that lie in the host's memory; by way of a copy, some at a time, into those that do not."""
-    slots = [slot for slot in adapter.slots() if not (weights_only and slot.kind in ("exp_avg", "exp_avg_sq"))]
+    slots = [slot for slot in adapter.slots() if not weights_only or slot.kind in (MASTER, VALUE)]
     direct = [slot for slot in slots if slot.view.is_cpu]
     reader.fill([_wanted(slot, to_numpy(slot.view)) for slot in direct], alive)
     for batch in _batches([slot for slot in slots if not slot.view.is_cpu]):
@@ -148,7 +148,7 @@ def _prove(
     wrong = [
         label
         for label, value in found.items()
-        if manifest.digests[label] != value and not (weights_only and not label.startswith((MASTER, "value")))
+        if (not weights_only or label.startswith((MASTER, VALUE))) and manifest.digests[label] != value
     ]
     problem: ZerofleetError | None = None
     if wrong:

@@ -75,6 +75,10 @@ class Feed:
         samples = self.samples_at(positions)
         return StepPlan(positions, samples, int(self.store.num_targets(samples).sum()))
 
+    def num_tokens(self, first: int, last: int) -> int:
+        """Of the steps with indices [first, last)."""
+        return sum(self.step_plan(index).num_tokens for index in range(first, last))
+
     def samples_at(self, positions: Int64) -> Int64:
         """The run's order: the sample at each position."""
         return mixed_samples(positions, self.schedule, self.store.source_sizes, self.seed, self.silo)

@@ -19,7 +19,14 @@ from typing import Any, Protocol
 
 import fsspec
 
-from zerofleet.trainer.config import DEFAULT_SOURCE, PYTHON_STDLIB, DataConfig, HubDataset, SourceFields
+from zerofleet.trainer.config import (
+    DEFAULT_SOURCE,
+    PYTHON_STDLIB,
+    DataConfig,
+    HubDataset,
+    SourceFields,
+    is_of_python,
+)
 from zerofleet.trainer.data.bad_data import BadData, OnBad, Reading, stop
 from zerofleet.trainer.data.columns import checked_text, need_column
 from zerofleet.trainer.data.formats import format_of, read_documents, reading_errors
@@ -175,7 +182,7 @@ def _resolve_source(data: SourceFields, section: str, max_document_bytes: int) -
         return _hub_corpus(data.hub, data.text_field, section, max_document_bytes)
     shards: dict[str, FileShard] = {}
     for entry in data.files:
-        listed = _list_stdlib(section) if entry == PYTHON_STDLIB else _list_files(entry, section)
+        listed = _list_stdlib(section) if entry == PYTHON_STDLIB else _list_files(_here(entry), section)
         settings = ("text", "") if entry == PYTHON_STDLIB else (data.format, data.text_field)
         for fs, path, name, info in listed:
             if name not in shards:  # a file that two globs match is read once
@@ -187,6 +194,14 @@ def _resolve_source(data: SourceFields, section: str, max_document_bytes: int) -
 
 def stdlib_root() -> Path:
     return Path(sysconfig.get_path("stdlib"))
+
+
+def _here(entry: str) -> str:
+    """An entry with the folder of this Python that it begins with, where it does."""
+    root, _, rest = entry.partition("/")
+    if not rest or not is_of_python(entry):
+        return entry
+    return str((stdlib_root() if root == PYTHON_STDLIB else Path(sysconfig.get_path("purelib"))) / rest)
 
 
 def _list_stdlib(section: str) -> list[_Listed]:

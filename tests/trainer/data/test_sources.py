@@ -140,6 +140,15 @@ def test_the_standard_library_without_its_tests(tmp_path, monkeypatch):
     assert texts("python-stdlib") == ["# coding: latin-1\nname = 'é'\n"] * 3
 
 
+def test_files_of_this_python_are_named_without_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json/decoder.py").write_text("x")
+    monkeypatch.setattr(sources, "stdlib_root", lambda: tmp_path)
+    assert names("python-stdlib/*/*.py") == [str(tmp_path / "json/decoder.py")]
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / {"purelib": "json"}[name]))
+    assert names("python-packages/*.py") == [str(tmp_path / "json/decoder.py")]
+
+
 def test_the_standard_library_that_is_here():
     shards = resolve(DataConfig(files=["python-stdlib"])).shards
     assert len(shards) > 500

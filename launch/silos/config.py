@@ -1,0 +1,66 @@
+"""The silos of a job. Imports neither torch nor ray."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from zerofleet.trainer.config import Codec, NonNegativeInt, PositiveFloat, PositiveInt, Section, SourceFields
+
+SiloName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,45}[a-z0-9])?$")]
+
+
+class SiloMember(SourceFields):
+    """One silo, under a name of your choice."""
+
+    weight: PositiveFloat = 1.0
+    """What the silo's tokens are multiplied by in the mean of the deltas."""
+    address: str | None = None
+    """`host:port` of the Ray cluster that the silo runs on, instead of `cluster.address`."""
+    nodes: PositiveInt | None = None
+    """Nodes of the silo, instead of `cluster.nodes`."""
+    ranks_per_node: PositiveInt | None = None
+    """Ranks per node of the silo, instead of `cluster.ranks_per_node`."""
+    zero_stage: Literal[0, 1, 2, 3] | None = None
+    """ZeRO stage inside the silo, instead of `train.zero_stage`."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> SiloMember:
+        if bool(self.files) == (self.hub is not None):
+            raise ValueError("a silo of `silos.members` has either `files` or `hub`, one of the two")
+        return self
+
+
+class SilosConfig(Section):
+    members: dict[SiloName, SiloMember]
+    """The silos by name, each with its data (`files` or `hub`, `format`, `text_field`) and what differs from `cluster` and `train`. `data.files` of the job is what all may read: the tokenizer is trained on it, unless `data.tokenizer` is given."""
+    strategy: str = "diloco"
+    """What becomes of the deltas: `every_step`, `fedavg`, `diloco` (Nesterov momentum), or `package.module:function` of your own."""
+    strategy_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the strategy, such as `lr` and `momentum_factor`."""
+    interval_steps: PositiveInt = 50
+    """Inner steps of each silo between two outer steps; divides `train.steps`."""
+    codec: Codec = "fp32"
+    """How deltas travel: 32, 16, 8.125 or 4.25 bits an element. What a round leaves out is added to the next one's delta (error feedback)."""
+    quorum: NonNegativeInt = 0
+    """Fewest silos whose deltas make an outer step; 0 takes all."""
+    deadline_s: PositiveFloat = 600.0
+    """Seconds after the first silo's delta of a round after which those that have not sent theirs are left out, if the quorum is there."""
+    keep_rounds: PositiveInt = 4
+    """Newest outer rounds that are kept, for a silo that repeats steps; one that is further behind goes on from the newest outer weights."""
+    listen: str = "127.0.0.1"
+    """Address of this host at which silos reach the outer server."""
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> SilosConfig:
+        if len(self.members) < 2:
+            raise ValueError(f"`silos.members` has {len(self.members)} silo: give two or more, or leave `silos` out")
+        if self.quorum > len(self.members):
+            raise ValueError(f"`silos.quorum` is {self.quorum} and there are {len(self.members)} silos: lower it")
+        return self
+
+    @property
+    def least(self) -> int:
+        """The quorum in silos."""
+        return self.quorum or len(self.members)

@@ -1,0 +1,81 @@
+import pytest
+
+from zerofleet.launch.checks import check_job
+from zerofleet.launch.config import JobConfig, load_job, parse_job
+from zerofleet.launch.silos.driver import faults_of
+from zerofleet.launch.silos.jobs import silo_job
+from zerofleet.launch.silos.process import changes
+from zerofleet.trainer.errors import UserError
+
+RECIPE = """
+run: {name: r, storage: /runs}
+model: {config: {model_type: llama, hidden_size: 64}}
+data: {files: [python-stdlib], sequence_length: 64}
+train: {steps: 20, global_batch_size: 8, micro_batch_size: 2}
+silos:
+  interval_steps: 5
+  members:
+    a: {files: [a/*.txt], ranks_per_node: 1, zero_stage: 3}
+    b: {files: [b/*.txt], weight: 2.0}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_a_silo_has_its_own_data_ranks_and_folder_and_nothing_of_the_others(recipe, tmp_path):
+    job = load_job(recipe)
+    own = silo_job(job, "a", "/tokenizer")
+    assert own.data.files == [f"{tmp_path}/a/*.txt"] and own.data.tokenizer == "/tokenizer"
+    assert (own.cluster.ranks_per_node, own.train.zero_stage) == (1, 3)
+    assert (own.run.name, own.run.storage) == ("a", "/runs/r/silos")
+    assert own.silo is not None and own.silo.interval_steps == 5
+    assert "b/*.txt" not in own.to_yaml()
+    other = silo_job(job, "b", None)
+    assert other.cluster == job.cluster
+
+
+def test_a_silos_job_is_read_back_as_it_is(recipe):
+    own = silo_job(load_job(recipe), "a", "/tokenizer")
+    assert parse_job(own.to_yaml(), "job.yaml") == own
+
+
+def test_a_job_without_silos_says_nothing_of_them(recipe):
+    text = RECIPE[: RECIPE.index("silos:")]
+    assert "silo" not in parse_job(text, "job.yaml").to_yaml()
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("silos.interval_steps=6", "train.steps=20 is no multiple of 6"),
+        ("silos.strategy=fedprox", "fedprox's mu"),
+        ("silos.strategy=every_step", "every_step takes 1"),
+        ("silos.quorum=3", "there are 2 silos"),
+        ("silos.members={a: {files: [x]}}", "two or more"),
+        ("silos.members={a: {files: [x]}, b: {}}", "either `files` or `hub`"),
+        ("deepspeed.zero_optimization.offload_param.device=cpu", "silos.members.b: deepspeed"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(recipe, override, says):
+    with pytest.raises(UserError, match=says.replace("(", "\\(")):
+        check_job(load_job(recipe, [override]))
+
+
+def test_a_resume_hands_on_what_may_change_and_nothing_else(recipe):
+    before = silo_job(load_job(recipe), "a", None)
+    after = silo_job(load_job(recipe, ["train.steps=40", "cluster.stop_timeout_s=7", "run.seed=3"]), "a", None)
+    assert changes(before, after) == ["train.steps=40", "cluster.stop_timeout_s=7.0"]
+    assert isinstance(before, JobConfig)
+
+
+def test_faults_go_to_the_silo_that_they_name():
+    text = '[{"kind": "nan", "rank": 0, "step": 4, "silo": "b"}, {"kind": "kill", "rank": 0, "step": 9}]'
+    assert faults_of("a", text) == '[{"kind": "kill", "rank": 0, "step": 9}]'
+    assert '"nan"' in faults_of("b", text) and '"silo"' not in faults_of("b", text)
+    assert faults_of("a", "") == ""

@@ -1,0 +1,101 @@
+"""The weighted mean of silos' deltas, chunk by chunk as they come: the same bits in whatever order they come, in memory that does not
+grow with the number of silos.
+
+Sums of floating-point numbers depend on their order because each addition rounds. Here each contribution is rounded once, on its
+own, to a whole multiple of one quantum that is fixed beforehand, and the sum of those is exact: fp64 holds whole multiples of
+2^-44 up to 2^9 without rounding. This is the pre-rounding of Demmel & Nguyen, "Fast Reproducible Floating-Point Summation" (ARITH 2013),
+with a fixed bin. (x + M) - M with M = 1.5 * 2^52 quanta is the rounding. The price is an absolute error of up to half a quantum,
+2.8e-14, per silo in the sum, and a limit on what a delta may hold; fp32 weights of 1e-6 have a last place of 1e-13.
+
+A silo counts with all of its delta or with nothing. So whoever receives deltas looks at whole ones first (inspection.py), and takes the mean
+of those that passed, from where they were kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zerofleet.trainer.silos.chunks import Chunk
+from zerofleet.trainer.silos.errors import UnusableDelta
+from zerofleet.trainer.silos.kernels import add_rounded
+
+Float32 = NDArray[np.float32]
+
+_QUANTUM = 2.0**-44
+_MAGIC = 1.5 * 2**52 * _QUANTUM
+MAX_MAGNITUDE = 64.0
+"""No element of a delta may be larger. Weights of models are below 10, and a delta is a part of them."""
+
+
+class ChunkSum:
+    """The weighted sum of one chunk over silos. Memory: 8 bytes an element, however many silos there are."""
+
+    def __init__(self, count: int, weight_limit: float) -> None:
+        """`weight_limit`: what the weights of all silos cannot exceed together, such as the tokens of a round in which all take part. It is part
+        of the rounding, so it must be the same wherever the same bits are to come out."""
+        assert weight_limit > 0
+        self._total = np.zeros(count, np.float64)
+        self._weight_limit = weight_limit
+        self._weights: dict[str, float] = {}
+
+    @property
+    def silos(self) -> frozenset[str]:
+        """Who has contributed."""
+        return frozenset(self._weights)
+
+    def add(self, silo: str, weight: float, values: Float32) -> None:
+        """`values` [count] with the silo's weight, such as the tokens that it trained on in this round.
+
+        Raises UnusableDelta, and leaves the sum as it was, for elements that are NaN, infinite or beyond MAX_MAGNITUDE, and for a weight that is not
+        above 0 or takes the sum of all beyond the limit.
+        """
+        assert silo not in self._weights, f"silo {silo} has contributed already"
+        if not (weight > 0 and math.fsum([*self._weights.values(), weight]) <= self._weight_limit):
+            raise UnusableDelta(
+                f"silo {silo} counts with a weight of {weight:g}, where all silos of the round together cannot have more than {self._weight_limit:g}"
+            )
+        assert values.shape == self._total.shape and values.dtype == np.float32
+        share = weight / self._weight_limit
+        if num_beyond := add_rounded(self._total, values, share, _MAGIC, MAX_MAGNITUDE):
+            add_rounded(self._total, values, -share, _MAGIC, MAX_MAGNITUDE)
+            raise UnusableDelta(f"silo {silo}: {described(values, num_beyond)}")
+        self._weights[silo] = weight
+
+    def mean(self) -> Float32:
+        """Sum of weight x value by the sum of the weights [count]; of at least one silo."""
+        assert self._weights
+        mean = self._total * (self._weight_limit / math.fsum(self._weights.values()))
+        return mean.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """A silo's delta that was received whole, and how to read it."""
+
+    weight: float
+    """Such as the tokens that the silo trained on in this round."""
+    read: Callable[[Chunk], Float32]
+    """The values of a chunk [count], decoded."""
+
+
+def mean_deltas(
+    chunks: Iterable[Chunk], contributions: Mapping[str, Contribution], weight_limit: float
+) -> Iterator[tuple[Chunk, Float32]]:
+    """The mean of each chunk over all silos. One chunk and its sum are in memory at a time; chunks are independent of each other, so
+    several threads or processes may each take some of them."""
+    for chunk in chunks:
+        total = ChunkSum(chunk.count, weight_limit)
+        for silo, contribution in contributions.items():
+            total.add(silo, contribution.weight, contribution.read(chunk))
+        yield chunk, total.mean()
+
+
+def described(values: Float32, num_beyond: int) -> str:
+    """Why elements of a chunk cannot be used: the first of the `num_beyond` ones, and how many."""
+    first = int(np.flatnonzero(~(np.abs(values) <= MAX_MAGNITUDE))[0])
+    return f"{num_beyond} of {len(values)} elements are not within +-{MAX_MAGNITUDE:g}, the first of them {values[first]} (element {first})"

@@ -116,6 +116,18 @@ def test_a_silo_joins_late_and_another_comes_back_too_late(tmp_path, tiny_corpus
     silos.close()
 
 
+def test_a_silo_that_was_stopped_before_the_last_outer_step_ends_with_it(silos):
+    """What it had saved at its last step is the state before it."""
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(silos.run, "b", 1, 1)
+        first = silos.run("a", 1, 1, Plan(stop_after=STEPS))
+        second = silos.run("a", 1, 1)
+    assert not first.errors and not second.errors and not other.result().errors
+    assert first.of("stopped") and second.of("finished")
+    assert [(e.data["round"], e.data["state"]) for e in second.of("outer")] == [(2, "resumed"), (3, "done")]
+    assert silos.masters("a") == silos.masters("b")
+
+
 def test_every_byte_that_leaves_a_silo_is_written_down(silos):
     found = silos.both((2, 1), (1, 1))
     num_bytes = sum(4 * tensor.num_elements for tensor in _manifest(silos, "a").tensors.values())

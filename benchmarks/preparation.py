@@ -2,7 +2,7 @@
 
     python -m zerofleet.benchmarks.preparation --megabytes 1000 --pairs 5 --output benchmarks/results/DATE-preparation
 
-Text is made of the readable files of this machine (source, documentation), as lines of JSON in files of 32 MB; where that is less than what is asked
+Text is made of the readable files of this machine (source, documentation), as lines of JSON in files of 8 MB; where that is less than what is asked
 for, it is taken again. Both arms run in a process of their own, alternately, with text and tokenizer given and files in the page cache:
 
 - `tokenizer`: `encode_batch_fast` over all documents, which are in memory, in batches of a megabyte, by all threads; what it gives is dropped.
@@ -56,7 +56,7 @@ _ENDINGS = (
     ".pm",
 )
 _ROOTS = (sys.prefix, sys.base_prefix, "/usr/lib", "/usr/share", "/usr/include", "/opt")
-_FILE_BYTES, _DOCUMENT_BYTES, _BATCH_CHARS = 32 * 10**6, (200, 10**6), 2**20
+_FILE_BYTES, _DOCUMENT_BYTES, _BATCH_CHARS = 8 * 10**6, (200, 10**6), 2**20
 
 
 def texts() -> Iterator[str]:

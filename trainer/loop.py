@@ -88,7 +88,7 @@ class Loop:
         self._report, self._snapshots, self._before_commit = report, snapshots, before_commit
         self.reporter = Reporter(world, report, fault)
         self.folder = RunFolder(config.run.storage, config.run.name)
-        self.cache = DataCache.open(cache_path)
+        self.cache = DataCache.open(cache_path, config.data.stream)
         self.plan = BatchPlan.of(config.train.global_batch_size, config.train.micro_batch_size, world.world_size)
         self.losses = RecentLosses()
 
@@ -206,6 +206,7 @@ class Loop:
         start, began = time.time(), time.perf_counter()
         self.own.resume()
         plan = self.feed.step_plan(self.step)
+        self.feed.read_ahead(plan)
         fault = self.reporter.fault("step", self.step + 1, plan.ranges)
         self._set_learning_rate()
         share = StepShare(control=self._wanted().code)

@@ -178,9 +178,9 @@ def _streaming(corpus: Corpus, shuffle_algo: str) -> Iterator[Block]:
 
 
 def _split(rows: Iterator[torch.Tensor]) -> Iterator[Block]:
-    for row in rows:
-        tokens = row.to(torch.int64)
-        yield tokens[:, :-1], tokens[:, 1:]
+    """As litgpt does with litdata's batches (litgpt/pretrain.py)."""
+    for tokens in rows:
+        yield tokens[:, :-1].contiguous().long(), tokens[:, 1:].contiguous().long()
 
 
 LOADERS: dict[str, Callable[[Corpus], Iterator[Block]]] = {

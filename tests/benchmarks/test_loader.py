@@ -45,16 +45,20 @@ def test_ratios_are_of_one_round_and_judged_by_their_median():
 
 
 def test_a_bar_that_is_missed_is_said_aloud():
-    text = report({"loaders": {512: summary(ROUNDS)}, "resume": resumed([0.001, 0.002, 0.006])})
+    text = report(
+        {
+            "loaders": {512: summary(ROUNDS)},
+            "resume": resumed([{"cpu_s": s, "wall_s": 2 * s} for s in (0.001, 0.002, 0.006)]),
+        }
+    )
     assert "512 tokens, zerofleet over litdata: 8 [4, 8], bar 5: met" in text
     assert "zerofleet over streaming: 36 [30, 80], bar 40: MISSED" in text
-    assert "median 2.00 ms, slowest of 3 6.00 ms, bar 5 ms: MISSED" in text
+    assert "3 times: median 2.00 ms (wall 4.00), slowest 6.00 ms (wall 12.00), bar 5 ms: MISSED" in text
 
 
-def test_resuming_reads_a_block_anywhere_in_a_file_of_a_billion_sequences(tmp_path):
-    durations = measure_resumes(tmp_path, 64, 3)
-    assert len(durations) == 3 and min(durations) > 0
-    assert list(tmp_path.iterdir()) == [], "the sparse file is gone"
+def test_resuming_makes_a_block_anywhere_in_a_billion_sequences():
+    trials = measure_resumes(64, 3)
+    assert len(trials) == 3 and all(trial["cpu_s"] > 0 for trial in trials)
 
 
 def test_documents_fill_the_corpus_and_both_stores_read_all_of_it(tmp_path):

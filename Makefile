@@ -4,7 +4,7 @@ EXTRAS := train,k8s,s3,bench,dev
 # Two at a time, each file by one of them: what takes long in most tests is a single process that starts.
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: install lint test test-unit test-integration test-faults
+.PHONY: install lint test test-unit test-integration test-long test-faults
 
 install:
 	@./launch/install.sh $(EXTRAS)
@@ -20,7 +20,11 @@ test-unit: install
 	$(PYTEST) -m "not integration"
 
 test-integration: install
-	$(PYTEST) -m integration
+	$(PYTEST) -m "integration and not long"
+
+# What takes minutes each: runs killed and resized 20 times, every ZeRO stage on up to 8 ranks.
+test-long: install
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m long -s
 
 # The whole matrix: every fault at every phase, as a dated report. Takes a quarter of an hour.
 test-faults: install

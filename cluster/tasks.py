@@ -34,7 +34,7 @@ def check(
 
     if world.rank == 0:
         check_deepspeed_section(config, world.world_size)
-        check_model(config, DataCache.open(cache_path))
+        check_model(config, DataCache.open(cache_path, config.data.stream))
     _check_device(world)
 
 

@@ -19,6 +19,7 @@ from zerofleet.trainer.data.cache import DataCache, prepared_in
 from zerofleet.trainer.data.feed import Feed
 from zerofleet.trainer.data.ledger_table import LedgerTable
 from zerofleet.trainer.data.prepare import cache_root
+from zerofleet.trainer.data.stream.attach import attach
 from zerofleet.trainer.errors import NotFoundError, StorageError, UserError
 from zerofleet.trainer.run_folder import AttemptRecord, CheckpointId, RunFolder
 
@@ -119,6 +120,14 @@ def _fingerprint(run: RunFolder, table: LedgerTable, checkpoints: list[Checkpoin
 
 def _open_data(fingerprint: str, job: JobConfig, cache: Path | None) -> DataCache:
     root = cache or cache_root(job.data)
+    if job.data.stream is not None:
+        published = attach(job.data, root, lambda stage, share, detail: None)
+        if published.fingerprint == fingerprint:
+            return published
+        raise UserError(
+            f"the run was fed published data with fingerprint {fingerprint}; {job.data.stream.url} holds {published.fingerprint}: set "
+            "data.stream.url to where it was published"
+        )
     found = prepared_in(root)
     if fingerprint in found:
         return DataCache.open(found[fingerprint])

@@ -104,9 +104,36 @@ class DataSource(SourceFields):
         return self
 
 
+_DECIDED_BY_PUBLICATION = (
+    "format",
+    "text_field",
+    "on_bad",
+    "filter",
+    "scrub",
+    "deduplicate",
+    "tokenizer",
+    "tokenizer_vocab_size",
+    "packing",
+    "heldout_fraction",
+)
+
+
+class StreamConfig(Section):
+    """A prepared corpus that is larger than the disk."""
+
+    url: str
+    """Folder or fsspec URL that `python -m zerofleet.trainer.data.stream.publish` has filled."""
+    window_shards: PositiveInt = 16
+    """Data shards whose sequences are shuffled together. Frozen for the life of a run: it is part of the order."""
+    max_bytes: PositiveInt = 64 * 2**30
+    """Most bytes of data shards that a node keeps on its disk: two windows must fit."""
+
+
 class DataConfig(SourceFields):
     sources: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")], DataSource] = Field(default_factory=dict)
     """A mixture instead of one corpus: sources by name, each with `weight` and with `files` or `hub`, `format` and `text_field` as above."""
+    stream: StreamConfig | None = None
+    """A corpus that was prepared elsewhere and is read in shards as it is needed, instead of `files`."""
     on_bad: Literal["stop", "quarantine"] = "stop"
     """What becomes of data that cannot be read (bytes that do not decode, a damaged file or row group, a file that goes or changes meanwhile): `stop` names it and ends, `quarantine` leaves it out, counts it and names it in the cache."""
     max_document_bytes: PositiveInt = 2**28
@@ -134,9 +161,14 @@ class DataConfig(SourceFields):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
-        if [bool(self.files), self.hub is not None, bool(self.sources)].count(True) != 1:
+        if [bool(self.files), self.hub is not None, bool(self.sources), self.stream is not None].count(True) != 1:
             raise ValueError(
-                f"give `data.files` (globs, or `{PYTHON_STDLIB}`), `data.hub` or `data.sources`, one of the three"
+                f"give `data.files` (globs, or `{PYTHON_STDLIB}`), `data.hub`, `data.sources` or `data.stream`, one of the four"
+            )
+        decided = {name: type(self).model_fields[name].default for name in _DECIDED_BY_PUBLICATION if self.stream}
+        if changed := [f"data.{name}" for name, default in decided.items() if getattr(self, name) != default]:
+            raise ValueError(
+                f"a corpus in `data.stream` was prepared when it was published: remove {', '.join(changed)}"
             )
         if self.sources and self.packing != "best_fit":
             raise ValueError(

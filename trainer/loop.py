@@ -90,7 +90,7 @@ class Loop:
         self._report, self._snapshots, self._before_commit = report, snapshots, before_commit
         self.reporter = Reporter(world, report, fault)
         self.folder = RunFolder(config.run.storage, config.run.name)
-        self.cache = DataCache.open(cache_path)
+        self.cache = DataCache.open(cache_path, config.data.stream)
         self.plan = BatchPlan.of(config.train.global_batch_size, config.train.micro_batch_size, world.world_size)
         self.losses = RecentLosses()
         self.member: Member | None = None
@@ -234,6 +234,7 @@ class Loop:
         start, began = time.time(), time.perf_counter()
         self.own.resume()
         plan = self.feed.step_plan(self.step)
+        self.feed.read_ahead(plan)
         fault = self.reporter.fault("step", self.step + 1, plan.ranges)
         self._set_learning_rate()
         share = StepShare(control=self._wanted().code)
@@ -396,5 +397,4 @@ class Loop:
 
 
 def _finite(norm: float) -> bool:
-    """DeepSpeed also reports an invalid norm as -1."""
-    return 0 <= norm < float("inf")
+    return 0 <= norm < float("inf")  # DeepSpeed also reports an invalid norm as -1

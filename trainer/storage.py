@@ -84,11 +84,13 @@ def fsync_folder(folder: Path) -> None:
 class Storage:
     """A folder on any fsspec file system; every path given to a method is relative to it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, setting: str = "run.storage") -> None:
+        """`setting` is the key that says where it lies, for messages."""
         try:
             self._fs, root = _open_fs(url)
         except (ValueError, ImportError) as error:
-            raise UserError(f"run.storage={url!r} cannot be opened: {error}") from error
+            raise UserError(f"{setting}={url!r} cannot be opened: {error}") from error
+        self._setting = setting
         self.url = url.rstrip("/")
         self._root = str(root).rstrip("/")
         protocol = self._fs.protocol if isinstance(self._fs.protocol, str) else self._fs.protocol[0]
@@ -96,7 +98,7 @@ class Storage:
 
     def sub(self, path: str) -> Storage:
         """The storage of a folder below this one."""
-        return Storage(f"{self.url}/{path}")
+        return Storage(f"{self.url}/{path}", self._setting)
 
     def path(self, path: str = "") -> str:
         """The full path, for messages and for libraries that take one."""
@@ -193,7 +195,7 @@ class Storage:
 
     # -- inside ----------------------------------------------------------------------------------------------------
     def _errors(self, doing: str, full: str, creates: bool = False) -> contextlib.AbstractContextManager[None]:
-        return storage_errors(doing, full, is_local=self.is_local, creates=creates)
+        return storage_errors(doing, full, self._setting, is_local=self.is_local, creates=creates)
 
     @contextlib.contextmanager
     def _new_file(self, full: str) -> Iterator[Any]:

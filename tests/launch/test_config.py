@@ -190,7 +190,7 @@ def test_a_mixture_of_sources(tmp_path, monkeypatch):
         ("data.packing=concatenate", "`data.sources` needs data.packing=best_fit"),
         (
             "data.files=[x]",
-            "give `data.files` (globs, or `python-stdlib`), `data.hub` or `data.sources`, one of the three",
+            "give `data.files` (globs, or `python-stdlib`), `data.hub`, `data.sources` or `data.stream`, one of the four",
         ),
         ("data.sources.web.files=[]", "data.sources.web: a source of `data.sources` has either `files` or `hub`"),
         ("data.sources.web.weight=0", "data.sources.web.weight=0: expected greater than 0"),

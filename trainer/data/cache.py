@@ -27,10 +27,12 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from zerofleet.trainer.config import Packing
+from zerofleet.trainer.config import Packing, StreamConfig
 from zerofleet.trainer.data.left_out import LeftOut
 from zerofleet.trainer.data.packing import PIECE, SEQUENCE, Rates
 from zerofleet.trainer.data.sequences import PackedStore, SequenceStore
+from zerofleet.trainer.data.stream.published import TRAIN_TOKENS
+from zerofleet.trainer.data.stream.store import StreamedStore
 from zerofleet.trainer.errors import DataError
 from zerofleet.trainer.storage import storage_errors
 
@@ -51,6 +53,7 @@ class DataCache:
     tokenizer_fingerprint: str
     tokenizer_size: int
     """Largest token id + 1."""
+    token_dtype: np.dtype[Any]
     train: SequenceStore
     heldout: SequenceStore
     rates: dict[str, Rates]
@@ -64,20 +67,24 @@ class DataCache:
         return self.path / TOKENIZER_NAME
 
     @staticmethod
-    def open(path: Path) -> DataCache:
-        """Maps a finished cache. DataError when it is not finished, damaged, or of another format version."""
+    def open(path: Path, stream: StreamConfig | None = None) -> DataCache:
+        """Maps a finished cache; with `stream`, one whose training tokens are read from there. DataError when it is not finished,
+        damaged, or of another format version."""
         with storage_errors("reading", str(path), setting="data.cache"):
             index = _read_index(path)
             for name, file in index["files"].items():
+                if stream is not None and name == TRAIN_TOKENS:
+                    continue
                 size = (path / name).stat().st_size if (path / name).exists() else 0
                 if size != file["bytes"]:
                     raise _damaged(path, f"{name} has {size} of {file['bytes']} bytes")
-            train, heldout = (_open_split(path, split, index) for split in SPLITS)
+            train, heldout = (_open_split(path, split, index, stream) for split in SPLITS)
         return DataCache(
             path=path,
-            fingerprint=index["fingerprint"],
+            fingerprint=train.published.fingerprint if isinstance(train, StreamedStore) else index["fingerprint"],
             tokenizer_fingerprint=index["tokenizer_fingerprint"],
             tokenizer_size=index["tokenizer_size"],
+            token_dtype=np.dtype(index["token_dtype"]),
             train=train,
             heldout=heldout,
             rates={split: Rates(**rates) for split, rates in index.get("rates", {}).items()},
@@ -88,6 +95,8 @@ class DataCache:
         """Reads every file once. DataError when one is not what the index says."""
         with storage_errors("reading", str(self.path), setting="data.cache"):
             for name, file in _read_index(self.path)["files"].items():
+                if isinstance(self.train, StreamedStore) and name == TRAIN_TOKENS:
+                    continue  # its shards are compared whenever they are opened
                 found = xxhash.xxh3_128(mapped(self.path / name, np.dtype(np.uint8)).data).hexdigest()
                 if found != file["xxh3_128"]:
                     raise _damaged(self.path, f"{name} does not match its hash")
@@ -102,13 +111,19 @@ def prepared_in(root: Path) -> dict[str, Path]:
     return found
 
 
-def _open_split(path: Path, split: str, index: dict[str, Any]) -> SequenceStore:
-    tokens = mapped(path / f"{split}.bin", np.dtype(index["token_dtype"]))
-    ends, sequence_length = mapped(path / f"{split}.ends.bin", np.dtype("<i8")), index["sequence_length"]
+def _open_split(path: Path, split: str, index: dict[str, Any], stream: StreamConfig | None) -> SequenceStore:
+    dtype, ends = np.dtype(index["token_dtype"]), mapped(path / f"{split}.ends.bin", np.dtype("<i8"))
+    if stream is None or split != SPLITS[0]:
+        return _store(path, split, index, mapped(path / f"{split}.bin", dtype), ends)
+    nowhere = np.broadcast_to(np.zeros((), dtype), index["tokens"][split])  # takes no memory
+    return StreamedStore.of(_store(path, split, index, nowhere, ends), path, stream, dtype)
+
+
+def _store(path: Path, split: str, index: dict[str, Any], tokens: NDArray[Any], ends: NDArray[Any]) -> SequenceStore:
     if index["version"] == FORMAT_VERSIONS["concatenate"]:
-        return SequenceStore(tokens, ends, sequence_length)
+        return SequenceStore(tokens, ends, index["sequence_length"])
     tables = mapped(path / f"{split}.pieces.bin", PIECE), mapped(path / f"{split}.sequences.bin", SEQUENCE)
-    return PackedStore(tokens, ends, sequence_length, *tables, source_sizes=index["sources"][split])
+    return PackedStore(tokens, ends, index["sequence_length"], *tables, source_sizes=index["sources"][split])
 
 
 def content_fingerprint(index: dict[str, Any]) -> str:

@@ -35,21 +35,40 @@ def position_to_sample(positions: Int64, num_samples: int, seed: int, source: st
     if len(positions) == 0:
         return np.empty(0, dtype=np.int64)
     epochs, within = np.divmod(np.asarray(positions, dtype=np.int64), num_samples)
+    if epochs.min() == epochs.max():  # as of nearly every step: all have one key
+        return permuted(within, num_samples, _epoch_keys(seed, source, epochs[:1], silo))
     distinct, which = np.unique(epochs, return_inverse=True)
-    keys = np.array([_epoch_key(seed, source, int(epoch), silo) for epoch in distinct], dtype=np.uint64)[which]
-    # a and b as near to the square root as can be: fewer than a of the a * b values lie outside, so walks are short.
-    a = math.isqrt(num_samples - 1) + 1
-    b = -(-num_samples // a)
-    samples = _feistel(within.astype(np.uint64), a, b, keys)
-    outside = np.flatnonzero(samples >= num_samples)
+    return permuted(within, num_samples, _epoch_keys(seed, source, distinct, silo)[which])
+
+
+def permuted(values: Int64, size: int, keys: UInt64) -> Int64:
+    """Where the permutation of [0, size) that each one's key names puts each value. `values` are [n], `keys` [n], or [1] for all.
+
+    One evaluation of the network per value and a few more, whatever the size: see `_grid`.
+    """
+    a, b = _grid(size)
+    found = _feistel(values.astype(np.uint64), a, b, keys)
+    outside = np.flatnonzero(found >= size)
     while len(outside):
-        samples[outside] = _feistel(samples[outside], a, b, keys[outside])
-        outside = outside[samples[outside] >= num_samples]
-    return samples.astype(np.int64)
+        found[outside] = _feistel(found[outside], a, b, keys if len(keys) == 1 else keys[outside])
+        outside = outside[found[outside] >= size]
+    return found.astype(np.int64)
 
 
-def _epoch_key(seed: int, source: str, epoch: int, silo: str) -> int:
-    return xxhash.xxh3_64_intdigest(json.dumps([seed, source, epoch, silo]).encode())
+def _epoch_keys(seed: int, source: str, epochs: Int64, silo: str) -> UInt64:
+    return np.array([key_of(seed, source, int(epoch), silo) for epoch in epochs], dtype=np.uint64)
+
+
+def key_of(*parts: int | str) -> int:
+    """The key of a permutation, of all that it depends on."""
+    return xxhash.xxh3_64_intdigest(json.dumps(parts).encode())
+
+
+def _grid(size: int) -> tuple[int, int]:
+    """a and b as near to the square root as can be: fewer than a of the a * b values lie outside [0, size), so a walk is
+    longer than one evaluation with a chance of 1 in b at most, and walks of all values together take a * b."""
+    a = math.isqrt(size - 1) + 1
+    return a, -(-size // a)
 
 
 def _feistel(values: UInt64, a: int, b: int, keys: UInt64) -> UInt64:

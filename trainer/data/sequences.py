@@ -31,9 +31,9 @@ class SequenceStore:
         self.num_sequences = -(-self._num_all_targets // sequence_length)
         self.source_sizes: tuple[int, ...] = (self.num_sequences,)
         num_full = self._num_all_targets // sequence_length
-        # Views of the memory map, a row per full sequence: a batch is then two gathers, with no loop in Python.
-        self._inputs = tokens[: num_full * sequence_length].reshape(num_full, sequence_length)
-        self._labels = tokens[1 : num_full * sequence_length + 1].reshape(num_full, sequence_length)
+        # A view of the memory map, a row of inputs and last label per full sequence: a batch is then one gather, with no loop in Python.
+        shape, strides = (num_full, sequence_length + 1), (sequence_length * tokens.strides[0], tokens.strides[0])
+        self._rows = np.lib.stride_tricks.as_strided(tokens, shape, strides, writeable=False)
         self._rest = tokens[num_full * sequence_length :]
 
     def num_targets(self, indices: Int64) -> Int64:
@@ -44,13 +44,14 @@ class SequenceStore:
     def read(self, indices: Int64) -> tuple[Int64, Int64]:
         """Input ids and labels, int64 [len(indices), L]; padding has input id 0 and label -100."""
         self._check(indices)
-        short = indices >= len(self._inputs)
+        short = indices >= len(self._rows)
         if not short.any():
-            return self._inputs[indices].astype(np.int64), self._labels[indices].astype(np.int64)
+            rows = self._rows[indices]
+            return rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64)
         input_ids = np.zeros((len(indices), self.sequence_length), dtype=np.int64)
         labels = np.full_like(input_ids, IGNORED_LABEL)
-        input_ids[~short] = self._inputs[indices[~short]]
-        labels[~short] = self._labels[indices[~short]]
+        rows = self._rows[indices[~short]]
+        input_ids[~short], labels[~short] = rows[:, :-1], rows[:, 1:]
         input_ids[short, : len(self._rest) - 1] = self._rest[:-1]
         labels[short, : len(self._rest) - 1] = self._rest[1:]
         return input_ids, labels
@@ -67,6 +68,12 @@ class SequenceStore:
         starts = self.document_ends[ends] - first_labels[rows] + rows * self.sequence_length
         row_starts = np.arange(len(indices)) * self.sequence_length
         return self._from_starts(np.concatenate([row_starts, starts]), len(indices))
+
+    def pieces_of(self, indices: Int64) -> tuple[Int64, Int64]:
+        """The pieces of documents that the sequences are made of, numbered from the first sequence on, and the place where each begins,
+        counted through all rows: what comes before it is not its first input. A sequence of concatenated documents is one piece."""
+        self._check(indices)
+        return indices, np.arange(len(indices)) * self.sequence_length
 
     def _from_starts(self, starts: Int64, num_rows: int) -> Int64:
         """Position ids that begin at the given places, counted through all rows; each row's first place must be among them."""
@@ -107,13 +114,13 @@ class PackedStore(SequenceStore):
 
     def read(self, indices: Int64) -> tuple[Int64, Int64]:
         self._check(indices)
-        pieces, starts = self._pieces_of(indices)
-        first_tokens = self._pieces["start"][pieces]
-        # Where each place's label lies in the corpus; what padding reads is written over below.
-        num_places = len(indices) * self.sequence_length
-        lengths = np.diff(starts, append=num_places)
-        at = np.repeat(first_tokens - starts, lengths) + np.arange(num_places)
-        labels = self._tokens.take(at, mode="wrap").astype(np.int64)
+        pieces, starts = self.pieces_of(indices)
+        found = self._pieces[pieces]
+        first_tokens, lengths = found["start"], found["num_tokens"]
+        labels = np.zeros(len(indices) * self.sequence_length, dtype=np.int64)
+        # A copy per piece: a gather of single tokens would take ten times as long, and is the faster only where pieces are of some 30.
+        for token, place, length in zip(first_tokens.tolist(), starts.tolist(), lengths.tolist(), strict=True):
+            labels[place : place + length] = self._tokens[token : token + length]
         input_ids = np.empty_like(labels)
         input_ids[1:] = labels[:-1]
         # The corpus' first token wraps around to its last one, an EOS, so it starts like every document.
@@ -132,10 +139,10 @@ class PackedStore(SequenceStore):
         num_tokens = self._sequences["num_tokens"][indices]
         rows = np.flatnonzero(num_tokens < self.sequence_length)
         padding = rows * self.sequence_length + num_tokens[rows]
-        return self._from_starts(np.concatenate([self._pieces_of(indices)[1], padding]), len(indices))
+        return self._from_starts(np.concatenate([self.pieces_of(indices)[1], padding]), len(indices))
 
-    def _pieces_of(self, indices: Int64) -> tuple[Int64, Int64]:
-        """Indices of the sequences' pieces, and the place where each begins, counted through all rows."""
+    def pieces_of(self, indices: Int64) -> tuple[Int64, Int64]:
+        self._check(indices)
         found = self._sequences[indices]
         rows, pieces = _spread(found["first_piece"], found["num_pieces"])
         lengths = self._pieces["num_tokens"][pieces].astype(np.int64)

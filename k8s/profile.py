@@ -60,6 +60,10 @@ class WorkerPool(Section):
     """Nodes of this pool; 0: not known."""
     runtime_class: str | None = None
     """Name of the RuntimeClass of worker pods, such as `nvidia`."""
+    gpu_memory_gib: PositiveFloat | None = None
+    """Memory of one GPU in GiB, for `plan`; `gpu_product` says it where it holds a size."""
+    price_per_hour: PositiveFloat | None = None
+    """Of one node, in whatever currency, for `plan`."""
 
 
 class FabricConfig(Section):
@@ -81,6 +85,8 @@ class FabricConfig(Section):
     """NCCL_IB_GID_INDEX, for RoCE."""
     ipc_lock: bool = False
     """Adds the capability IPC_LOCK, where the container runtime limits locked memory. Breaks pod security `restricted` and `baseline`."""
+    gb_per_s: PositiveFloat | None = None
+    """GB/s that one rank sends to the others, for `plan`."""
     host_network: bool = False
     """Puts workers into their host's network. Breaks pod security `restricted` and `baseline`."""
 

@@ -16,6 +16,7 @@ from zerofleet.launch.commands import (
     k8s,
     list_runs,
     logs,
+    plan,
     report,
     resume,
     stacks,
@@ -29,7 +30,7 @@ from zerofleet.trainer.errors import ZerofleetError
 
 VERBS = (
     *(submit, validate, status, list_runs, logs, stop, resume, export),
-    *(audit, explain, report, stacks, chaos, doctor, k8s),
+    *(plan, audit, explain, report, stacks, chaos, doctor, k8s),
 )
 
 EPILOG = """\

@@ -39,7 +39,7 @@ def render_profile() -> str:
     plain = [
         path for path, field in fields.items() if "." not in path and not field.is_section and not _below(path, fields)
     ]
-    return PROFILE_HEAD + _table(Profile, plain, fields) + _sections(Profile, without=plain)
+    return PROFILE_HEAD + table(Profile, plain, fields) + _sections(Profile, without=plain)
 
 
 def _sections(model: type[Section], without: Collection[str] = ()) -> str:
@@ -49,11 +49,12 @@ def _sections(model: type[Section], without: Collection[str] = ()) -> str:
     for section, about in fields.items():
         rows = [path for path in _below(section, fields) if not fields[path].is_section]
         if rows or about.is_section or ("." not in section and section not in without):
-            parts.append(f"\n## `{section}`\n{about.doc}\n" + _table(model, rows, fields))
+            parts.append(f"\n## `{section}`\n{about.doc}\n" + table(model, rows, fields))
     return "".join(parts)
 
 
-def _table(model: type[Section], paths: list[str], fields: dict[str, ConfigField]) -> str:
+def table(model: type[Section], paths: list[str], fields: dict[str, ConfigField]) -> str:
+    """The fields at `paths`, a row each; empty without any."""
     rows = [f"| `{path.rpartition('.')[2]}` | {_default(model, path)} | {fields[path].doc} |\n" for path in paths]
     return "".join(["\n| field | default | meaning |\n|---|---|---|\n", *rows]) if rows else ""
 

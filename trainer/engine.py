@@ -21,6 +21,7 @@ from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.document_mask import check_document_mask
 from zerofleet.trainer.model import ModelShape, build_model, shape_of
 from zerofleet.trainer.ops import make_loadable
+from zerofleet.trainer.sizing.setup import CPU_REDUCE_BUCKET_ELEMENTS
 from zerofleet.trainer.world import World
 
 COLLECTIVE_TIMEOUT = timedelta(hours=24)
@@ -139,6 +140,8 @@ def build_engine(config: TrainConfig, resolved: PretrainedConfig, plan: BatchPla
     if config.train.precision == "fp16":
         _allow_fp16(device)
     ds_config = deepspeed_config(config, plan)
+    if device.type == "cpu":
+        ds_config["zero_optimization"].setdefault("reduce_bucket_size", CPU_REDUCE_BUCKET_ELEMENTS)
     keep = HfDeepSpeedConfig(ds_config) if config.train.zero_stage == 3 else None
     zero_init = deepspeed.zero.Init(config_dict_or_path=ds_config) if keep else contextlib.nullcontext()
     model = build_model(config, resolved, zero_init)

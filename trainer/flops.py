@@ -7,17 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-DENSE_BF16_PEAK = {
-    # Dense (no sparsity) bf16/fp16 tensor-core peaks, FLOP/s, from NVIDIA's data sheets.
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10": 125e12,
-}
+from zerofleet.trainer.peaks import dense_16_bit_peak
+
 _MATMUL_SIZE = {"cpu": 512, "cuda": 8192}
 """A GPU needs a large one to show what it can do."""
 _MEASURE_S = 0.05
@@ -51,9 +42,8 @@ def device_peak(device: torch.device, dtype: torch.dtype) -> Peak:
     """The vendor's peak when the device is known (16-bit dtypes only), else the best of a few measured matmuls."""
     if device.type == "cuda" and dtype != torch.float32:
         name = torch.cuda.get_device_name(device)
-        for known, peak in DENSE_BF16_PEAK.items():
-            if known in name:
-                return Peak(peak, f"{name}, vendor's dense 16-bit peak")
+        if peak := dense_16_bit_peak(name):
+            return Peak(peak, f"{name}, vendor's dense 16-bit peak")
     source = f"{_MATMUL_SIZE[device.type]}^3 matmul in {dtype}, measured at start on every rank at once"
     compare = dtype != torch.float32 and device.type == "cpu"
     return Peak(measure_matmul(device, dtype), source, measure_matmul(device, torch.float32) if compare else 0.0)

@@ -15,6 +15,7 @@ from zerofleet.launch.checks import check_job, check_machine
 from zerofleet.launch.config import JobConfig, load_job
 from zerofleet.launch.exit_codes import OK
 from zerofleet.launch.follow import EventTail
+from zerofleet.launch.planning.before_submit import plan_first
 from zerofleet.launch.progress import Progress
 from zerofleet.launch.run_view import RunView
 from zerofleet.launch.silos.arithmetic import describe_job
@@ -46,7 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.write(f"{job.to_yaml()}\n{arithmetic}")
         return OK
     check_machine(job)
+    planned = plan_first(job)
     probe_storage(job.run.storage)
+    if planned and not arguments.json:
+        sys.stdout.write(f"{planned}\n")
     if job.run.init_from is not None:
         from zerofleet.trainer.init_from import resolve_init_from  # needs numpy, which the light install lacks
 

@@ -19,7 +19,7 @@ def test_every_setting_is_documented_in_a_sentence(path):
     assert len(doc) >= 8 and doc.endswith((".", ")")), f"{path}: {doc!r}"
 
 
-@pytest.mark.parametrize("path", [path for path in FIELDS if re.search(r"_(s|gib)$", path)])
+@pytest.mark.parametrize("path", [path for path in FIELDS if re.search(r"(?<!_per)_(s|gib)$", path)])
 def test_a_unit_in_a_name_is_in_its_sentence(path):
     unit = next(unit for ending, unit in sorted(UNITS.items(), key=lambda u: -len(u[0])) if path.endswith(ending))
     assert unit.lower() in FIELDS[path].doc.lower()

@@ -1,0 +1,85 @@
+"""Bytes of a rank against the formulas of ZeRO and of DeepSpeed, and what must hold for any model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.trainer.sizing.models import llama, models, setup, setups
+from zerofleet.trainer.sizing.memory import activation_bytes, gradients_kept, rank_memory, states_of
+
+
+def per_parameter(stage: int, precision: str = "bf16", **changes) -> tuple[float, float]:
+    """States and gradients of a rank of 8, in bytes per parameter."""
+    model, chosen = llama(), setup(zero_stage=stage, precision=precision, **changes)
+    device, _ = states_of(model, chosen)
+    return sum(device.values()) / model.parameters, gradients_kept(model, chosen) / model.parameters
+
+
+@pytest.mark.parametrize(
+    ("stage", "states", "gradients"),
+    [(0, 2 + 12, 2), (1, 2 + 12 / 8, 2), (2, 2 + 12 / 8, 2 / 8), (3, 14 / 8, 2 / 8)],
+)
+def test_states_are_those_of_the_zero_paper_and_gradients_twice_as_wide(stage, states, gradients):
+    """Rajbhandari et al. 2020, figure 1, with K = 12 and 8 ranks; zerofleet accumulates in fp32 where the stage partitions."""
+    found, kept = per_parameter(stage)
+    assert found == pytest.approx(states, rel=1e-6)
+    assert kept == pytest.approx(gradients * (2 if stage else 1), rel=1e-6)
+
+
+def test_stage_3_is_what_deepspeeds_estimator_says():
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+
+    _, device, layer = estimate_zero3_model_states_mem_needs(10**9, 0, 4, 2, cpu_offload=False)
+    assert sum(per_parameter(3)) == pytest.approx((device - layer) / 10**9)
+
+
+def test_stage_2_is_what_deepspeeds_estimator_says_without_its_16_bit_gradients():
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+    _, device = estimate_zero2_model_states_mem_needs(10**9, 4, 2, cpu_offload=False)
+    assert sum(per_parameter(2)) == pytest.approx(device / 10**9 - 2 / 8)
+
+
+@pytest.mark.parametrize(("stage", "states"), [(0, 12), (1, 4 + 12 / 8), (2, 4 + 12 / 8), (3, 16 / 8)])
+def test_in_fp32_partitioned_stages_keep_masters_too(stage, states):
+    assert per_parameter(stage, "fp32")[0] == pytest.approx(states, rel=1e-6)
+
+
+def test_offload_moves_states_from_the_device_to_the_host():
+    model, plain = llama(), setup(zero_stage=3)
+    offloaded = replace(plain, offload_optimizer=True, offload_param=True)
+    here, _ = states_of(model, plain)
+    left, host = states_of(model, offloaded)
+    assert left == {}
+    assert host == {**here, "gradients": gradients_kept(model, plain)}
+
+
+@given(models, setups)
+def test_more_nodes_never_need_more_memory_per_rank(model, chosen):
+    more = replace(chosen, nodes=2 * chosen.nodes)
+    assert rank_memory(model, more).peak.total_bytes <= rank_memory(model, chosen).peak.total_bytes
+
+
+@given(models, setups)
+def test_a_larger_micro_batch_never_needs_less(model, chosen):
+    larger = replace(chosen, micro_batch_size=2 * chosen.micro_batch_size)
+    assert activation_bytes(model, larger) == 2 * activation_bytes(model, chosen)
+
+
+@given(models, setups)
+def test_a_smaller_bucket_never_needs_more(model, chosen):
+    smaller = replace(chosen, reduce_bucket=chosen.reduce_bucket // 2)
+    before, after = (rank_memory(model, each) for each in (chosen, smaller))
+    if chosen.activation_checkpointing:  # else activations that are alive while gradients travel may outweigh it
+        assert after.peak.total_bytes <= before.peak.total_bytes + activation_bytes(model, chosen)
+
+
+@settings(max_examples=50)
+@given(models.filter(lambda model: model.num_layers > 2), setups, st.booleans())
+def test_checkpointing_never_keeps_more(model, chosen, on_gpu):
+    plain = replace(chosen, activation_checkpointing=False, on_gpu=on_gpu)
+    assert activation_bytes(model, replace(plain, activation_checkpointing=True)) < activation_bytes(model, plain)

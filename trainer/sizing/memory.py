@@ -1,0 +1,173 @@
+"""Memory of one rank at the moments when a step takes most, by closed forms.
+
+States follow Rajbhandari et al. 2020 (ZeRO, section 3 and figure 1); what DeepSpeed 0.19.8 takes besides was read off its
+optimizers, and the whole is compared with measured ranks by `benchmarks/plan_memory.py`. Unlike the paper's 16 bits, gradients accumulate and
+travel in fp32 (`trainer/engine.py`), and in fp32 the partitioned stages keep masters beside the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from zerofleet.trainer.sizing.model import ModelSizes
+from zerofleet.trainer.sizing.setup import Setup
+
+FP32_BYTES = 4
+MOMENT_BYTES = 8
+"""AdamW's two."""
+LOSS_BYTES_PER_LOGIT = 12
+"""In the backward of the loss: log-probabilities, their gradient and that of the logits, each in fp32."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a rank's device holds at one point of a step, in bytes by what it is for."""
+
+    name: str
+    parts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """A rank's moments, and what it holds in host memory because it is offloaded."""
+
+    moments: tuple[Moment, ...]
+    states: dict[str, int]
+    """Of the device, between steps."""
+    offloaded: dict[str, int]
+
+    @property
+    def peak(self) -> Moment:
+        return max(self.moments, key=lambda moment: moment.total_bytes)
+
+    @property
+    def states_bytes(self) -> int:
+        return sum(self.states.values())
+
+    @property
+    def offloaded_bytes(self) -> int:
+        return sum(self.offloaded.values())
+
+
+def rank_memory(model: ModelSizes, setup: Setup) -> RankMemory:
+    """The step's three heights: the loss (all activations and the logits), the reduction of the gradients, the optimizer."""
+    states, offloaded = states_of(model, setup)
+    kept = gradients_kept(model, setup)
+    loss = {**states, **_forward(model, setup)}
+    if setup.zero_stage == 3:
+        loss["buckets"] = setup.element_bytes * _held(model, setup)
+    if setup.batch.gradient_accumulation_steps > 1 or setup.zero_stage == 3:  # stage 3 has its buffer from the start
+        loss["gradients"] = kept
+    reduce = {**states, **_reduction(model, setup, kept)}
+    step = {**states, **_optimizer_step(model, setup)}
+    moments = (Moment("loss", loss), Moment("reduction", reduce), Moment("optimizer", step))
+    return RankMemory(moments, states, offloaded)
+
+
+def states_of(model: ModelSizes, setup: Setup) -> tuple[dict[str, int], dict[str, int]]:
+    """What lies there between steps: on the device, and offloaded to host memory."""
+    stage, parameters, element = setup.zero_stage, model.parameters, setup.element_bytes
+    part = setup.partition(parameters) if stage else parameters
+    device, host = {"weights": element * (setup.partition(parameters) if stage == 3 else parameters)}, dict[str, int]()
+    masters = FP32_BYTES * part if stage or setup.precision != "fp32" else 0
+    optimizer = {"masters": masters, "moments": MOMENT_BYTES * part}
+    if setup.offload_optimizer:
+        host |= optimizer | {"gradients": FP32_BYTES * part}
+    else:
+        device |= optimizer
+    if setup.offload_param:
+        host["weights"] = device.pop("weights")
+    return device, host
+
+
+def gradients_kept(model: ModelSizes, setup: Setup) -> int:
+    """Bytes of gradients on the device between two micro-steps."""
+    if setup.zero_stage == 0:
+        return setup.element_bytes * model.parameters
+    if setup.zero_stage == 1:
+        return FP32_BYTES * model.parameters
+    return 0 if setup.offload_optimizer else FP32_BYTES * setup.partition(model.parameters)
+
+
+# -- forward and backward -------------------------------------------------------------------------------------------------
+def activation_bytes(model: ModelSizes, setup: Setup) -> int:
+    """What one micro-step keeps from its forward for its backward. With checkpointing each layer keeps its input only, and one layer
+    at a time all of it (Chen et al. 2016)."""
+    tokens, element = setup.tokens_per_micro_step, setup.element_bytes
+    layer = tokens * (model.kept_elements * element + model.kept_fp32_elements * FP32_BYTES)
+    layer += tokens * setup.sequence_length * model.kept_elements_per_pair * FP32_BYTES
+    around = 3 * tokens * model.hidden * element  # the embedding's output, the last norm and its output
+    if setup.activation_checkpointing:
+        return model.num_layers * tokens * model.hidden * element + layer + around
+    return model.num_layers * layer + around
+
+
+def gathered_bytes(model: ModelSizes, setup: Setup) -> int:
+    """Stage 3: weights that are whole at a time. What will be used again within `max_live` elements is not let go, which for most models is
+    all of it; and what is gathered ahead lies there twice, as it came and in its place."""
+    if setup.zero_stage < 3:
+        return 0
+    least = model.layer_parameters + model.largest_parameter
+    live = min(model.parameters, max(setup.max_live, least))
+    return setup.element_bytes * (live + min(model.parameters, max(setup.prefetch_bucket, model.largest_parameter)))
+
+
+def _forward(model: ModelSizes, setup: Setup) -> dict[str, int]:
+    tokens = setup.tokens_per_micro_step
+    logits = LOSS_BYTES_PER_LOGIT * tokens * model.vocabulary
+    working = tokens * model.working_elements * setup.element_bytes
+    return {
+        "activations": activation_bytes(model, setup),
+        "logits and loss": max(logits, working),
+        "gathered weights": gathered_bytes(model, setup),
+    }
+
+
+def _held(model: ModelSizes, setup: Setup) -> int:
+    """Elements that a bucket takes: on a GPU it is there in full, on a CPU only what is written to takes memory."""
+    return setup.reduce_bucket if setup.on_gpu else min(model.parameters, setup.reduce_bucket)
+
+
+# -- gradients ------------------------------------------------------------------------------------------------------------
+def _reduction(model: ModelSizes, setup: Setup, kept: int) -> dict[str, int]:
+    """While gradients travel."""
+    parameters, element = model.parameters, setup.element_bytes
+    bucket = min(parameters, max(setup.reduce_bucket, model.largest_parameter))  # one that is larger travels alone
+    held = _held(model, setup)
+    if setup.zero_stage == 0:
+        return {"gradients": kept, "buckets": (element if element == FP32_BYTES else element + FP32_BYTES) * bucket}
+    if setup.zero_stage == 1:
+        return {"gradients": kept, "buckets": FP32_BYTES * (held + bucket)}
+    copies = FP32_BYTES * bucket if element == FP32_BYTES else (element + FP32_BYTES) * bucket
+    staged = (2 if setup.overlap_comm and setup.on_gpu else 1) * element * held
+    still = activation_bytes(model, setup) * (parameters - bucket) // parameters
+    return {
+        "gradients": kept,
+        "buckets": staged + copies,
+        "activations": still,
+        "gathered weights": gathered_bytes(model, setup),
+    }
+
+
+# -- the optimizer --------------------------------------------------------------------------------------------------------
+def _optimizer_step(model: ModelSizes, setup: Setup) -> dict[str, int]:
+    """torch's AdamW makes two temporaries of the size of what it updates; DeepSpeed's for CPUs none."""
+    parameters, part = model.parameters, setup.partition(model.parameters)
+    if setup.offload_optimizer:
+        return {"gradients": 0}
+    if setup.zero_stage == 0:
+        flat = 0 if setup.precision == "fp32" else FP32_BYTES * parameters
+        temporaries = 2 * FP32_BYTES * model.largest_parameter
+        return {"gradients": setup.element_bytes * parameters + flat, "temporaries": temporaries}
+    if setup.zero_stage == 3:
+        at_once = min(part, setup.sub_group)
+        return {
+            "gradients": FP32_BYTES * (part + at_once),
+            "temporaries": 2 * FP32_BYTES * at_once,
+            "buckets": setup.element_bytes * _held(model, setup),
+        }
+    return {"gradients": FP32_BYTES * 2 * part, "temporaries": 2 * FP32_BYTES * part}

@@ -85,8 +85,8 @@ class FabricConfig(Section):
     """NCCL_IB_GID_INDEX, for RoCE."""
     ipc_lock: bool = False
     """Adds the capability IPC_LOCK, where the container runtime limits locked memory. Breaks pod security `restricted` and `baseline`."""
-    gb_per_s: PositiveFloat | None = None
-    """GB/s that one rank sends to the others, for `plan`."""
+    rank_gb_per_s: PositiveFloat | None = None
+    """Gigabytes per second that one rank sends to the others, for `plan`."""
     host_network: bool = False
     """Puts workers into their host's network. Breaks pod security `restricted` and `baseline`."""
 

@@ -135,7 +135,7 @@ def _of_profile(profile: NodeProfile, path: Path, precision: Precision) -> Node:
 def _of_cluster(profile: Profile, path: Path, precision: Precision) -> Node:
     workers, limits = profile.workers, profile.limits
     gpu = workers.gpu_product or ""
-    speeds, source = _speeds(gpu, None, None, profile.fabric.gb_per_s, precision)
+    speeds, source = _speeds(gpu, None, None, profile.fabric.rank_gb_per_s, precision)
     shm_gib = workers.memory_gib if limits.shm_gib == "auto" else limits.shm_gib
     return Node(
         name=path.stem,

@@ -10,7 +10,12 @@ from zerofleet.k8s.profile import Profile
 from zerofleet.launch.config_fields import config_fields
 
 FIELDS = config_fields(Profile)
-UNITS = {"_s": "Seconds", "_gib": "GiB", "_mb_per_s": "Megabytes per second"}
+UNITS = {
+    "_s": "Seconds",
+    "_gib": "GiB",
+    "_mb_per_s": "Megabytes per second",
+    "_gb_per_s": "Gigabytes per second",
+}
 
 
 @pytest.mark.parametrize("path", FIELDS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from zerofleet.trainer.sizing.model import ModelSizes
-from zerofleet.trainer.sizing.setup import Setup
+from zerofleet.trainer.sizing.setup import REDUCE_BUCKET_ELEMENTS, Setup
 
 FP32_BYTES = 4
 MOMENT_BYTES = 8
@@ -138,8 +138,9 @@ def _reduction(model: ModelSizes, setup: Setup, kept: int) -> dict[str, int]:
     parameters, element = model.parameters, setup.element_bytes
     bucket = min(parameters, max(setup.reduce_bucket, model.largest_parameter))  # one that is larger travels alone
     held = _held(model, setup)
-    if setup.zero_stage == 0:
-        return {"gradients": kept, "buckets": (element if element == FP32_BYTES else element + FP32_BYTES) * bucket}
+    if setup.zero_stage == 0:  # its bucket is no setting
+        copied = min(parameters, REDUCE_BUCKET_ELEMENTS)
+        return {"gradients": kept, "buckets": (element if element == FP32_BYTES else element + FP32_BYTES) * copied}
     if setup.zero_stage == 1:
         return {"gradients": kept, "buckets": FP32_BYTES * (held + bucket)}
     copies = FP32_BYTES * bucket if element == FP32_BYTES else (element + FP32_BYTES) * bucket

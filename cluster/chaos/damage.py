@@ -18,31 +18,32 @@ ZOMBIE_AHEAD = 1000
 _POLL_S = 0.01
 
 
-def await_target(run: RunFolder, kind: str) -> None:
-    """Returns when there is what a fault of this kind damages: saves that are under way are committed, and there is an older
-    checkpoint to fall back to; for a zombie, an attempt that was succeeded.
+def await_target(run: RunFolder, kind: str, step: int) -> None:
+    """Returns when there is what a fault of this kind damages: saves of steps before `step` are committed, and there is an older
+    checkpoint to fall back to; for a zombie, an attempt that was succeeded. `step` itself may be on its way too, and does not
+    arrive as long as one of its ranks waits for this.
 
     Raises TimeoutError when it does not come to that: the fault would end the run, or prove nothing.
     """
     is_there, needs = _TARGETS[kind]
     deadline = time.monotonic() + COMMIT_TIMEOUT_S
-    while not is_there(run):
+    while not is_there(run, step):
         if time.monotonic() > deadline:
             raise TimeoutError(f"within {COMMIT_TIMEOUT_S:.0f} s run {run.name} had not what {kind} needs: {needs}")
         time.sleep(_POLL_S)
 
 
-def _is_settled(run: RunFolder) -> bool:
-    folders = run.checkpoint_folders()
+def _is_settled(run: RunFolder, step: int) -> bool:
+    folders = [folder for folder in run.checkpoint_folders() if folder.step < step]
     return bool(folders) and run.storage.exists(folders[-1].manifest)
 
 
-def _has_two_checkpoints(run: RunFolder) -> bool:
-    return _is_settled(run) and len(run.checkpoints()) > 1
+def _has_two_checkpoints(run: RunFolder, step: int) -> bool:
+    return _is_settled(run, step) and len(run.checkpoints()) > 1
 
 
-def _has_a_past(run: RunFolder) -> bool:
-    return _is_settled(run) and len(run.attempts()) > 1
+def _has_a_past(run: RunFolder, step: int) -> bool:
+    return _is_settled(run, step) and len(run.attempts()) > 1
 
 
 def lose_memory(run: RunFolder) -> None:

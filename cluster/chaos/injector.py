@@ -97,7 +97,7 @@ class Injector:
             return False
         try:
             if fault.kind in _DAMAGES:
-                damage.await_target(self._run, fault.kind)
+                damage.await_target(self._run, fault.kind, arrival.step)
             self.strikes.append(
                 Strike(fault, arrival, time.time())
             )  # first: what it ends may be noticed before it returns

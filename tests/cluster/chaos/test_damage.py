@@ -54,25 +54,31 @@ def test_a_zombie_verifies_and_is_newer_than_all_and_only_fencing_keeps_it_out(r
 def test_what_a_run_could_not_survive_or_would_prove_nothing_does_not_strike(run, monkeypatch):
     monkeypatch.setattr(damage, "COMMIT_TIMEOUT_S", 0.05)
     for kind in ("zombie", "flip_byte", "truncate"):
-        damage.await_target(run, kind)
+        damage.await_target(run, kind, 15)
     run.storage.remove("attempts/0002.json")
     with pytest.raises(TimeoutError, match="Let another fault end the first attempt"):
-        damage.await_target(run, "zombie")
+        damage.await_target(run, "zombie", 15)
     run.storage.remove(CheckpointId(7, 1).folder)
     with pytest.raises(TimeoutError, match="run a had not what truncate needs: a checkpoint before the newest one"):
-        damage.await_target(run, "truncate")
+        damage.await_target(run, "truncate", 15)
 
 
 def test_a_save_under_way_is_waited_for(run):
     newest = CheckpointId(21, 2)
     parts = [written(run, newest, rank) for rank in (0, 1)]
-    waiting = threading.Thread(target=damage.await_target, args=(run, "flip_byte"))
+    waiting = threading.Thread(target=damage.await_target, args=(run, "flip_byte", 22))
     waiting.start()
     waiting.join(0.1)
     assert waiting.is_alive()
     run.storage.create(newest.manifest, assemble(parts).to_bytes())
     waiting.join(10)
     assert not waiting.is_alive()
+
+
+def test_a_save_whose_rank_waits_for_this_is_not_waited_for(run):
+    written(run, CheckpointId(21, 2), 1)  # rank 0's part comes when it has been struck, or never
+    for kind in ("zombie", "flip_byte", "truncate"):
+        damage.await_target(run, kind, 21)
 
 
 def test_the_memory_of_this_run_is_lost_and_no_others(run, tmp_path):

@@ -26,7 +26,7 @@ test-integration: install
 test-long: install
 	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m long -s
 
-# The whole matrix: every fault at every phase, as a dated report. Takes a quarter of an hour.
+# The whole matrix: every fault at every phase, as a dated report. Takes half an hour on a quiet machine.
 test-faults: install
 	OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu $(VENV)/python -m zerofleet.benchmarks.fault_matrix \
 		--output benchmarks/results/$$(date +%F)-faults

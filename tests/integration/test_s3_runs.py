@@ -6,11 +6,13 @@ import json
 import re
 import time
 
+import psutil
 import pytest
 
 from tests.support.cli import Cli, losses, positions, wait_for_end
-from zerofleet.benchmarks.s3.proxy import NONE, REFUSE, BadProxy, Fault
+from zerofleet.benchmarks.s3.proxy import BLACK_HOLE, NONE, REFUSE, BadProxy, Fault
 from zerofleet.benchmarks.s3.server import BUCKET, S3Server, environment
+from zerofleet.launch.drivers import driver_records
 from zerofleet.trainer.run_folder import RunFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
@@ -122,3 +124,21 @@ def test_a_claim_waits_for_an_outage_to_pass(cli, local_losses):
     assert losses(run) == local_losses, "bitwise"
     assert positions(run) == list(range(32 * STEPS))
     assert any("the train cannot start: storage is down since" in t for t in incidents(run))
+
+
+@pytest.mark.long
+def test_storage_that_stays_away_ends_the_run_and_resume_goes_on_from_memory(cli, local_losses):
+    """Every request is swallowed from the first checkpoint on: the driver ends by itself, and no step is trained twice."""
+    assert cli.submit("gone", *LONG, "--detach", "cluster.stop_timeout_s=3").returncode == 0
+    run = cli.run("gone")
+    wait_for_checkpoint(run)
+    driver = psutil.Process(driver_records(run)[-1].pid)
+    cli.proxy.fault = BLACK_HOLE
+    driver.wait(200)
+    cli.proxy.fault = NONE
+    assert cli.proxy.injected[BLACK_HOLE.kind]
+    done = cli("resume", "gone")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [(a.attempt, a.from_memory) for a in run.attempts()] == [(1, False), (2, True)]
+    assert losses(run) == local_losses, "bitwise"
+    assert positions(run) == list(range(32 * STEPS))

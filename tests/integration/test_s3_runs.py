@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 STEPS = 100
 LONG = [f"train.steps={STEPS}", "checkpoint.interval_steps=5", "train.global_batch_size=32"]
 OUTAGE_S = 6.0
-"""Longer than what `trainer/s3.py` bridges by itself, with these timeouts: three tries of 1 s and their pauses."""
-QUICK_TO_NOTICE = json.dumps({"config_kwargs": {"connect_timeout": 0.5, "read_timeout": 0.5}})
+"""Longer than what `trainer/s3.py` bridges by itself: three tries, which are refused at once, and their pauses."""
+QUICK_TO_NOTICE = json.dumps({"config_kwargs": {"connect_timeout": 1, "read_timeout": 3}})
 
 
 class S3Cli(Cli):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from zerofleet.cluster.policy.backoff import Backoff
 from zerofleet.trainer.checkpoint.commit import Written, assemble
 from zerofleet.trainer.checkpoint.format import Manifest
-from zerofleet.trainer.errors import StorageError, ZerofleetError
+from zerofleet.trainer.errors import StorageError, Superseded, ZerofleetError
 from zerofleet.trainer.events import DRIVER, Event
 from zerofleet.trainer.run_folder import CheckpointId
+
+PAUSE_TIMEOUT_S = 5.0
+"""How long whoever wants no commit meanwhile waits for one that is under way; then it tries again, as after any trouble with storage."""
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +34,8 @@ class Outcome:
     seconds: float = 0.0
     is_settled: bool = True
     """False: storage refused it with `message`, and it is tried again."""
+    is_superseded: bool = False
+    """A newer attempt owns the run."""
 
     def event(self) -> Event:
         """That it is durable."""
@@ -89,6 +95,7 @@ class Committer:
         self._whole: queue.SimpleQueue[tuple[Manifest, float] | None] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._closing = threading.Event()
+        self._committing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._thread.start()
 
@@ -107,6 +114,18 @@ class Committer:
             found.append(self._outcomes.get())
         return found
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it no commit is under way. Raises StorageError when one does not end within PAUSE_TIMEOUT_S."""
+        if not self._committing.acquire(timeout=PAUSE_TIMEOUT_S):
+            raise StorageError(
+                f"a commit has been under way for longer than {PAUSE_TIMEOUT_S:g} s: storage is slow or down"
+            )
+        try:
+            yield
+        finally:
+            self._committing.release()
+
     def close(self) -> None:
         """Gives up what could not be committed."""
         self._closing.set()
@@ -119,13 +138,23 @@ class Committer:
             checkpoint = CheckpointId(manifest.step, manifest.attempt, manifest.silo)
             problem = self._try(manifest, checkpoint)
             seconds = time.time() - since
-            self._outcomes.put(Outcome(checkpoint, problem is None, str(problem or ""), manifest.num_bytes, seconds))
+            self._outcomes.put(
+                Outcome(
+                    checkpoint,
+                    is_durable=problem is None,
+                    message=str(problem or ""),
+                    num_bytes=manifest.num_bytes,
+                    seconds=seconds,
+                    is_superseded=isinstance(problem, Superseded),
+                )
+            )
 
     def _try(self, manifest: Manifest, checkpoint: CheckpointId) -> Exception | None:
         backoff = Backoff()
         while True:
             try:
-                self._commit(manifest)
+                with self._committing:
+                    self._commit(manifest)
             except StorageError as error:
                 if backoff.failures == 0:
                     self._outcomes.put(Outcome(checkpoint, False, str(error), is_settled=False))

@@ -23,7 +23,7 @@ from zerofleet.cluster.spec import JobSpec
 from zerofleet.cluster.state import State
 from zerofleet.cluster.suspicion import Suspicion
 from zerofleet.cluster.transitions import Transitions
-from zerofleet.cluster.verdict import Verdict, judge
+from zerofleet.cluster.verdict import LOST_MEANWHILE, Verdict, judge
 from zerofleet.cluster.waiting import Insistence, Limit
 from zerofleet.trainer.data.quarantine import Ranges, num_positions, union
 from zerofleet.trainer.errors import UserError, ZerofleetError
@@ -98,7 +98,7 @@ class Controller(Transitions):
                 self._listen(now)
                 self._insistence.step(now)
             elif not self.state.is_final:
-                _HANDLERS[self.state](self, now)
+                getattr(self, f"_{self.state.lower()}")(now)
         except ZerofleetError as error:
             self._fail(now, str(error), error.exit_code, is_user_error=isinstance(error, UserError))
 
@@ -163,12 +163,12 @@ class Controller(Transitions):
         self._enter(state, now, why)
 
     def _resizing(self, now: float) -> None:
-        """As if a stop had been asked for; then the run goes on at once, on other nodes."""
+        """As if a stop had been asked for; then the run goes on at once, on other nodes, from memory where storage does not take the state."""
         self._listen(now)
         if self._has_broken(now):
             return self._enter(State.RECOVERING, now, "an attempt failed while it was to be resized")
         if self._has_ended(now):
-            if self._attempt.is_finished or self._lost_end(now):
+            if self._attempt.is_finished:
                 return self._next_stage(now)
             self._kill(now)
             change, why = self._change
@@ -190,7 +190,9 @@ class Controller(Transitions):
 
     def _recovering(self, now: float) -> None:
         """Ends what is left of the attempt, judges, decides, and goes on from the newest checkpoint that can be used."""
-        verdict = self._judge(now)
+        self._decide(now, self._judge(now))
+
+    def _decide(self, now: float, verdict: Verdict) -> None:
         if verdict.checkpoint is not None:
             in_memory = self._attempt.start is not None and self._attempt.start.in_memory
             self._excluded |= {Origin(CheckpointId(*verdict.checkpoint), in_memory)}
@@ -217,16 +219,15 @@ class Controller(Transitions):
     def _start_stage(self, why: str, now: float) -> None:
         """Training as a new attempt. Raises StorageError."""
         assert self._job is not None
-        stage, number = self._stages[0], self._attempt.number
-        start = self._select() if stage is Stage.TRAIN else None
-        if not self._group.is_whole:  # else what the lost node holds would be passed over for good
-            self._kill(now)
-            return self._enter(State.PLACING, now, "a node was lost meanwhile")
+        stage, number, start = self._stages[0], self._attempt.number, None
         if stage is Stage.TRAIN:
-            number = self._claimed + 1
-            self._quarantine = self._hooks.claim(number, start, self._group.world_size, self._quarantine)
-            self._claimed = number
-            self._sizer.launched(self._group.num_nodes, now)
+            with self._hooks.undisturbed():
+                start = self._select()
+                if self._group.is_whole:  # else what the lost node holds would be passed over for good
+                    number = self._claim(start, now)
+        if not self._group.is_whole:
+            self._kill(now)
+            return self._decide(now, LOST_MEANWHILE)
         ranks = 1 if stage is Stage.EXPORT else self._group.world_size
         self._attempt = Attempt(number, stage, start, ranks, now, step=self._last_step, limits=self._limits)
         self._suspicion.forget()
@@ -238,6 +239,14 @@ class Controller(Transitions):
             self._enter(State.STARTING, now, f"{why}; from {start or 'the beginning'}" if stage is Stage.TRAIN else why)
         elif self.state is not State.DRAINING:
             self._enter(State.RUNNING, now, "training is done and durable; exporting the model")
+
+    def _claim(self, start: Origin | None, now: float) -> int:
+        """The number of the attempt that goes on from there."""
+        self._quarantine = self._hooks.claim(self._claimed + 1, start, self._group.world_size, self._quarantine)
+        self._claimed += 1
+        self._saves.begin(start.checkpoint.step if start else 0, {origin.checkpoint for origin in self._excluded})
+        self._sizer.launched(self._group.num_nodes, now)
+        return self._claimed
 
     def _select(self) -> Origin | None:
         """The newest state that can be used. Never silently from scratch: ZerofleetError when there are only bad ones."""
@@ -277,6 +286,9 @@ class Controller(Transitions):
         """Takes in what has come of saves, and lets rank 0 begin the next."""
         for outcome in self._hooks.outcomes():
             self._saves.settle(outcome)
+            if outcome.is_superseded and outcome.checkpoint.attempt == self._claimed:
+                self.keep_snapshots = False
+                raise UserError(f"{outcome.message}: this driver ends, and its ranks with it")
             if outcome.is_durable:
                 self._hear(outcome.event(), now)
                 self._grow_if_it_pays(now)
@@ -386,15 +398,3 @@ class Controller(Transitions):
             self._conclude(now, State.STOPPED, f"stopped {self._attempt.stage.when_stopped(bool(self._claimed))}", 0)
         elif is_training and self._end is None:
             self._save_and(State.DRAINING, now, "a stop was asked for: the ranks save at the end of their step")
-
-
-_HANDLERS: dict[State, Callable[[Controller, float], None]] = {
-    State.PENDING: Controller._pending,
-    State.PREPARING: Controller._preparing,
-    State.PLACING: Controller._placing,
-    State.STARTING: Controller._starting,
-    State.RUNNING: Controller._running,
-    State.RESIZING: Controller._resizing,
-    State.DRAINING: Controller._draining,
-    State.RECOVERING: Controller._recovering,
-}

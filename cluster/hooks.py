@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,7 +31,8 @@ class Selection(Protocol):
 
 def nothing_usable(selection: Selection) -> ZerofleetError:
     """For a run that has checkpoints, none of which can be used: it must not start from scratch silently."""
-    reasons = "; ".join(f"step {c.step} (attempt {c.attempt}): {reason}" for c, reason in selection.skipped)
+    told = [f"step {c.step} (attempt {c.attempt}): {reason}" for c, reason in selection.skipped]
+    reasons = "; ".join(told) or "their files are gone"
     return ZerofleetError(
         f"none of the run's {selection.found} checkpoints can be used ({reasons}). Restore their files and resume, or submit "
         "the recipe under another run.name to start from scratch"
@@ -72,6 +74,9 @@ class Hooks:
     """Waits up to so many seconds for the prepared data; None when it takes longer. Raises what the preparation raised."""
     select: Callable[[frozenset[Origin], list[SnapshotInfo]], Selection]
     """The state to start from, the given ones left out; the agents hold these snapshots."""
+    undisturbed: Callable[[], AbstractContextManager[object]]
+    """Meanwhile nothing is committed: what was selected is still the newest when it is claimed. Raises StorageError when a commit does not
+    end."""
     claim: Callable[[int, Origin | None, int, Ranges], Ranges]
     """Claims an attempt exclusively, for so many ranks; it leaves out these sample positions, and what the run left out already:
     all of them are returned. Raises UserError when another driver has it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from zerofleet.cluster.attempt import Attempt
@@ -10,20 +11,31 @@ from zerofleet.cluster.commits import Outcome
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import CheckpointId
 
+_REMEMBERED = 64
+"""Durable saves that are kept in mind, the newest."""
+
 
 @dataclass
 class Saves:
     """A reading of `Outcome`s."""
 
-    durable_step: int = 0
-    """Newest step that this driver saw become durable."""
-    durable_at: float = 0.0
-    """Wall time of that."""
+    _durable: dict[CheckpointId, float] = field(default_factory=dict)
+    """What this driver saw become durable and still counts, and the wall time of that."""
     _unkept: dict[CheckpointId, str] = field(default_factory=dict)
     """Saves that did not become durable, and why."""
 
     _trouble: tuple[int, str] = (0, "")
     """The step of a save that is still tried, and what storage last said against it."""
+
+    @property
+    def durable_step(self) -> int:
+        """Newest step that this driver saw become durable, and that still counts."""
+        return max((checkpoint.step for checkpoint in self._durable), default=0)
+
+    def begin(self, start_step: int, damaged: Collection[CheckpointId]) -> None:
+        """An attempt starts from there: what older ones saved of later steps is fenced off from now on. What was found damaged counts no
+        more either."""
+        self._durable = {c: at for c, at in self._durable.items() if c.step <= start_step and c not in damaged}
 
     def hear(self, event: Event) -> Event:
         """Takes in what an agent says while it tries. Returns the event, completed by since when nothing is durable."""
@@ -36,7 +48,7 @@ class Saves:
         """Since when nothing has become durable, in words."""
         if not self.durable_step:
             return "nothing has become durable since this driver began"
-        at = time.strftime("%H:%M:%S", time.localtime(self.durable_at))
+        at = time.strftime("%H:%M:%S", time.localtime(max(self._durable.values())))
         return f"nothing has become durable since step {self.durable_step} at {at}"
 
     def too_late(self, limit_s: float) -> str:
@@ -52,7 +64,9 @@ class Saves:
             self._trouble = step, outcome.message
         elif outcome.is_durable:
             self._unkept.pop(outcome.checkpoint, None)
-            self.durable_step, self.durable_at = max(self.durable_step, step), time.time()
+            self._durable[outcome.checkpoint] = time.time()
+            if len(self._durable) > _REMEMBERED:
+                del self._durable[next(iter(self._durable))]
         else:
             self._unkept[outcome.checkpoint] = outcome.message
 
@@ -69,7 +83,8 @@ class Saves:
         within `limit_s` of the end."""
         if attempt.ordered_step <= attempt.checkpoint_step:
             return ""
-        reasons = [why for checkpoint, why in self._unkept.items() if checkpoint.step == attempt.ordered_step]
+        last = attempt.number, attempt.ordered_step
+        reasons = [why for checkpoint, why in self._unkept.items() if (checkpoint.attempt, checkpoint.step) == last]
         if attempt.done_at is not None and now - attempt.done_at > limit_s:
             reasons.append(self.too_late(limit_s))
         return f"the state of step {attempt.ordered_step} could not be made durable: {reasons[0]}" if reasons else ""

@@ -104,6 +104,9 @@ class Verdict:
     """(step, attempt) of a checkpoint that the ranks found unusable."""
 
 
+LOST_MEANWHILE = Verdict("node", "a node was lost before its ranks were started")
+
+
 def is_echo(event: Event) -> bool:
     """Whether an event only says that another rank has gone: a broken connection, or a death that the agent inflicted."""
     if event.kind == "error":

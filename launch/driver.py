@@ -135,6 +135,7 @@ def claim(run: RunFolder, overrides: Sequence[str]) -> int:
         "pid_created": psutil.Process().create_time(),
         "started_at": time.time(),
         "overrides": list(overrides),
+        "requests": run.newest_request(),
     }
     number = (records[-1].number if records else 0) + 1
     try:
@@ -162,7 +163,7 @@ class Driver:
         self._last_attempt = attempts[-1].attempt if attempts else 0
         interval_s = _LOCAL_REQUEST_INTERVAL_S if run.storage.is_local else _REMOTE_REQUEST_INTERVAL_S
         self._started_at = psutil.Process().create_time()
-        self._watch = RequestWatch(run, self._started_at, interval_s)
+        self._watch = RequestWatch(run, driver_records(run)[-1].requests, interval_s)
         self._newest, self._lost_ray = (self._last_attempt + 1, 0), threading.Event()
         self._faults = os.environ.get(FAULTS_VARIABLE, "")
 
@@ -264,6 +265,7 @@ class Driver:
         hooks = Hooks(
             prepare=preparation.wait,
             select=self._select,
+            undisturbed=committer.paused,
             claim=self._claim_attempt,
             written=committer.hear,
             outcomes=committer.outcomes,

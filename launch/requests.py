@@ -14,11 +14,10 @@ _log = logging.getLogger(__name__)
 
 
 class RequestWatch:
-    """Requests that were made after `since` (wall time): older ones were for another driver."""
+    """Requests with a number above `after`: older ones were for another driver. No clock is asked: that of whoever requests may differ."""
 
-    def __init__(self, run: RunFolder, since: float, interval_s: float) -> None:
-        self._run, self._since, self._interval_s = run, since, interval_s
-        self._seen = 0
+    def __init__(self, run: RunFolder, after: int, interval_s: float) -> None:
+        self._run, self._seen, self._interval_s = run, after, interval_s
         self._found: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._closing = threading.Event()
 
@@ -55,5 +54,4 @@ class RequestWatch:
     def _look(self) -> None:
         for number, request in self._run.requests(self._seen):
             self._seen = number
-            if request["at"] >= self._since:
-                self._found.put(request["action"])
+            self._found.put(request["action"])

@@ -79,7 +79,11 @@ class RunView:
     @property
     def failed_by_mistake(self) -> bool:
         """Whether it ended by the user's mistake with nothing that could be resumed: resumed, it would fail the same."""
-        return self.state == "FAILED" and bool(self.progress.user_error) and not self.run.checkpoints()
+        return (
+            self.state == "FAILED"
+            and bool(self.progress.user_error)
+            and not (self.progress.step or self.run.checkpoints())
+        )
 
     def describe_driver(self) -> str:
         """One sentence about who drives the run."""

@@ -245,7 +245,7 @@ class TrainSection(Section):
 
 class CheckpointConfig(Section):
     interval_steps: NonNegativeInt | Literal["auto"] = 50
-    """Steps between checkpoints in storage; 0 saves at the end only, `auto` follows their measured cost and the failures seen (Daly 2006). A stop always saves."""
+    """Steps between checkpoints in storage; 0 saves at the end only, `auto` follows their measured cost and the failures seen (Daly 2006). One that is due while the one before is still on its way follows as soon as that is done. A stop always saves."""
     interval_s: Annotated[float, Field(ge=0)] = 0.0
     """Seconds after which a save is due whatever the step; 0 never for that reason."""
     snapshot_interval_steps: NonNegativeInt | Literal["auto"] = "auto"

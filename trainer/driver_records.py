@@ -1,6 +1,6 @@
 """The claims of a run's drivers: what tells who drives it, here and under torchrun.
 
-drivers/0001.json is created by the driver itself, exclusively: {"host", "pid", "pid_created", "started_at", "overrides"}.
+drivers/0001.json is created by the driver itself, exclusively: {"host", "pid", "pid_created", "started_at", "overrides", "requests"}.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class DriverRecord:
     pid_created: float
     started_at: float
     overrides: tuple[str, ...]
+    requests: int = 0
+    """Number of the newest request when it took the run: later ones are for it."""
 
     @property
     def is_here(self) -> bool:

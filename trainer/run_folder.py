@@ -248,10 +248,17 @@ class RunFolder:
             except FileExistsError:
                 number += 1
 
+    def newest_request(self) -> int:
+        """Its number; 0 before there is one."""
+        return max(self._request_numbers(), default=0)
+
+    def _request_numbers(self) -> list[int]:
+        return [int(name[:-5]) for name in self.storage.list("control") if re.fullmatch(r"\d+\.json", name)]
+
     def requests(self, after: int = 0) -> list[tuple[int, dict[str, Any]]]:
         """Requests with a number above `after`, in order."""
-        numbers = [int(name[:-5]) for name in self.storage.list("control") if re.fullmatch(r"\d+\.json", name)]
-        return [(n, json.loads(self.storage.read(f"control/{n:04d}.json"))) for n in sorted(numbers) if n > after]
+        numbers = sorted(number for number in self._request_numbers() if number > after)
+        return [(number, json.loads(self.storage.read(f"control/{number:04d}.json"))) for number in numbers]
 
 
 def last_that_counts(attempt: int, attempts: Sequence[AttemptRecord]) -> int | None:

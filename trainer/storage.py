@@ -11,6 +11,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -117,8 +118,14 @@ class Storage:
 
     # -- reading ---------------------------------------------------------------------------------------------------
     def exists(self, path: str) -> bool:
+        """Not by fsspec's own `exists`, which says no whatever the disk says: whoever hears that deletes what is there, or starts
+        from scratch."""
         with self._errors("looking for", self.path(path)):
-            return bool(self._fs.exists(self.path(path)))
+            try:
+                self._fs.info(self.path(path))
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return True
 
     def size(self, path: str) -> int:
         """Bytes of a file; FileNotFoundError when it is missing."""
@@ -243,11 +250,15 @@ def _open_fs(url: str) -> tuple[Any, str]:
 
 
 def _make_folder(path: Path) -> None:
-    """Raises OSError. A file in its place is no FileExistsError: that would say that someone was here first."""
+    """With its parents, all of them durable: else a power cut may take the folder, and what is durable in it. Raises OSError. A file
+    in its place is no FileExistsError: that would say that someone was here first."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
+    for folder in new:
+        fsync_folder(folder.parent)
 
 
 def _create_local(path: Path, data: bytes) -> None:
@@ -275,7 +286,10 @@ class SegmentWriter:
 
     def __init__(self, storage: Storage, folder: str) -> None:
         self._storage, self._folder = storage, folder
-        self._next = len(storage.list(folder))
+        numbers = [
+            int(match[1]) for name in storage.list(folder) if (match := re.fullmatch(r"segment-(\d+)\.jsonl", name))
+        ]
+        self._next = max(numbers, default=-1) + 1
         self._pending: list[str] = []
         self._file: io.FileIO | None = None
         self._written = 0

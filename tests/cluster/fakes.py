@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from zerofleet.cluster.attempt import Stage
@@ -196,11 +197,14 @@ class Harness:
     requests: list[str] = field(default_factory=list)
     prepare_error: Exception | None = None
     claim_error: UserError | None = None
+    is_undisturbed: bool = False
+    """Whether nothing is committed at the moment."""
 
     def __post_init__(self) -> None:
         hooks = Hooks(
             prepare=self._prepare,
             select=self._select,
+            undisturbed=self._undisturbed,
             claim=self._claim,
             written=self._take_written,
             outcomes=self._take_outcomes,
@@ -253,11 +257,18 @@ class Harness:
         taken, self.outcomes = self.outcomes, []
         return taken
 
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        self.is_undisturbed = True
+        yield
+        self.is_undisturbed = False
+
     def _select(self, excluded: frozenset[Origin], snapshots: list[SnapshotInfo]) -> FakeSelection:
         self.excluded.append(excluded)
         return self.selections.pop(0) if len(self.selections) > 1 else self.selections[0]
 
     def _claim(self, attempt: int, start: Origin | None, world_size: int, quarantine: Ranges) -> Ranges:
+        assert self.is_undisturbed, "a commit in between would be fenced off"
         if self.claim_error is not None:
             raise self.claim_error
         self.claims.append((attempt, start))

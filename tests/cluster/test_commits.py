@@ -10,6 +10,7 @@ import pytest
 
 from tests.cluster.fakes import event
 from tests.support.checkpoints import written
+from zerofleet.cluster import commits
 from zerofleet.cluster.commits import Committer, Gathering, Outcome
 from zerofleet.cluster.policy import backoff
 from zerofleet.trainer.errors import StorageError, Superseded
@@ -111,3 +112,37 @@ def test_closing_does_not_wait_for_storage(run):
     started = time.monotonic()
     committer.close()
     assert time.monotonic() - started < 5
+
+
+def test_nothing_is_committed_while_commits_are_paused(run):
+    """Else a checkpoint that becomes durable between an attempt's choice of its start and its claim would be fenced off."""
+    seen = []
+    committer = Committer(lambda manifest: seen.append(manifest.step))
+    with committer.paused():
+        for rank in (0, 1):
+            committer.hear(told(run, 4, rank))
+        time.sleep(0.1)  # time enough for a commit that does not wait
+        assert seen == [] and committer.outcomes() == []
+    assert [outcome.is_durable for outcome in outcomes(committer)] == [True]
+    committer.close()
+
+
+def test_a_pause_waits_for_the_commit_that_is_under_way_and_not_for_ever(run, monkeypatch):
+    monkeypatch.setattr(commits, "PAUSE_TIMEOUT_S", 0.05)
+    began, go_on = threading.Event(), threading.Event()
+
+    def commit(manifest):
+        began.set()
+        assert go_on.wait(10)
+
+    committer = Committer(commit)
+    for rank in (0, 1):
+        committer.hear(told(run, 4, rank))
+    assert began.wait(10)
+    with pytest.raises(StorageError, match="a commit has been under way"), committer.paused():
+        raise AssertionError("paused beside a commit")
+    go_on.set()
+    assert outcomes(committer)[0].is_durable
+    with committer.paused():
+        assert committer.outcomes() == []
+    committer.close()

@@ -7,8 +7,10 @@ from dataclasses import asdict
 from tests.cluster.fakes import FakeSelection, Harness, ended, error_of, event, exit_of, harness, step
 from zerofleet.cluster.commits import Outcome
 from zerofleet.cluster.config import ClusterConfig
+from zerofleet.cluster.group import Departure, Placement
 from zerofleet.cluster.hooks import Origin
 from zerofleet.cluster.state import State
+from zerofleet.trainer.errors import Superseded
 from zerofleet.trainer.run_folder import CheckpointId
 
 
@@ -233,4 +235,114 @@ def test_a_node_that_is_lost_while_the_state_is_chosen_is_replaced_before_anythi
     h.group.snapshots = lose
     assert h.run().state is State.FINISHED
     assert h.claims == [(1, None), (2, Origin(CheckpointId(11, 1), in_memory=True))]
-    assert "a node was lost meanwhile" in [event.data["why"] for event in h.said("state")]
+    assert [v.data["sentence"].partition(".")[0] for v in h.said("verdict")][1:] == [
+        "a node was lost before its ranks were started"
+    ]
+
+
+def test_what_a_walk_back_left_behind_does_not_count_as_durable():
+    """Step 50 is durable and damaged; attempt 3 goes on from 40 to 45 in memory, and fails for good: 45 is rescued."""
+    bad = {"step": 50, "attempt": 1, "reason": "digests"}
+
+    def train(attempt):
+        if attempt == 1:
+            return [step(1, 50), snapshot(1, 50, True), step(1, 51), [exit_of(1, 1, None, 9)]]
+        if attempt == 2:
+            return [[error_of(2, 0, type="CheckpointUnusable", checkpoint=bad)]]
+        return [step(attempt, 45), snapshot(attempt, 45, False), [error_of(attempt, 0, step=46)]]
+
+    later = in_memory(45, 3)
+    h = harness(train, selections=[FakeSelection(), stored(50), stored(40), later])
+    h.run_until(State.RUNNING)
+    h.outcomes = [durable(50)]
+    for _ in range(1000):
+        h.controller.step(h.clock.now)
+        if h.group.persisted:
+            break
+    assert h.group.persisted == [CheckpointId(45, 3)]
+    h.outcomes = [durable(45, 3)]
+    assert h.run().state is State.FAILED
+    assert "step 45, which was in memory, is durable now" in h.controller.why
+
+
+def test_an_earlier_attempts_save_of_the_last_step_decides_nothing():
+    def train(attempt):
+        if attempt == 1:
+            return [step(1, 2), snapshot(1, 2, True), [], [exit_of(1, 1, None, 9)]]
+        return [step(2, 2), snapshot(2, 2, True), ended(2, "finished", 2)]
+
+    h = harness(train, selections=[FakeSelection(), stored(1), in_memory(2, 2)])
+    h.run_until(State.RUNNING)
+    h.outcomes = [lost(2, 1)]
+    h.run_until(State.RECOVERING)
+    for _ in range(30):
+        h.controller.step(h.clock.now)
+    assert h.controller.state is State.RUNNING and h.group.persisted == [], "it waits for its own save"
+    h.outcomes = [durable(2, 2)]
+    assert h.run().state is State.FINISHED
+
+
+def test_a_node_that_leaves_while_storage_is_down_costs_nothing_that_memory_holds():
+    def train(attempt):
+        if attempt == 1:
+            return [step(1, 5), snapshot(1, 5, False)]
+        return [step(2, 8), snapshot(2, 8, True), ended(2, "finished", 8)]
+
+    h = harness(train, selections=[FakeSelection(), in_memory(6)])
+    h.group.on_control["stop"] = [snapshot(1, 6, True), ended(1, "stopped", 6)]
+    h.run_until(State.RUNNING)
+    h.group.leaving = [Departure("id", "a", 25.0)]
+    h.run_until(State.RESIZING)
+    h.outcomes = [lost(6)]
+    h.run_until(State.STARTING)
+    assert [departure.name for departure in h.group.released] == ["a"]
+    assert h.claims[-1] == (2, Origin(CheckpointId(6, 1), in_memory=True)) and h.said("verdict") == []
+    h.run_until(State.RUNNING)
+    h.outcomes = [durable(8, 2)]
+    assert h.run().state is State.FINISHED
+
+
+def test_a_driver_whose_run_another_one_owns_ends():
+    """It could train on for days, and nothing of it would count."""
+    h = harness(lambda a: [step(1, 10), snapshot(1, 10, True), *[step(1, n) for n in range(11, 400)]])
+    h.run_until(State.RUNNING)
+    h.outcomes = [Outcome(CheckpointId(10, 1), False, str(Superseded(1, 2)), is_superseded=True)]
+    controller = h.run()
+    assert (controller.state, controller.exit_code, controller.keep_snapshots) == (State.FAILED, 2, False)
+    assert "attempt 2 was claimed meanwhile and owns the run: this driver ends" in controller.why
+    assert h.group.persisted == []
+
+
+def test_a_save_that_an_own_later_attempt_fenced_off_ends_nobody():
+    def train(attempt):
+        return [step(1, 11), [exit_of(1, 1, None, 9)]] if attempt == 1 else [step(2, 12), ended(2, "finished", 12)]
+
+    h = harness(train, selections=[FakeSelection(), in_memory(9)])
+    h.run_until(State.RECOVERING)
+    h.outcomes = [Outcome(CheckpointId(10, 1), False, str(Superseded(1, 2)), is_superseded=True)]
+    assert h.run().state is State.FINISHED
+
+
+def test_nodes_that_are_lost_whenever_ranks_are_to_start_end_the_run():
+    """An agent that cannot say what it holds is given up; another one in its place may fare no better."""
+    h = harness(lambda a: [step(a, 1)])
+    place = h.group.place
+
+    def lose():
+        h.group.is_whole = False
+        return []
+
+    def replaced(job, wait_s):
+        placement = place(job, wait_s)
+        if not h.group.is_whole and wait_s == 0.0:
+            return Placement("a node is missing")
+        h.group.is_whole = True
+        return placement
+
+    h.group.snapshots, h.group.place = lose, replaced
+    controller = h.run()
+    assert (controller.state, controller.exit_code) == (State.FAILED, 1)
+    verdicts = h.said("verdict")
+    assert len(verdicts) == h.config.max_failures + 1
+    assert all("a node was lost before its ranks were started" in v.data["sentence"] for v in verdicts)
+    assert h.claims == []

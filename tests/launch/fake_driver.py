@@ -119,6 +119,13 @@ def user_error(fake: Fake) -> int:
     return 2
 
 
+def user_error_after_steps(fake: Fake) -> int:
+    """Whatever the user did wrong, there is something to lose."""
+    fake.run.claim_attempt(fake.number, None, world_size=2, zero_stage=1)
+    fake.step(1)
+    return user_error(fake)
+
+
 def no_claim(fake: Fake) -> int:
     raise AssertionError("never called")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -15,8 +16,8 @@ from zerofleet.trainer.run_folder import RunFolder
 def watch(tmp_path):
     made = []
 
-    def start(run, since=0.0):
-        made.append(RequestWatch(run, since, 0.01))
+    def start(run, after=0):
+        made.append(RequestWatch(run, after, 0.01))
         made[-1].start()
         return made[-1]
 
@@ -45,7 +46,7 @@ def test_each_request_is_given_out_once_and_in_order(tmp_path, watch):
 def test_a_request_that_is_older_than_the_driver_is_not_for_it(tmp_path, watch):
     run = RunFolder(str(tmp_path), "a")
     run.request("stop")
-    watching = watch(run, since=time.time())
+    watching = watch(run, after=run.newest_request())
     run.request("save")
     assert taken(watching, 1) == ["save"]
 
@@ -63,3 +64,11 @@ def test_storage_that_is_down_or_damaged_ends_no_watching(watch, caplog):
 
     assert taken(watch(Down()), 1) == ["stop"]
     assert caplog.text.count("no route") == 1 and "no JSON" not in caplog.text, "said once"
+
+
+def test_a_request_from_a_host_whose_clock_is_behind_counts(tmp_path, watch):
+    run = RunFolder(str(tmp_path), "a")
+    run.request("save")
+    watching = watch(run, after=run.newest_request())
+    run.storage.create("control/0002.json", json.dumps({"action": "stop", "at": time.time() - 3600}).encode())
+    assert taken(watching, 1) == ["stop"]

@@ -79,6 +79,13 @@ def test_a_name_that_is_taken(zerofleet, drive):
     assert len(driver_records(folder())) == 1
 
 
+def test_a_run_that_has_trained_is_never_cleared_away(zerofleet, drive):
+    drive("user_error_after_steps")
+    assert zerofleet("submit", "recipe.yaml", "run.name=a")[0] == 2
+    code, _, err = zerofleet("submit", "recipe.yaml", "run.name=a")
+    assert code == 2 and "run 'a' exists already" in err and folder().storage.exists("metrics")
+
+
 @pytest.mark.parametrize("script", ["user_error", "rank_user_error"])
 def test_a_run_that_failed_by_a_mistake_before_its_first_checkpoint_gives_its_name_back(zerofleet, drive, script):
     """Otherwise a mended recipe would trip over the folder of its first try."""

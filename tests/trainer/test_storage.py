@@ -15,6 +15,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 
+from zerofleet.trainer import storage as storage_module
 from zerofleet.trainer.errors import StorageError, UserError
 from zerofleet.trainer.storage import SegmentWriter, Storage, read_segments
 
@@ -319,3 +320,40 @@ def test_a_local_line_that_was_written_by_half_is_written_over(tmp_path, monkeyp
     writer.append("third")
     writer.close()
     assert list(read_segments(Storage(str(tmp_path)), "log")) == ["first", "second", "third"]
+
+
+@pytest.fixture
+def sick(tmp_path, monkeypatch):
+    """Storage of which one path cannot be looked at."""
+    real = os.stat
+
+    def stat(path, *arguments, **named):
+        if str(path).endswith("sick.json"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "stat", stat)
+    return Storage(str(tmp_path))
+
+
+def test_a_disk_that_does_not_say_is_no_file_that_is_not_there(sick):
+    assert not sick.exists("healthy.json") and not sick.exists("healthy.json/below")
+    with pytest.raises(StorageError, match=r"sick.json failed \(Input/output error\)"):
+        sick.exists("sick.json")
+
+
+def test_segments_go_on_after_the_newest_when_an_older_one_was_cleared_away(storage):
+    storage.create("ledger/segment-00001.jsonl", b"1\n")
+    writer = SegmentWriter(storage, "ledger")
+    writer.append("2")
+    writer.close()
+    assert list(read_segments(storage, "ledger")) == ["1", "2"]
+
+
+def test_every_new_folder_is_made_durable(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(storage_module, "fsync_folder", synced.append)
+    (tmp_path / "there").mkdir()
+    Storage(str(tmp_path / "there")).write_stream("a/b/c.json", [b"1"])
+    there = tmp_path / "there"
+    assert {there, there / "a", there / "a" / "b"} <= set(synced) and tmp_path not in synced

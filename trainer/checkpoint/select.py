@@ -16,8 +16,9 @@ from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 
 @dataclass(frozen=True)
 class Selection:
-    """`found` counts what says that the run once had a checkpoint: manifests, fenced ones included, and attempts that started
-    from one. `checkpoint` None with found > 0: there was progress and none of it can be used."""
+    """`found` counts what says that the run once had a checkpoint: manifests, fenced ones included, attempts that started from one,
+    and, where there is neither, the events that told of a commit. `checkpoint` None with found > 0: there was progress and none of it
+    can be used."""
 
     checkpoint: CheckpointId | None
     skipped: tuple[tuple[CheckpointId, str], ...]
@@ -93,4 +94,6 @@ def select_checkpoint(
             skipped.append((checkpoint, error.reason))
             continue
         return Selection(checkpoint, tuple(skipped), found)
+    if attempts and not found:  # not for every selection: there may be many events
+        found = sum(event.kind == "checkpoint" for event in run.events())
     return Selection(None, tuple(skipped), found)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
 
@@ -10,6 +12,7 @@ from tests.support.checkpoints import VALUES, draft, written
 from zerofleet.trainer.checkpoint.commit import Draft, Written, assemble, commit
 from zerofleet.trainer.checkpoint.fragments import digest
 from zerofleet.trainer.checkpoint.reader import CheckpointReader
+from zerofleet.trainer.checkpoint.select import select_checkpoint
 from zerofleet.trainer.config import CheckpointConfig
 from zerofleet.trainer.errors import CheckpointUnusable, StorageError, Superseded
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
@@ -93,3 +96,24 @@ def test_a_commit_that_only_seemed_to_fail_is_made_again(run):
     for _ in range(2):
         commit(KEEP, run, assemble(parts), lambda: None)
     assert run.checkpoints() == [first, CheckpointId(6, 1)]
+
+
+def test_a_disk_that_does_not_say_what_it_holds_costs_no_checkpoint(run, monkeypatch):
+    """The good checkpoint of an older attempt would be taken for a leftover, and deleted."""
+    save(run, 2)
+    save(run, 4)
+    run.claim_attempt(2, CheckpointId(4, 1), 2, 1)
+    real = os.stat
+
+    def stat(path, *arguments, **named):
+        if str(path).endswith(CheckpointId(4, 1).manifest):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat)
+        with pytest.raises(StorageError):
+            select_checkpoint(run)
+        with pytest.raises(StorageError):
+            save(run, 6, attempt=2)
+    assert {2, 4} <= {c.step for c in run.checkpoints()}

@@ -1,13 +1,17 @@
-"""The newest state in memory that can be used."""
+"""The newest state that can be used, in memory and in storage."""
 
 from __future__ import annotations
 
 import itertools
+import json
+from dataclasses import asdict
 
 import pytest
 
-from zerofleet.trainer.checkpoint.select import newest_snapshot
+from zerofleet.cluster.hooks import nothing_usable
+from zerofleet.trainer.checkpoint.select import newest_snapshot, select_checkpoint
 from zerofleet.trainer.checkpoint.snapshot import SnapshotMeta
+from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 
 
@@ -50,3 +54,15 @@ def test_snapshots_of_another_run_of_this_name_are_left_out(run):
 
 def test_ranks_of_different_world_sizes_make_no_whole(run):
     assert newest_snapshot(run, metas(run, 4, ranks=(0,)) + metas(run, 4, ranks=(1,), world_size=3)) is None
+
+
+def test_checkpoints_that_were_told_of_and_are_gone_are_no_new_run(run):
+    """Whoever lost the folder must hear of it, not train from scratch."""
+    assert select_checkpoint(run).found == 0
+    writer = run.writer("events", 1)
+    for kind, step in (("phase", 1), ("checkpoint", 10), ("checkpoint", 20)):
+        writer.append(json.dumps(asdict(Event(kind, 1, 0, step, "save", 0.0))))
+    writer.close()
+    selection = select_checkpoint(run)
+    assert selection.checkpoint is None and selection.found == 2
+    assert "none of the run's 2 checkpoints can be used (their files are gone)" in str(nothing_usable(selection))

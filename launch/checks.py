@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -11,6 +12,9 @@ from zerofleet.launch.config import JobConfig
 from zerofleet.launch.silos.jobs import silo_findings, silo_job
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.lint import Finding, lint
+
+_MOST_RANKS = 100_000
+"""Their numbers have five digits in the names of rank files."""
 
 
 def check_job(job: JobConfig) -> None:
@@ -38,6 +42,19 @@ def cluster_findings(job: JobConfig) -> Iterator[Finding]:
             "error",
             "cluster.gpus_per_rank",
             f"it is {cluster.gpus_per_rank:g}: a rank has one GPU of its own or none. Set 0 or 1",
+        )
+    if cluster.address and not re.fullmatch(r"[^\s:/]+:\d{1,5}", cluster.address):
+        yield Finding(
+            "error",
+            "cluster.address",
+            f"{cluster.address!r} is not host:port: give the address of the Ray head, such as 10.0.0.1:6379, or nothing for a Ray of the "
+            "run's own",
+        )
+    if cluster.world_size > _MOST_RANKS:
+        yield Finding(
+            "error",
+            "cluster.ranks_per_node",
+            f"{cluster.nodes} nodes of {cluster.ranks_per_node} are {cluster.world_size} ranks, and a run has at most {_MOST_RANKS}: lower one of them",
         )
     if cluster.min_nodes > cluster.nodes:
         yield Finding(

@@ -146,8 +146,8 @@ class DataConfig(SourceFields):
     """Keep one of several equal documents (`exact`), or of nearly equal ones too (`near`: MinHash over five tokens, similarity 0.8; needs `datasketch`). Of all sources together."""
     tokenizer: str | None = None
     """A folder or hub id. Without one, a byte-level BPE is trained on the corpus."""
-    tokenizer_vocab_size: PositiveInt = 8192
-    """Entries of the tokenizer that is trained when none is given."""
+    tokenizer_vocab_size: int = Field(default=8192, ge=257)
+    """Entries of the tokenizer that is trained when none is given: the 256 bytes, the end of a document, and what is learned."""
     sequence_length: int = Field(default=512, ge=2)
     """Tokens per training sequence."""
     packing: Packing = "concatenate"

@@ -47,6 +47,7 @@ def lint(config: TrainConfig, world_size: int) -> list[Finding]:
         *_heldout(config),
         *_mixture(config.data),
         *_model_sizes(config),
+        *_init_from(config.run.init_from),
     ]
     return sorted(findings, key=lambda finding: finding.level)
 
@@ -57,6 +58,15 @@ def _error(where: str, message: str) -> Finding:
 
 def _warning(where: str, message: str) -> Finding:
     return Finding("warning", where, message)
+
+
+def _init_from(text: str | None) -> Iterator[Finding]:
+    name, at, step = (text or "").rpartition("@")
+    if at and "/" not in step and not (name and step.isdecimal()):  # an @ within a URL is none
+        yield _error(
+            "run.init_from",
+            f"{text!r} is not RUN@STEP: write {name or 'RUN'}@1000, or {name or 'RUN'} alone for its newest step",
+        )
 
 
 # -- DeepSpeed's section -------------------------------------------------------------------------------------------

@@ -104,6 +104,7 @@ def test_a_key_like_no_other_lists_the_section(recipe):
         ("train.deterministic=maybe", "train.deterministic='maybe': expected true or false"),
         ("data.files=one.txt", "data.files='one.txt': expected a list, such as [a, b]"),
         ("train=3", "train=3: expected a section"),
+        ("data.tokenizer_vocab_size=256", "data.tokenizer_vocab_size=256: expected greater than or equal to 257"),
         ("run.name=Big Run", "run.name='Big Run': expected"),
         ("train.warmup_steps=11", "warmup_steps (11) + decay_steps (0) exceed steps (10)"),
         ("model.pretrained=gpt2", "one of the two"),

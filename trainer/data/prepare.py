@@ -29,7 +29,7 @@ from zerofleet.trainer.data.parts import Part, Work, plan_parts
 from zerofleet.trainer.data.pool import tokenise_parts
 from zerofleet.trainer.data.sources import Corpus, resolve
 from zerofleet.trainer.data.stream.attach import attach
-from zerofleet.trainer.data.tokenizer import MIN_VOCAB_SIZE, Encoder, save_given, save_trained
+from zerofleet.trainer.data.tokenizer import Encoder, save_given, save_trained
 from zerofleet.trainer.errors import DataError, UserError
 from zerofleet.trainer.storage import storage_errors
 
@@ -55,11 +55,6 @@ def prepare(data: DataConfig, seed: int, progress: Progress) -> DataCache:
     """
     if data.stream is not None:
         return attach(data, cache_root(data), progress)
-    if data.tokenizer is None and data.tokenizer_vocab_size < MIN_VOCAB_SIZE:
-        raise UserError(
-            f"data.tokenizer_vocab_size={data.tokenizer_vocab_size} is below {MIN_VOCAB_SIZE}"
-            " (256 bytes and the end of a document): raise it"
-        )
     if data.deduplicate == "near":
         check_available()
     schedule = Schedule.of(data.weights)

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 EOS = "<|endoftext|>"
 """End of document, of tokenizers trained here."""
-MIN_VOCAB_SIZE = 257
-"""256 bytes and EOS."""
 SAMPLE_CHARS = 64 * 1024 * 1024
 """Characters of the corpus that a tokenizer is trained on, at most."""
 _MAX_PIECE_CHARS = 2 * 1024 * 1024

@@ -24,7 +24,7 @@ from zerofleet.trainer.data.cache import content_fingerprint
 from zerofleet.trainer.data.prepare import cache_root
 from zerofleet.trainer.data.sources import Corpus
 from zerofleet.trainer.data.tokenizer import Encoder
-from zerofleet.trainer.errors import DataError, UserError
+from zerofleet.trainer.errors import DataError
 
 
 @pytest.fixture
@@ -257,11 +257,6 @@ def test_bad_bytes_stop_it_and_a_corrected_file_goes_on(files, tmp_path):
         prepared(files, tmp_path / "cache")
     bad.write_bytes(text)
     assert content(prepared(files, tmp_path / "cache")) == expected
-
-
-def test_a_vocabulary_below_the_bytes_is_refused(files, tmp_path):
-    with pytest.raises(UserError, match=r"tokenizer_vocab_size=256 is below 257"):
-        prepared(files, tmp_path / "cache", tokenizer_vocab_size=256)
 
 
 def test_the_place_of_the_cache(monkeypatch, tmp_path):

@@ -11,6 +11,8 @@ from zerofleet.launch.follow import EventTail
 from zerofleet.launch.progress import Progress
 from zerofleet.trainer.run_folder import AttemptRecord, RunFolder
 
+_DRIVER_SILENCE_S = 30.0
+"""A driver has a heartbeat every 10 s; of one that is alive and says nothing for so long, it is told."""
 _TORCHRUN_SILENCE_S = 600.0
 """torchrun on another host counts as dead when its last event is older; it has no heartbeat, so this is above any step."""
 
@@ -96,4 +98,8 @@ class RunView:
             return f"started with torchrun: rank 0 of attempt {number} is process {pid} on {host}, {alive}"
         if driver is None:
             return "no driver has taken it"
-        return f"driver {driver.number} on {driver.host}, pid {driver.pid}, {'alive' if self.is_driven else 'gone'}"
+        alive = "gone"
+        if self.is_driven:
+            silent_s = time.time() - max(self.progress.last_event_at, driver.started_at)
+            alive = "alive" if silent_s < _DRIVER_SILENCE_S else f"alive, silent for {silent_s:.0f} s"
+        return f"driver {driver.number} on {driver.host}, pid {driver.pid}, {alive}"

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -117,6 +119,17 @@ def test_a_driver_that_was_refused_beside_torchrun_does_not_end_the_run(zeroflee
     found.say("finished", 9)
     process.communicate(b"\n")
     assert state(zerofleet) == "FINISHED"
+
+
+def test_of_a_driver_that_is_alive_and_says_nothing_it_is_told_for_how_long(zerofleet, drive):
+    drive("stoppable")
+    zerofleet("submit", "recipe.yaml", "run.name=a", "--detach")
+    view = RunView.of(RunFolder.open("a"))
+    assert view.describe_driver().endswith(", alive")
+    early = view.driver.started_at - 100
+    view.driver, view.progress.last_event_at = replace(view.driver, started_at=early), early + 40
+    assert re.search(r", alive, silent for 6\d s$", view.describe_driver())
+    assert zerofleet("stop", "a")[0] == 0
 
 
 def test_torchrun_on_another_host_lives_while_it_speaks(zerofleet, torchrun):

@@ -51,7 +51,8 @@ def silos_recipe(seed: int, tokenizer: str, overrides: Sequence[str]) -> JobConf
 
 
 def parallel_sections(job: JobConfig) -> dict[str, Any]:
-    """Data parallel over the same data: each silo's share of the samples is the same, as each has the same batch."""
+    """Data parallel over the same data: each silo's share of the samples is the same, as each has the same batch. On as many ranks as the
+    machine has cores for, which changes no sample."""
     assert job.silos is not None
     sections = yaml.safe_load(job.to_yaml())
     members = sections.pop("silos")["members"]
@@ -62,6 +63,8 @@ def parallel_sections(job: JobConfig) -> dict[str, Any]:
     sections["data"]["files"] = []
     sections["train"]["global_batch_size"] *= len(members)
     sections["run"]["name"] = None
+    sections["cluster"]["ranks_per_node"] = min(len(members), len(os.sched_getaffinity(0)))
+    sections["cluster"]["cpus_per_rank"] = 1.0
     return dict(sections)
 
 

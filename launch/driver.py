@@ -40,7 +40,7 @@ from zerofleet.cluster.snapshot_writer import snapshot_folder
 from zerofleet.cluster.spec import PRELOAD, TRAIN, JobSpec, NodeSpec, SnapshotInfo
 from zerofleet.launch.checks import check_job
 from zerofleet.launch.config import JobConfig, override_job
-from zerofleet.launch.drivers import DriverRecord, driver_records, effective_job
+from zerofleet.launch.drivers import DriverRecord, driver_records, effective_job, requests_before
 from zerofleet.launch.environment import fingerprint
 from zerofleet.launch.event_log_lines import write_log_line
 from zerofleet.launch.exit_codes import RUN_FAILED
@@ -163,7 +163,7 @@ class Driver:
         self._last_attempt = attempts[-1].attempt if attempts else 0
         interval_s = _LOCAL_REQUEST_INTERVAL_S if run.storage.is_local else _REMOTE_REQUEST_INTERVAL_S
         self._started_at = psutil.Process().create_time()
-        self._watch = RequestWatch(run, driver_records(run)[-1].requests, interval_s)
+        self._watch = RequestWatch(run, requests_before(run), interval_s)
         self._newest, self._lost_ray = (self._last_attempt + 1, 0), threading.Event()
         self._faults = os.environ.get(FAULTS_VARIABLE, "")
 

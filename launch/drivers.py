@@ -6,12 +6,17 @@ from zerofleet.launch.config import JobConfig, override_job, parse_job
 from zerofleet.trainer.driver_records import DriverRecord, driver_records
 from zerofleet.trainer.run_folder import RunFolder
 
-__all__ = ["DriverRecord", "driver_log", "driver_records", "effective_job"]
+__all__ = ["DriverRecord", "driver_log", "driver_records", "effective_job", "requests_before"]
 
 
 def driver_log(number: int) -> str:
     """Path of a driver's log in the run folder."""
     return f"logs/driver-{number:04d}.log"
+
+
+def requests_before(run: RunFolder) -> int:
+    """The newest request that was made before the newest driver took the run: later ones are for it."""
+    return next((record.requests for record in reversed(driver_records(run))), 0)
 
 
 def effective_job(run: RunFolder) -> JobConfig:

@@ -19,7 +19,7 @@ from zerofleet.cluster.outer.rounds import Rounds, Terms
 from zerofleet.cluster.outer.server import OuterServer
 from zerofleet.cluster.outer.state import OuterStore
 from zerofleet.launch.config import JobConfig
-from zerofleet.launch.drivers import driver_records
+from zerofleet.launch.drivers import requests_before
 from zerofleet.launch.environment import fingerprint
 from zerofleet.launch.event_log_lines import write_log_line
 from zerofleet.launch.exit_codes import OK, RUN_FAILED
@@ -47,7 +47,7 @@ class SilosDriver:
         assert job.silos is not None
         self._run, self._job, self._number, self._log, self._stops = run, job, number, log, stops
         self._silos = job.silos
-        self._watch = RequestWatch(run, driver_records(run)[-1].requests, 0.5 if run.storage.is_local else 3.0)
+        self._watch = RequestWatch(run, requests_before(run), 0.5 if run.storage.is_local else 3.0)
         self._losses = RoundLosses(job.silos.interval_steps)
         self._processes: dict[str, SiloProcess] = {}
         self._state, self._step, self._heard_at = "PENDING", 0, 0.0

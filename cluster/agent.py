@@ -47,6 +47,7 @@ class NodeAgent:
         self._arrived = threading.Condition()
         self._num_kills = 0
         self._polled_at = time.monotonic()
+        self._told_damaged: set[tuple[Path, str]] = set()
         folder = spec.log_folder or tempfile.mkdtemp(prefix="zerofleet-logs-")
         self._logs = Path(folder)
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ class NodeAgent:
             SnapshotServer(self._snapshots, spec.address, spec.secret) if self._snapshots and spec.secret else None
         )
         self._results = ResultLog(self._snapshots, spec.namespace) if self._snapshots else None
-        if self._results and (unheard := self._results.recall()):
+        if self._results and (unheard := self._results.recall(self._tell_damaged)):
             self._emit(Event("recalled", 0, DRIVER, 0, "load", time.time(), data={"events": unheard}))
         self._ranks = Ranks(spec, self._logs / f"agent-{spec.node_rank:05d}.log", self._hear)
         threading.Thread(target=self._watch_lease, name="lease", daemon=True).start()
@@ -113,7 +114,7 @@ class NodeAgent:
 
     def snapshots(self) -> list[SnapshotInfo]:
         """The complete snapshots on this node: those that an earlier agent left here, and a buddy's, included."""
-        found = find_snapshots(self._snapshots) if self._snapshots else []
+        found = find_snapshots(self._snapshots, self._tell_damaged) if self._snapshots else []
         return [SnapshotInfo(self._spec.node_rank, str(path), meta.brief(), self.peer()) for path, meta in found]
 
     def persist(self, infos: list[SnapshotInfo]) -> None:
@@ -174,6 +175,12 @@ class NodeAgent:
             self._events.append(event)
             self._arrived.notify_all()
 
+    def _tell_damaged(self, path: Path, why: str) -> None:
+        """Once of each: the driver asks for snapshots again and again."""
+        if (path, why) not in self._told_damaged:
+            self._told_damaged.add((path, why))
+            self._emit(_incident(f"{path} on {socket.gethostname()} is left out: {why}", "memory"))
+
     def _watch_lease(self) -> None:
         """A driver that no longer polls is gone; its ranks must not train on behind a new driver's back."""
         while True:
@@ -199,5 +206,5 @@ def _rank_spec(attempt: AttemptSpec, world: World, logs: Path, node: NodeSpec) -
     return RankSpec(attempt.job, world, environment, log, node.snapshots)
 
 
-def _incident(message: str) -> Event:
-    return Event("incident", 0, DRIVER, 0, "end", time.time(), data={"class": "node", "message": message})
+def _incident(message: str, kind: str = "node") -> Event:
+    return Event("incident", 0, DRIVER, 0, "end", time.time(), data={"class": kind, "message": message})

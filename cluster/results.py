@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,20 @@ class ResultLog:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._newer))
         self._num_lines += 1
 
-    def recall(self) -> list[dict[str, Any]]:
-        """What an agent before left, oldest first: events, as `recalled` carries them."""
-        return [asdict(Event.from_json(line.decode())) for path in (self._older, self._newer) for line in _read(path)]
+    def recall(self, tell: Callable[[Path, str], None] = lambda path, why: None) -> list[dict[str, Any]]:
+        """What an agent before left, oldest first: events, as `recalled` carries them. A line that is none is left out, and
+        `tell` hears of the first one of a file."""
+        found = []
+        for path in (self._older, self._newer):
+            told = False
+            for number, line in enumerate(_read(path), 1):
+                try:
+                    found.append(asdict(Event.from_json(line.decode())))
+                except (ValueError, TypeError) as error:
+                    if not told:
+                        tell(path, f"line {number} is no result that this version knows ({error})")
+                    told = True
+        return found
 
     @staticmethod
     def remove_all(folder: Path) -> None:

@@ -51,6 +51,21 @@ def test_a_line_that_a_kill_cut_short_is_left_out_and_they_go_with_the_snapshots
     assert not (tmp_path / "run").exists()
 
 
+def test_a_damaged_line_is_left_out_and_said_once_with_its_file(tmp_path):
+    log, told = ResultLog(tmp_path, "r-1"), []
+    for step in (1, 2, 3, 4):
+        log.append(result(step))
+    path = tmp_path / "results-r-1.newer.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"rank":', b'"ranc":')
+    lines[2] = b"\xff" + lines[2][1:]
+    path.write_bytes(b"".join(lines))
+    found = ResultLog(tmp_path, "r-1").recall(lambda *what: told.append(what))
+    assert [event["step"] for event in found] == [1, 4]
+    ((where, why),) = told
+    assert where == path and "line 2 is no result" in why and "ranc" in why
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_without_room_what_is_there_stays_whole(tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(tmp_path)], check=True)

@@ -1,8 +1,8 @@
 """Snapshots: the fragments of one rank in memory, in plain files of /dev/shm that outlive every process of the run.
 
 Not multiprocessing.shared_memory: its tracker unlinks a segment when a process that had it open is killed. A buffer
-file holds 64 bytes that say where things are and whether they are whole, the snapshot's description as JSON, and, from
-`payload_offset` on, byte for byte the rank file that storage would get. So whoever finds the file, after whatever
+file begins with what says where things are and whether they are whole (preamble.py), then come the snapshot's description
+as JSON and, page-aligned, byte for byte the rank file that storage would get. So whoever finds the file, after whatever
 ended, can load from it or write it out. Knows neither torch nor DeepSpeed.
 
 Who uses a buffer holds a lock on its file (flock), which the kernel gives back when the holder dies: exclusive while
@@ -16,27 +16,28 @@ import fcntl
 import json
 import mmap
 import os
-import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from zerofleet.trainer.checkpoint.buffers import DESCRIPTION_ROOM_BYTES, MAX_BUFFERS
-from zerofleet.trainer.checkpoint.format import header_of, parse_header
+from zerofleet.trainer.checkpoint.format import DamagedFile, header_of, parse_header
 from zerofleet.trainer.checkpoint.fragments import DTYPES, FragmentKey
+from zerofleet.trainer.checkpoint.preamble import (
+    DESCRIPTION_AT,
+    Preamble,
+    read_description,
+    read_preamble,
+)
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.run_folder import CheckpointId
 
-_MAGIC = b"ZFSNAP01"
-_PREAMBLE = struct.Struct("<8sQQQQQQ")
-"""Magic, state, attempt and step, bytes of the description, offset and bytes of the payload."""
-_INCOMPLETE, _COMPLETE = 0, 1
-_DESCRIPTION_AT = 64
 _NOTHING = (-1, -1)
 _LOOK_S = 0.02
 _PAGE = 4096
@@ -99,43 +100,51 @@ class Snapshot:
 
 
 def open_snapshot(path: Path) -> Snapshot | None:
-    """None when there is no complete snapshot in the file, or a rank is filling it."""
+    """None when there is no complete snapshot in the file, a rank is filling it, or it is damaged: `find_snapshots` tells that."""
+    try:
+        return _open(path)
+    except DamagedFile:
+        return None
+
+
+def _open(path: Path) -> Snapshot | None:
+    """Raises DamagedFile."""
     with contextlib.ExitStack() as stack:
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise DamagedFile(f"it cannot be opened ({error.strerror})") from error
         stack.callback(os.close, file)
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
-        meta, offset, size = _describe(file)
-        if meta is None:
+        preamble = read_preamble(file)
+        if preamble is None:
             return None
+        meta = _meta(read_description(file, preamble))
+        mapped = mmap.mmap(file, preamble.offset + preamble.size, prot=mmap.PROT_READ)
         stack.pop_all()
-    mapped = mmap.mmap(file, offset + size, prot=mmap.PROT_READ)
-    return Snapshot(path, meta, memoryview(mapped)[offset:], file)  # the view keeps the mapping alive
+    return Snapshot(path, meta, memoryview(mapped)[preamble.offset :], file)  # the view keeps the mapping alive
 
 
-def _describe(file: int) -> tuple[SnapshotMeta | None, int, int]:
-    """Description, payload's offset and bytes; None and zeros when the file holds nothing whole."""
-    preamble = os.pread(file, _PREAMBLE.size, 0)
-    if len(preamble) < _PREAMBLE.size:
-        return None, 0, 0
-    magic, state, _, _, num_bytes, offset, size = _PREAMBLE.unpack(preamble)
-    if magic != _MAGIC or state != _COMPLETE:
-        return None, 0, 0
-    return SnapshotMeta(**json.loads(os.pread(file, num_bytes, _DESCRIPTION_AT))), offset, size
+def _meta(text: bytes) -> SnapshotMeta:
+    """Raises DamagedFile."""
+    try:
+        return SnapshotMeta(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise DamagedFile(f"its description is none that this version knows ({error})") from error
 
 
 def _age(file: int) -> tuple[int, int]:
     """Attempt and step of a whole snapshot, without reading its description; else what is older than any."""
-    preamble = os.pread(file, _PREAMBLE.size, 0)
-    if len(preamble) < _PREAMBLE.size:
+    try:
+        preamble = read_preamble(file)
+    except DamagedFile:
         return _NOTHING
-    magic, state, attempt, step, *_ = _PREAMBLE.unpack(preamble)
-    return (attempt, step) if magic == _MAGIC and state == _COMPLETE else _NOTHING
+    return (preamble.attempt, preamble.step) if preamble else _NOTHING
 
 
 @dataclass(frozen=True)
@@ -204,13 +213,14 @@ class BufferSet:
             return
         try:
             description = json.dumps(vars(meta)).encode()  # not asdict, which copies all of it first
-            offset = -(-(_DESCRIPTION_AT + len(description)) // _PAGE) * _PAGE
+            offset = -(-(DESCRIPTION_AT + len(description)) // _PAGE) * _PAGE
             _reserve(file, offset + size)
-            where = (meta.attempt, meta.step, len(description), offset, size)
-            os.pwrite(file, _PREAMBLE.pack(_MAGIC, _INCOMPLETE, *where), 0)
-            os.pwrite(file, description, _DESCRIPTION_AT)
+            digest = xxhash.xxh3_64_intdigest(description)
+            preamble = Preamble(meta.attempt, meta.step, len(description), offset, size, digest)
+            preamble.write(file, is_complete=False)
+            os.pwrite(file, description, DESCRIPTION_AT)
             yield Filling(path, [np.frombuffer(self._map(file, offset + size), np.uint8, size, offset)])
-            os.pwrite(file, _PREAMBLE.pack(_MAGIC, _COMPLETE, *where), 0)
+            preamble.write(file, is_complete=True)
             if keep and len(self._paths) >= _ROOM_TO_KEEP:
                 fcntl.flock(file, fcntl.LOCK_SH)
                 self._kept = file
@@ -287,11 +297,19 @@ def _cut(payload: npt.NDArray[np.uint8], keys: Sequence[FragmentKey]) -> list[np
     return pieces
 
 
-def find_snapshots(folder: Path) -> list[tuple[Path, SnapshotMeta]]:
-    """Every complete snapshot in a folder, those of the node's own ranks before replicas, each by path."""
+def find_snapshots(
+    folder: Path, tell: Callable[[Path, str], None] = lambda path, why: None
+) -> list[tuple[Path, SnapshotMeta]]:
+    """Every complete snapshot in a folder, those of the node's own ranks before replicas, each by path. A file that is neither
+    whole nor empty nor being filled is left out, and `tell` hears why."""
     found = []
     for path in [*sorted(folder.glob(_FILES)), *sorted((folder / REPLICAS).glob(_FILES))]:
-        if snapshot := open_snapshot(path):
+        try:
+            snapshot = _open(path)
+        except DamagedFile as error:
+            tell(path, str(error))
+            continue
+        if snapshot:
             found.append((path, snapshot.meta))
             snapshot.close()
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import numpy as np
 import pytest
 
+from zerofleet.trainer.checkpoint import snapshot as snapshot_module
 from zerofleet.trainer.checkpoint.fragments import FragmentKey
 from zerofleet.trainer.checkpoint.snapshot import BufferSet, SnapshotMeta, buffer_paths, find_snapshots, open_snapshot
 from zerofleet.trainer.errors import StorageError
@@ -137,6 +139,56 @@ def test_rubbish_is_no_snapshot(tmp_path):
     for content in (b"", b"short", os.urandom(8192)):
         path.write_bytes(content)
         assert open_snapshot(path) is None
+
+
+def at(data: bytes, place: int) -> bytes:
+    """One bit is another."""
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+DAMAGES = {
+    "of another version": (
+        lambda data: data.replace(b"ZFSNAP02", b"ZFSNAP01"),
+        "another version of zerofleet wrote it",
+    ),
+    "a step that is none": (lambda data: at(data, 24), "first page does not match its own hash"),
+    "a flipped bit of the state": (lambda data: at(data, 9), "first page does not match its own hash"),
+    "a flipped bit of the description": (lambda data: at(data, 140), "description does not match its hash"),
+    "cut short in the payload": (lambda data: data[:-1], "cut short: it has"),
+    "cut short in its first page": (lambda data: data[:40], "cut short to 40 bytes"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_left_out_and_told_and_its_buffer_is_used_again(tmp_path, damage):
+    buffers, told = BufferSet(tmp_path, 0, 2), []
+    fill(buffers, 1)
+    path = fill(buffers, 2)
+    change, why = DAMAGES[damage]
+    before = num_descriptors(path)
+    path.write_bytes(change(path.read_bytes()))
+    assert open_snapshot(path) is None
+    found = find_snapshots(tmp_path, lambda *what: told.append(what))
+    assert [meta.step for _, meta in found] == [1]
+    ((where, said),) = told
+    assert where == path and why in said
+    assert num_descriptors(path) == before, "nobody could ever fill it again: a descriptor holds its lock"
+    fill(buffers, 3)
+    fill(buffers, 4)
+    assert steps(tmp_path) == [3, 4]
+
+
+def test_a_description_of_another_version_is_damage(tmp_path, monkeypatch):
+    path, told = fill(BufferSet(tmp_path, 0, 2), 1), []
+    monkeypatch.setattr(snapshot_module, "SnapshotMeta", dataclasses.make_dataclass("SnapshotMeta", ["step", "other"]))
+    assert find_snapshots(tmp_path, lambda *what: told.append(what)) == []
+    assert told[0][0] == path and "none that this version knows" in told[0][1]
+
+
+def num_descriptors(path) -> int:
+    """This process's, the one that a mapping of its own keeps included."""
+    links = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    return links.count(str(path))
 
 
 def test_larger_snapshots_fit_into_buffers_of_smaller_ones(tmp_path):

@@ -1,7 +1,8 @@
 """A Ray cluster of our own on this machine, outside the driver's process: started, ended and, after a killed driver, reaped.
 
 Never a foreign one: the address is explicit, RAY_ADDRESS is ignored, and token authentication is on. Every process
-of the cluster is in one session, whose id is the head process's, so that what is ended is exactly what was started.
+of the cluster is in one session, whose id is the head process's, and has in its environment which Ray it belongs to, so that
+what is ended is exactly what was started.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import psutil
 
 from zerofleet.cluster.zygote_process import ZygoteSpec
 from zerofleet.trainer.errors import StorageError, ZerofleetError
+from zerofleet.trainer.process_id import ProcessId, read_stat
 from zerofleet.trainer.storage import Storage
 
 _PREFIX = "zf-"
@@ -34,6 +36,8 @@ OBJECT_STORE_BYTES = 80_000_000
 """Nearly Ray's least: nothing large goes through it."""
 START_TIMEOUT_S = 60.0
 _FOREIGN = ("RAY_ADDRESS", "RAY_JOB_ID", "RAY_NAMESPACE", "RAY_AUTH_TOKEN_PATH")
+BELONGS_TO = "ZEROFLEET_LOCAL_RAY"
+"""Environment variable of the head, and so of all that it starts: the folder of the local Ray."""
 _STOP_TIMEOUT_S = 10.0
 _LOG_TAIL_BYTES = 256 * 1024
 
@@ -42,25 +46,6 @@ _log = logging.getLogger(__name__)
 
 class LocalRayError(ZerofleetError):
     """The local Ray did not come up; the message ends with its last lines."""
-
-
-@dataclass(frozen=True)
-class ProcessId:
-    """A process that cannot be mistaken for a later one with the same number."""
-
-    pid: int
-    created: float
-
-    @staticmethod
-    def of(pid: int) -> ProcessId:
-        return ProcessId(pid, psutil.Process(pid).create_time())
-
-    def is_alive(self) -> bool:
-        try:
-            process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.created) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
 
 
 @dataclass(frozen=True)
@@ -102,7 +87,7 @@ class Leftover:
 
     @staticmethod
     def of_this_process(request: HeadRequest) -> Leftover:
-        return Leftover(Path(request.folder), request.run, request.owner, ProcessId.of(os.getpid()))
+        return Leftover(Path(request.folder), request.run, request.owner, ProcessId.own())
 
     def write(self) -> None:
         """Leaves the record in the folder."""
@@ -114,14 +99,32 @@ class Leftover:
         return Leftover(record.parent, fields["run"], ProcessId(**fields["owner"]), ProcessId(**fields["head"]))
 
     def processes(self) -> list[psutil.Process]:
-        """Its living processes: those of the head's session that started no earlier than it."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):  # it ended meanwhile, or is another user's
-                is_ours = os.getsid(process.pid) == self.head.pid and process.create_time() > self.head.created - 1
-                if is_ours and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        """Its living processes: all of the head's session, or none.
+
+        The kernel gives a session's number to no other process while any member lives. So where a process has the head's
+        number, it is the head, or the session is another's. Where none has, one member that says so speaks for all; titles
+        that processes give themselves may have overwritten what others could say.
+        """
+        if not self.head.is_here:
+            return []
+        members = []
+        for pid in psutil.pids():
+            with contextlib.suppress(psutil.NoSuchProcess, PermissionError):  # it ended meanwhile, or is another user's
+                process = psutil.Process(pid)  # first: what it is told to do later goes to none that comes after it
+                stat = read_stat(pid)
+                if stat is not None and stat.session == self.head.pid and not stat.is_zombie:
+                    members.append(process)
+        head = read_stat(self.head.pid)
+        is_ours = head.ticks == self.head.ticks if head else any(self._has(member.pid) for member in members)
+        return members if is_ours else []
+
+    def _has(self, pid: int) -> bool:
+        """Whether the process says that it belongs to this Ray."""
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:  # it ended meanwhile, or is another user's
+            return False
+        return f"{BELONGS_TO}={self.folder}".encode() in variables
 
     def end(self) -> int:
         """Kills its processes, the head last since it reaps the others, and removes its folder. Returns how many there were."""
@@ -155,7 +158,7 @@ class LocalRay:
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "zerofleet.cluster.head", request.to_json()],
-                env=_head_environment(),
+                env=_head_environment(request.folder),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=output,
@@ -232,10 +235,11 @@ def own_environment() -> None:
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 
-def _head_environment() -> dict[str, str]:
+def _head_environment(folder: str) -> dict[str, str]:
     assert os.environ.get("RAY_AUTH_MODE") == "token", "own_environment() was not called"
     # Ray's own memory monitor would kill the node agent, which is small; the kernel kills the rank that is large.
-    return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"}
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0", BELONGS_TO: folder}
+    return {**os.environ, **settings}
 
 
 def _read_address(process: subprocess.Popen[bytes]) -> str | None:

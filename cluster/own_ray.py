@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from zerofleet.cluster.local import HeadRequest, LocalRay, LocalRayError, ProcessId, new_folder, own_environment
+from zerofleet.cluster.local import HeadRequest, LocalRay, LocalRayError, new_folder, own_environment
 from zerofleet.cluster.spec import NodeSpec
 from zerofleet.cluster.zygote_process import ZygoteSpec
+from zerofleet.trainer.process_id import ProcessId
 from zerofleet.trainer.storage import Storage
 
 
@@ -21,7 +21,7 @@ class OwnRay:
         own_environment()
         self._namespace, folder = node.namespace, new_folder()
         zygote = ZygoteSpec(node.preload, node.model_type, node.accelerator, f"{folder}/zygote.log")
-        request = HeadRequest(folder, node.run, ProcessId.of(os.getpid()), num_cpus, num_gpus, zygote)
+        request = HeadRequest(folder, node.run, ProcessId.own(), num_cpus, num_gpus, zygote)
         self.zygote_path = request.zygote_path
         """Where the zygote waits for agents."""
         self._starting = ThreadPoolExecutor(1, "local-ray").submit(LocalRay.start, request)

@@ -57,6 +57,7 @@ from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.events import DRIVER, Event
 from zerofleet.trainer.init_from import pin_init_from
+from zerofleet.trainer.process_id import ProcessId
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.silos.wire import VARIABLE as OUTER_VARIABLE
@@ -132,7 +133,7 @@ def claim(run: RunFolder, overrides: Sequence[str]) -> int:
     record = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "pid_created": psutil.Process().create_time(),
+        "process": str(ProcessId.own()),
         "started_at": time.time(),
         "overrides": list(overrides),
         "requests": run.newest_request(),
@@ -146,9 +147,9 @@ def claim(run: RunFolder, overrides: Sequence[str]) -> int:
 
 
 def _is_alive(run: RunFolder, record: DriverRecord) -> bool:
-    """A driver on another host is known by its events only."""
-    is_here = record.host == socket.gethostname()
-    return record.is_alive(0.0 if is_here else max((event.start for event in run.events()), default=0.0))
+    """A driver that cannot be seen from here is known by its events only."""
+    is_seen = record.is_here and record.process
+    return record.is_alive(0.0 if is_seen else max((event.start for event in run.events()), default=0.0))
 
 
 class Driver:

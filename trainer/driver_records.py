@@ -1,12 +1,11 @@
 """The claims of a run's drivers: what tells who drives it, here and under torchrun.
 
-drivers/0001.json is created by the driver itself, exclusively: {"host", "pid", "pid_created", "started_at", "overrides", "requests"}.
+drivers/0001.json is created by the driver itself, exclusively: {"host", "pid", "process", "started_at", "overrides", "requests"}.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 import time
@@ -15,42 +14,51 @@ from dataclasses import dataclass
 import psutil
 
 from zerofleet.trainer.errors import StorageError
+from zerofleet.trainer.process_id import ProcessId, lives
 from zerofleet.trainer.run_folder import AttemptRecord, RunFolder
 
 OTHER_HOST_SILENCE_S = 60.0
-"""A driver on another host counts as dead when its last event is older; it sends a heartbeat every 10 s."""
+"""A driver that cannot be seen from here counts as dead when its last event is older; it sends a heartbeat every 10 s."""
 
 
 @dataclass(frozen=True)
 class DriverRecord:
-    """One driver's claim. `pid_created` (Unix seconds) tells its process from a later one with the same number."""
+    """One driver's claim."""
 
     number: int
     host: str
     pid: int
-    pid_created: float
     started_at: float
     overrides: tuple[str, ...]
     requests: int = 0
     """Number of the newest request when it took the run: later ones are for it."""
+    process: str = ""
+    """A ProcessId; empty in claims by zerofleet up to 0.4."""
+    pid_created: float = 0.0
+    """In those: the process's birth in Unix seconds."""
 
     @property
     def is_here(self) -> bool:
-        return self.host == socket.gethostname()
+        """Whether its process can be seen from here."""
+        return ProcessId.parse(self.process).is_here if self.process else self.host == socket.gethostname()
 
     @property
     def is_this_process(self) -> bool:
-        return self.is_here and self.pid == os.getpid() and abs(psutil.Process().create_time() - self.pid_created) < 1
+        return bool(self.process) and ProcessId.parse(self.process) == ProcessId.own()
 
     def is_alive(self, last_event_at: float) -> bool:
-        """Whether the process is there; on another host, whether it said something lately (Unix seconds)."""
-        if not self.is_here:
-            return time.time() - max(last_event_at, self.started_at) < OTHER_HOST_SILENCE_S
-        try:
-            process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.pid_created) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        """Whether the process is there; where that cannot be seen, whether it said something lately (Unix seconds)."""
+        if self.is_here:
+            if self.process:
+                return ProcessId.parse(self.process).is_alive()
+            try:
+                born = psutil.Process(self.pid).create_time() if lives(self.pid) else None
+            except psutil.NoSuchProcess:  # it ended meanwhile
+                born = None
+            if born is None or abs(born - self.pid_created) < 1:
+                return born is not None
+            # It is another one, or the clock was set.
+        return time.time() - max(last_event_at, self.started_at) < OTHER_HOST_SILENCE_S
 
     def claimed(self, attempt: AttemptRecord) -> bool:
         """Whether this driver made the attempt."""
@@ -69,7 +77,10 @@ def _read(run: RunFolder, name: str) -> DriverRecord:
     try:
         record = json.loads(run.storage.read(path))
         overrides = tuple(record.pop("overrides"))
-        return DriverRecord(number=int(name.removesuffix(".json")), overrides=overrides, **record)
+        found = DriverRecord(number=int(name.removesuffix(".json")), overrides=overrides, **record)
+        if found.process:
+            ProcessId.parse(found.process)
+        return found
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(
             f"{run.storage.url}/{path} is no driver's claim ({error}): remove it once no driver of the run lives"

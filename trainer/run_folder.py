@@ -21,12 +21,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import psutil
-
 from zerofleet.trainer.config import DEFAULT_SILO
 from zerofleet.trainer.data.quarantine import Ranges, union
 from zerofleet.trainer.errors import NotFoundError, StorageError, UserError
 from zerofleet.trainer.events import Event
+from zerofleet.trainer.process_id import ProcessId, lives
 from zerofleet.trainer.storage import SegmentWriter, Storage, read_segments
 
 DEFAULT_STORAGE = "./runs"
@@ -78,27 +77,25 @@ class AttemptRecord:
     """`URL@STEP` of another run whose weights this run began with: resolved once, by the first attempt."""
     quarantine: list[list[int]] = field(default_factory=list)
     """Half-open ranges of sample positions that it leaves out: those of the attempt before it, and what was found since."""
+    process: str = ""
+    """The ProcessId of who claimed it; empty in records by zerofleet up to 0.4."""
 
     @property
     def is_here(self) -> bool:
-        return self.host == socket.gethostname()
+        """Whether that process can be seen from here."""
+        return ProcessId.parse(self.process).is_here if self.process else self.host == socket.gethostname()
 
     def is_same_claim(self, other: AttemptRecord) -> bool:
-        """Whether both are tries of one process to claim the same."""
-        created_at = psutil.Process().create_time()  # a process id may be that of a process that is gone
-        is_mine = self.is_here and self.pid == os.getpid() and self.claimed_at >= created_at
+        """Whether both are tries of this process to claim the same."""
+        is_mine = bool(self.process) and ProcessId.parse(self.process) == ProcessId.own()
         return is_mine and replace(self, claimed_at=other.claimed_at, token=other.token) == other
 
     @property
     def lives_here(self) -> bool:
-        """Whether the process that claimed it is alive on this host."""
+        """Whether the process that claimed it is alive on this host. Of an old record, which only has its number: whether it may be."""
         if not self.is_here:
             return False
-        try:
-            process = psutil.Process(self.pid)
-            return process.create_time() <= self.claimed_at and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
+        return ProcessId.parse(self.process).is_alive() if self.process else lives(self.pid)
 
 
 class RunFolder:
@@ -177,6 +174,7 @@ class RunFolder:
             claimed_at=time.time(),
             host=socket.gethostname(),
             pid=os.getpid(),
+            process=str(ProcessId.own()),
             from_memory=from_memory,
             token=os.urandom(8).hex(),
             init_from=init_from,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
-import time
+from dataclasses import replace
 
+import psutil
 import pytest
 
 from zerofleet.cluster import local
-from zerofleet.cluster.local import HeadRequest, Leftover, ProcessId, leftovers, own_environment, reap_leftovers
+from zerofleet.cluster.local import BELONGS_TO, HeadRequest, Leftover, leftovers, own_environment, reap_leftovers
 from zerofleet.cluster.zygote_process import ZygoteSpec
+from zerofleet.trainer.process_id import ProcessId
 
-GONE = ProcessId(pid=2**22 + 1, created=1.0)
+GONE = replace(ProcessId.own(), pid=2**22 + 1)
 
 
 @pytest.fixture
@@ -30,24 +34,21 @@ def leave(temp, name: str, owner: ProcessId, head: ProcessId) -> Leftover:
     return leftover
 
 
-def sleeper() -> subprocess.Popen:
+def sleeper(belongs_to: str = "") -> subprocess.Popen:
     """A process that is its own session, as a head is, with a child in it."""
     script = "import subprocess,sys; p=subprocess.Popen(['sleep','60']); print(flush=True); p.wait()"
-    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True, stdout=subprocess.PIPE)
+    environment = {**os.environ, BELONGS_TO: belongs_to} if belongs_to else None
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], start_new_session=True, stdout=subprocess.PIPE, env=environment
+    )
     process.stdout.readline()
     return process
 
 
 def test_a_request_survives_its_command_line():
     for zygote in (None, ZygoteSpec("m:f", "llama", "cpu", "/tmp/log")):
-        request = HeadRequest("/tmp/zf-1", "r", ProcessId(1, 2.5), 2, 0, zygote)
+        request = HeadRequest("/tmp/zf-1", "r", ProcessId.own(), 2, 0, zygote)
         assert HeadRequest.from_json(request.to_json()) == request
-
-
-def test_a_process_that_took_a_dead_ones_number_is_another():
-    assert ProcessId.of(os.getpid()).is_alive()
-    assert not ProcessId(os.getpid(), time.time() - 10**6).is_alive()
-    assert not GONE.is_alive()
 
 
 def test_only_what_a_dead_driver_left_is_reaped(temp):
@@ -68,13 +69,62 @@ def test_only_what_a_dead_driver_left_is_reaped(temp):
 
 
 def test_a_session_that_another_process_has_now_is_left_alone(temp):
+    """The record is older than the process, as that of a host that crashed: its head's number has been given away since."""
     other = sleeper()
-    stale = leave(temp, "stale", GONE, ProcessId(other.pid, time.time() + 1000))
+    its = ProcessId.of(other.pid)
+    leave(temp, "stale", GONE, replace(its, ticks=its.ticks - 100))
+    leave(temp, "older", GONE, replace(its, boot="before"))
     try:
-        assert stale.end() == 0
+        assert {leftover.run for leftover in reap_leftovers()} == {"run-stale", "run-older"}
         assert other.poll() is None
+        assert not list(temp.iterdir())
     finally:
-        Leftover(temp, "x", GONE, ProcessId.of(other.pid)).end()
+        Leftover(temp / "x", "x", GONE, its).end()
+        other.wait(10)
+
+
+def test_what_a_dead_head_left_is_known_by_what_it_says_of_itself(temp):
+    """Its children live on in its session. Those of another Ray whose head had that number say so, or nothing."""
+    for belongs_to, num_ended in ((temp / "zf-ours", 1), (temp / "zf-theirs", 0), ("", 0)):
+        head = sleeper(str(belongs_to))
+        leftover = leave(temp, "ours", GONE, ProcessId.of(head.pid))
+        (child,) = psutil.Process(head.pid).children()
+        head.kill()
+        head.wait(10)
+        try:
+            assert child.is_running() and len(leftover.processes()) == num_ended
+            assert leftover.end() == num_ended
+            assert (child.is_running() and child.status() != psutil.STATUS_ZOMBIE) != bool(num_ended)
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+def test_the_ray_of_a_living_driver_is_left_alone_whatever_the_clock_says(temp, monkeypatch):
+    head = sleeper()
+    leave(temp, "mine", ProcessId.own(), ProcessId.of(head.pid))
+    real = psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: real + 5)
+    try:
+        assert reap_leftovers() == []
+        assert head.poll() is None
+    finally:
+        monkeypatch.undo()
+        monkeypatch.setattr(local, "_short_temp", lambda: temp)
+        reap_leftovers(owner_dead_only=False)
+        head.wait(10)
+
+
+def test_a_record_of_an_older_version_is_said_and_nothing_is_ended(temp, caplog):
+    other = sleeper()
+    old = {"owner": {"pid": GONE.pid, "created": 1.0}, "head": {"pid": other.pid, "created": 1.0}}
+    (temp / "zf-old").mkdir()
+    (temp / "zf-old" / "zerofleet.json").write_text(json.dumps({"folder": "f", "run": "r", **old}))
+    try:
+        assert reap_leftovers() == [] and other.poll() is None
+        assert "remove its folder by hand" in caplog.text and (temp / "zf-old").exists()
+    finally:
+        Leftover(temp / "x", "x", GONE, ProcessId.of(other.pid)).end()
         other.wait(10)
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ import yaml
 from tests.support.cli import assert_audited
 from tests.support.ranks import TINY_LLAMA, job, run_attempt
 from zerofleet.trainer.checkpoint.export import export
+from zerofleet.trainer.process_id import ProcessId
 from zerofleet.trainer.run_folder import RunFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -142,7 +144,7 @@ def test_torchrun_leaves_a_run_to_its_living_driver_and_does_not_forget_what_it_
     driver = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "pid_created": psutil.Process().create_time(),
+        "process": str(ProcessId.own()),
         "started_at": time.time(),
         "overrides": ["train.zero_stage=2"],
     }
@@ -152,7 +154,11 @@ def test_torchrun_leaves_a_run_to_its_living_driver_and_does_not_forget_what_it_
             driver,
             f"run 'tiny' is driven by process {os.getpid()} on this host: `zerofleet stop tiny` saves and ends it",
         ),
-        (2, {**driver, "pid_created": 0.0}, "run 'tiny' was resumed with train.zero_stage=2, which "),
+        (
+            2,
+            {**driver, "process": str(replace(ProcessId.own(), ticks=1))},
+            "run 'tiny' was resumed with train.zero_stage=2, which ",
+        ),
     ):
         run.storage.create(f"drivers/{number:04d}.json", json.dumps(claim).encode())
         refused = torchrun(run.storage.local_path("job.yaml"))

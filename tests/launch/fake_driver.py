@@ -11,11 +11,10 @@ import socket
 import sys
 import time
 
-import psutil
-
 from zerofleet.launch.drivers import driver_records
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.events import DRIVER, Event
+from zerofleet.trainer.process_id import ProcessId
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 
 
@@ -25,7 +24,7 @@ class Fake:
         record = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "pid_created": psutil.Process().create_time(),
+            "process": str(ProcessId.own()),
             "started_at": time.time(),
             "overrides": overrides,
         }

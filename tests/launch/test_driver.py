@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
-import psutil
 import pytest
 
 from zerofleet.cluster.event_log import EventLog
@@ -19,6 +19,7 @@ from zerofleet.launch.driver import Driver, Program, claim, drive
 from zerofleet.launch.drivers import driver_records, effective_job
 from zerofleet.launch.stops import Stops
 from zerofleet.trainer.errors import UserError
+from zerofleet.trainer.process_id import ProcessId
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import RunFolder
 
@@ -60,11 +61,14 @@ def make_driver(run, stops):
         log.close()
 
 
-def record_of(process: subprocess.Popen, run: RunFolder, number: int, **changes) -> None:
+ELSEWHERE = {"host": "elsewhere", "process": str(replace(ProcessId.own(), boot="another"))}
+
+
+def record_of(who: subprocess.Popen, run: RunFolder, number: int, **changes) -> None:
     record = {
         "host": socket.gethostname(),
-        "pid": process.pid,
-        "pid_created": psutil.Process(process.pid).create_time(),
+        "pid": who.pid,
+        "process": str(ProcessId.of(who.pid)),
         "started_at": time.time(),
         "overrides": [],
     }
@@ -96,13 +100,13 @@ def test_a_living_driver_keeps_the_run(run, other):
 
 
 def test_a_driver_on_another_host_is_judged_by_its_last_event(run, other):
-    record_of(other, run, 1, host="elsewhere")
+    record_of(other, run, 1, **ELSEWHERE)
     with pytest.raises(UserError, match="on elsewhere"):
         claim(run, [])
 
 
 def test_a_silent_driver_on_another_host_is_gone(run, other):
-    record_of(other, run, 1, host="elsewhere", started_at=time.time() - 1000)
+    record_of(other, run, 1, **ELSEWHERE, started_at=time.time() - 1000)
     assert claim(run, []) == 2
 
 

@@ -42,8 +42,9 @@ def test_losses_without_a_new_step_between_them_stop(before, action):
 
 
 SCRIPT = """
-import os, psutil, sys, time
-print(os.getpid(), psutil.Process().create_time(), sys.argv[1:], flush=True)
+import os, sys, time
+from zerofleet.trainer.process_id import ProcessId
+print(ProcessId.own(), sys.argv[1:], flush=True)
 if "AGAIN" not in os.environ:
     os.environ["AGAIN"] = "1"
     import threading

@@ -7,12 +7,13 @@ import os
 import socket
 import threading
 import time
+from dataclasses import replace
 
-import psutil
 import pytest
 
 from zerofleet.launch.pod_save import main
 from zerofleet.trainer.events import DRIVER, Event
+from zerofleet.trainer.process_id import ProcessId
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 
 JOB = """
@@ -35,7 +36,7 @@ def drive(run: RunFolder, state: str = "RUNNING", pid: int | None = None) -> Non
     record = {
         "host": socket.gethostname(),
         "pid": pid or os.getpid(),
-        "pid_created": psutil.Process().create_time(),
+        "process": str(replace(ProcessId.own(), pid=pid or os.getpid())),
         "started_at": time.time(),
         "overrides": [],
     }

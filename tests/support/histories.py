@@ -40,7 +40,7 @@ class Story:
 
     def driver(self, prepare_s: float = 2.0, queue_s: float = 3.0) -> Story:
         number = len(self.drivers) + 1
-        self.drivers.append(DriverRecord(number, "here", number, self.at, self.at, ()))
+        self.drivers.append(DriverRecord(number, "here", number, self.at, ()))
         self.at += 0.5
         self.state("PREPARING", prepare_s, attempt=self.attempt + 1).state("PLACING", queue_s, attempt=self.attempt + 1)
         return self

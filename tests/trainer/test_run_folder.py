@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from zerofleet.trainer.errors import NotFoundError, UserError
+from zerofleet.trainer.process_id import ProcessId
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder, last_that_counts
 
 
@@ -56,6 +58,27 @@ def test_a_run_whose_owner_still_lives_on_this_host_is_not_claimed(run):
     finally:
         owner.communicate(b"\n")
     assert run.claim_attempt(2, None, 1, 1).attempt == 2
+
+
+def test_an_owner_lives_on_whatever_the_clock_is_set_to(run):
+    """The claim is a day older, as after the clock was set back by a day; processes are told apart by the kernel's ticks."""
+    record = run.claim_attempt(1, None, 1, 1)
+    assert replace(record, claimed_at=record.claimed_at - 86_400).lives_here
+    own = ProcessId.own()
+    assert not replace(record, process=str(replace(own, ticks=own.ticks - 1))).lives_here, "another had its number"
+
+
+def test_an_old_record_counts_as_living_where_a_process_has_its_number(run):
+    record = replace(run.claim_attempt(1, None, 1, 1), process="")
+    assert record.lives_here and not replace(record, pid=2**22 + 1).lives_here
+    assert not replace(record, host="elsewhere").lives_here
+
+
+def test_a_claim_that_seemed_to_fail_is_this_process_s_only_where_it_made_it(run):
+    record = run.claim_attempt(1, None, 1, 1)
+    assert record.is_same_claim(replace(record, token="another", claimed_at=0.0))
+    before = replace(record, process=str(replace(ProcessId.own(), ticks=1)))
+    assert not before.is_same_claim(before), "a process that had this one's number made it"
 
 
 def test_what_an_attempt_leaves_out_is_left_out_by_every_later_one(run):

@@ -4,15 +4,16 @@ import json
 import os
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.driver_records import driver_records
 from zerofleet.trainer.errors import StorageError, UserError
+from zerofleet.trainer.process_id import ProcessId
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.takeover import check_takeover, parse_config
 
@@ -35,12 +36,13 @@ def run(config) -> RunFolder:
     return found
 
 
-def add_driver(run: RunFolder, *overrides: str, pid: int | None = None, host: str = "") -> None:
+def add_driver(run: RunFolder, *overrides: str, pid: int = 2**22 + 1, boot: str = "") -> None:
     """Without a `pid`, one that no process has."""
+    own = ProcessId.own()
     record = {
-        "host": host or socket.gethostname(),
-        "pid": pid or 2**22 + 1,
-        "pid_created": psutil.Process(pid).create_time() if pid else 0.0,
+        "host": socket.gethostname(),
+        "pid": pid,
+        "process": str(replace(own, pid=pid, boot=boot or own.boot)),
         "started_at": time.time(),
         "overrides": overrides,
     }
@@ -77,7 +79,7 @@ def test_a_living_driver_keeps_its_run(run, config):
 
 
 def test_a_process_on_another_host_is_not_looked_for_here(run, config):
-    add_driver(run, pid=os.getpid(), host="elsewhere")
+    add_driver(run, pid=os.getpid(), boot="another")
     check_takeover(run, config, "job.yaml")
 
 

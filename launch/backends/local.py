@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,8 +44,10 @@ class LocalDriver:
 
     def end(self, timeout_s: float) -> None:
         """Asks it to end at once, kills it when it has not within `timeout_s` seconds."""
-        for _ in range(2):  # the first is a stop, which saves; the second ends at once
-            self._process.terminate()
+        # The first is a stop, which saves, the second ends at once: two that differ, since of one that waits already the kernel keeps
+        # no second.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._process.send_signal(number)
         if self.wait(timeout_s) is None:
             self._process.kill()
             self._process.wait()

@@ -37,6 +37,8 @@ class Rank:
     connection: socket.socket
     buffer: bytes = b""
     pid: int | None = None
+    asked: bool = False
+    """Whether the zygote has been asked for it."""
     exited: bool = False
     killed: bool = False
     """Whether this agent ended it: then its exit is no failure."""
@@ -66,12 +68,20 @@ class Ranks:
 
     # -- called by the agent ---------------------------------------------------------------------------------------
     def start(self, specs: list[RankSpec]) -> None:
-        """Forks ranks; the ones before must have ended. Returns when the zygote has been asked."""
+        """Forks ranks; the ones before must have ended. Returns before the zygote has been asked, which may be busy with its imports;
+        what the ranks are told meanwhile waits for them, and a kill follows the fork."""
         assert not self.living(), "ranks of the attempt before are still alive"
         assert all(len(spec.to_json()) < MESSAGE_BYTES for spec in specs), (
             f"a fork request exceeds {MESSAGE_BYTES} bytes"
         )
-        self._run_in_thread(lambda: self._fork(specs))
+        with self._lock:
+            before, forks = list(self._ranks.values()), []
+            self._ranks = {}
+            for spec in specs:
+                ours, theirs = socket.socketpair()
+                rank = self._ranks[spec.world.rank] = Rank(spec, ours)
+                forks.append((rank, theirs))
+        self._run_in_thread(lambda: self._fork(before, forks))
 
     def control(self, rank: int, control: Control) -> None:
         """Sends a request to a rank; one that has ended hears nothing."""
@@ -149,20 +159,18 @@ class Ranks:
         self._zygote = zygote
         self._selector.register(zygote.link, selectors.EVENT_READ, self._hear_zygote)
 
-    def _fork(self, specs: list[RankSpec]) -> None:
-        with self._lock:
-            for rank in self._ranks.values():
-                self._drop(rank)
-            self._ranks = {}
-            self._oom_kills = oom_kills()
-            if self._zygote is None:
-                self._start_zygote()
-            for spec in specs:
-                ours, theirs = socket.socketpair()
-                rank = self._ranks[spec.world.rank] = Rank(spec, ours)
-                self._selector.register(ours, selectors.EVENT_READ, lambda rank=rank: self._hear(rank))
-                with theirs:
-                    self._send_fork(spec, theirs)
+    def _fork(self, before: list[Rank], forks: list[tuple[Rank, socket.socket]]) -> None:
+        """Asks the zygote for each, with the rank's end of its socket."""
+        for rank in before:
+            self._drop(rank)
+        self._oom_kills = oom_kills()
+        if self._zygote is None:
+            self._start_zygote()
+        for rank, theirs in forks:
+            rank.asked = True
+            self._selector.register(rank.connection, selectors.EVENT_READ, lambda rank=rank: self._hear(rank))
+            with theirs:
+                self._send_fork(rank.spec, theirs)
 
     def _send_fork(self, spec: RankSpec, theirs: socket.socket) -> None:
         assert self._zygote is not None
@@ -249,7 +257,7 @@ class Ranks:
             self._zygote = None
         if not self._closed:
             tail = "\n".join(self._zygote_log.read_text(errors="replace").splitlines()[-30:])
-            for rank in self.living():
+            for rank in [rank for rank in self.living() if rank.asked]:  # for the others there will be another zygote
                 self._bury(rank, _NEVER_FORKED, zygote_code=code, zygote_log=tail)
 
     def _say(self, kind: str, **data: Any) -> None:

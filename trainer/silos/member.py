@@ -68,6 +68,7 @@ class Member:
     """The strongest that was, since this outer step began; the same on every rank."""
     _conversation: Conversation | None = None
     """On rank 0, of the round of secure aggregation that it is in."""
+    _privacy: Privacy | None = None
     _is_told_away: bool = False
 
     reserve = staticmethod(reserve_residuals)
@@ -81,7 +82,6 @@ class Member:
         hello = {"silo": self.config.name, "life": self.life}
         server = Server.from_env()
         self._outbox = Outbox(self.config, self.adapter)
-        self._privacy: Privacy | None = None
         if self.config.privacy is not None:
             from zerofleet.trainer.silos.private import Privacy  # brings an extra
 

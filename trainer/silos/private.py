@@ -73,7 +73,8 @@ class Privacy:
 
     def measure(self, outbox: Outbox, number: int) -> bool:
         """Gives the round's delta its clipping and its noise. False: it is not finite, and the outbox says so instead."""
-        digest, squares = hmac.new(self._secret, digestmod="sha256"), []
+        squares: list[float] = []
+        digest = hmac.new(self._secret, digestmod="sha256")
         for chunk, values in outbox.deltas():
             digest.update(repr(tuple(chunk)).encode())
             digest.update(values.data)

@@ -1,8 +1,9 @@
 """Injected faults, scripted as data: `[{"kind": "kill", "rank": 1, "step": 30, "point": "step", "attempt": 1}]`.
 
 A fault strikes where a rank is. Some kinds the rank does to itself: kill (SIGKILL), raise (an exception), freeze (SIGSTOP: no
-sign of life, and no exit), nan (a NaN gradient), spike (a loss a hundred times as high), wrong_sample (one sample that is not its
-own: nothing survives that, and the audit has to name the rank). The others hit something else (OUTSIDE, cluster/chaos/injector.py): the rank
+sign of life, and no exit), nan (a NaN gradient, or at the point `outer` a NaN in a delta), spike (a loss a hundred times as high), wrong_sample (one
+sample that is not its own: nothing survives that, and the audit has to name the rank), garbage (at the point `outer`, a delta that points the
+wrong way). The others hit something else (OUTSIDE, cluster/chaos/injector.py): the rank
 that arrives there only says so at the fault's gate, and waits until it has happened. docs/faults.md describes every kind.
 
 `point` is one of POINTS; `step` is the step that is running there. `attempt` null strikes in every attempt, "any" once,
@@ -25,7 +26,7 @@ from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.events import PHASES
 
-INSIDE = ("kill", "raise", "freeze", "nan", "spike", "wrong_sample")
+INSIDE = ("kill", "raise", "freeze", "nan", "spike", "wrong_sample", "garbage")
 NODE = ("kill_node", "cut_node", "slow_node")
 OUTSIDE = (
     "kill_agent",
@@ -129,6 +130,8 @@ def _problems(fault: Fault) -> list[str]:
         )
     if fault.position is not None and not (fault.point == "step" and _is_number(fault.position, int)):
         found.append(f"position={fault.position!r} of {fault.kind} must be a whole number, and its point `step`")
+    if fault.kind == "garbage" and fault.point != "outer":
+        found.append(f"garbage is what becomes of a silo's delta: its point is `outer`, not {fault.point!r}")
     if fault.for_s is not None and fault.kind not in LASTING:
         found.append(f"for_s belongs to {', '.join(LASTING)}: {fault.kind} happens at once")
     if fault.for_s is not None and not (_is_number(fault.for_s, int, float) and fault.for_s > 0):

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from zerofleet.launch.config import JobConfig
-from zerofleet.launch.silos.jobs import silo_findings, silo_job
+from zerofleet.launch.silos.findings import silo_findings
+from zerofleet.launch.silos.jobs import silo_job
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.lint import Finding, lint
 

@@ -60,6 +60,8 @@ class Progress:
     export_path: str | None = None
     outer: tuple[int, str] | None = None
     """Of a silo: its newest outer round, and what became of its delta."""
+    privacy: dict[str, float] = field(default_factory=dict)
+    """Of a silo that keeps its data private: what it has spent so far, `epsilon` at `delta` after `releases`."""
     last_event_at: float = 0.0
     _recent: deque[_Step] = field(default_factory=lambda: deque(maxlen=_RECENT_STEPS + 1))
 
@@ -155,6 +157,7 @@ class Progress:
 
     def _on_outer(self, event: Event) -> None:
         self.outer = event.data["round"], event.data["state"]
+        self.privacy = event.data.get("privacy", {})
 
     def _on_export(self, event: Event) -> None:
         self.export_path = event.data["path"]

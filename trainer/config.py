@@ -274,6 +274,22 @@ class TrackingConfig(Section):
     """Weights & Biases. JSON lines under `metrics/` are written always."""
 
 
+class PrivacyConfig(Section):
+    clip_norm: PositiveFloat
+    """Length (L2 norm) that a silo's whole delta is cut down to where it is longer."""
+    noise_multiplier: PositiveFloat
+    """Standard deviation of the Gaussian noise in each element, in clipping norms."""
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    """Probability with which epsilon may not hold; below one by the number of records that a silo has."""
+
+
+class MaskingConfig(Section):
+    weight: PositiveFloat
+    """What the silo's tokens are multiplied by."""
+    weight_limit: PositiveFloat
+    """What tokens x weight of all silos in a round cannot exceed together."""
+
+
 class SiloConfig(Section):
     name: str
     """Name of the silo: keys its sample order, and signs what it sends."""
@@ -281,6 +297,14 @@ class SiloConfig(Section):
     """Inner steps between two outer steps."""
     codec: Codec = "fp32"
     """How deltas travel."""
+    proximal_mu: float = Field(default=0.0, ge=0)
+    """Of fedprox: inner gradients get mu x (weights - outer weights)."""
+    privacy: PrivacyConfig | None = None
+    """Clipping and noise."""
+    key_file: str | None = None
+    """Where the silo's secret is kept, instead of its run folder."""
+    masking: MaskingConfig | None = None
+    """Secure aggregation: deltas leave under masks."""
 
 
 class TrainConfig(Section):

@@ -17,6 +17,10 @@ FROZEN = (
     "silos.members",
     "silos.interval_steps",
     "silos.strategy",
+    "silos.strategy_options",
+    "silos.codec",
+    "silos.privacy",
+    "silos.secure_aggregation",
 )
 """What a resume may not change: the sample order, the ledger and the state of the run depend on it."""
 

@@ -37,7 +37,7 @@ from zerofleet.trainer.reporter import Fault, Reporter, no_fault
 from zerofleet.trainer.restore import Restore
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.schedule import learning_rate
-from zerofleet.trainer.silos.member import Member, reserve_residuals
+from zerofleet.trainer.silos.member import Member
 from zerofleet.trainer.spikes import RecentLosses
 from zerofleet.trainer.waits import Waits, host_clocks
 from zerofleet.trainer.world import World
@@ -93,7 +93,6 @@ class Loop:
         self.cache = DataCache.open(cache_path, config.data.stream)
         self.plan = BatchPlan.of(config.train.global_batch_size, config.train.micro_batch_size, world.world_size)
         self.losses = RecentLosses()
-        self.member: Member | None = None
 
     @property
     def step(self) -> int:
@@ -120,7 +119,7 @@ class Loop:
         self.built = build_engine(self.config, resolved, self.plan, self.device)
         self.engine = self.built.engine
         self.adapter = adapter_for(self.engine)
-        reserve_residuals(self.adapter, self.config.silo)
+        Member.reserve(self.adapter, self.config.silo)
         self._check_fragments()
         self.own = own_time(self.device, self.config.train.zero_stage)
         self.peak = device_peak(self.device, DTYPES[self.config.train.precision])
@@ -128,9 +127,8 @@ class Loop:
         self.record = next(a for a in self.attempts if a.attempt == self.world.attempt)
         self.feed = Feed.of(self.config, self.cache.train, self.plan, self.config.order_key, self.record.quarantine)
         self.keeper = Keeper(self.reporter, self._make_saver(), self._make_cadence(), self._probe)
-        if self.config.silo is not None:
-            mine = (self.world, self.record.token, self.adapter, self.device, self.reporter, self._control)
-            self.member = Member(self.config.silo, *mine, self.keeper.settle, self.feed.num_tokens)
+        mine = (self.world, self.record.token, self.adapter, self.device, self.reporter, self._control)
+        self.member = Member.of(self.config.silo, *mine, self.keeper.settle, self.feed.num_tokens, self.folder.storage)
         self.waits = Waits(self.keeper.take_stall_s, host_clocks(self.world.local_rank))
 
     def _make_saver(self) -> Saver:
@@ -282,6 +280,8 @@ class Loop:
         is_boundary = self.engine.is_gradient_accumulation_boundary()
         if is_boundary:
             self.keeper.settle()
+            if self.member:
+                self.member.add_proximal_gradient(self.engine)
         if clips_itself(self.config) and is_boundary:
             limit = self.config.train.gradient_clipping or float("inf")
             norm = float(torch.nn.utils.clip_grad_norm_(self.built.model.parameters(), limit))

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from zerofleet.cluster.outer.state import Arrays, Float32
+from zerofleet.cluster.outer.state import Arrays
 from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.silos.chunks import Chunk, chunks_of
 from zerofleet.trainer.silos.codecs import Codec
 from zerofleet.trainer.silos.errors import UnusableDelta
+from zerofleet.trainer.silos.fixed_point import MASKED
 from zerofleet.trainer.silos.inspection import inspect
 from zerofleet.trainer.silos.kernels import sum_of_squares
 
@@ -57,12 +58,14 @@ class Parts:
 class Delivery:
     """A delta in the making: decoded, in a file without a name, so that memory does not grow with the number of silos."""
 
-    def __init__(self, world_size: int, sizes: Mapping[str, int], codec: Codec) -> None:
+    def __init__(self, world_size: int, sizes: Mapping[str, int], codec: Codec | None) -> None:
+        """Without a codec it is masked: words that nobody can look at."""
         self.tokens, self.num_bytes = 0, 0
         self._codec, self._parts, self._sizes = codec, Parts(world_size, sizes), dict(sizes)
         self._offsets = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0), strict=False))
         with tempfile.TemporaryFile(prefix="zerofleet-delta-") as file:  # the map keeps it
-            self._values: Float32 = np.asarray(np.memmap(file, np.float32, "w+", shape=sum(sizes.values())))
+            dtype = np.dtype(np.float32) if codec is not None else MASKED.dtype
+            self._values: Any = np.asarray(np.memmap(file, dtype, "w+", shape=sum(sizes.values())))
 
     def take(self, rank: int, question: Mapping[str, Any], payload: bytearray) -> bool:
         """A rank's message. Whether the delta is whole. Raises UnusableDelta."""
@@ -71,15 +74,22 @@ class Delivery:
         offset = 0
         for *span, size in question["spans"]:
             chunk = self._parts.admit(span)
-            values = self._codec.decode(bytes(payload[offset : offset + size]), chunk.count)
-            inspect(values)
-            self.read(chunk)[:] = values
+            self.read(chunk)[:] = self._decoded(bytes(payload[offset : offset + size]), chunk.count)
             offset += size
         self.tokens, self.num_bytes = int(question["tokens"]), self.num_bytes + offset
         return bool(question["is_last"]) and self._parts.finish(rank)
 
-    def read(self, chunk: Chunk) -> Float32:
-        """Where the values of a chunk are."""
+    def _decoded(self, data: bytes, count: int) -> Any:
+        if self._codec is not None:
+            values = self._codec.decode(data, count)
+            inspect(values)
+            return values
+        if len(data) != MASKED.dtype.itemsize * count:
+            raise UnusableDelta(f"{count} masked elements have {MASKED.dtype.itemsize * count} bytes, not {len(data)}")
+        return np.frombuffer(data, MASKED.dtype)
+
+    def read(self, chunk: Chunk) -> Any:
+        """Where the values of a chunk are: fp32, or words."""
         start = self._offsets[chunk.name] + chunk.start
         return self._values[start : start + chunk.count]
 

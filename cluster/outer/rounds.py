@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from zerofleet.cluster.outer.delivery import Delivery, Initial
-from zerofleet.cluster.outer.state import Arrays, OuterState, OuterStore, RoundRecord
-from zerofleet.cluster.outer.step import odd_ones, stepped
+from zerofleet.cluster.outer.delivery import Delivery
+from zerofleet.cluster.outer.seeding import Seeding
+from zerofleet.cluster.outer.state import Arrays, Float32, OuterState, OuterStore, RoundRecord
+from zerofleet.cluster.outer.step import means_of, odd_ones, stepped
+from zerofleet.cluster.outer.terms import Terms
+from zerofleet.cluster.policy.masking import Phase
 from zerofleet.cluster.policy.rounds import Round
 from zerofleet.trainer.errors import StorageError, ZerofleetError
-from zerofleet.trainer.silos.codecs import Codec
-from zerofleet.trainer.silos.errors import UnusableDelta
-from zerofleet.trainer.silos.strategies import Strategy
+from zerofleet.trainer.silos.chunks import Chunk
+from zerofleet.trainer.silos.errors import MaskingFailed, UnusableDelta
 from zerofleet.trainer.silos.wire import VERDICT_S
 
 Emit = Callable[[str, dict[str, Any]], None]
@@ -25,18 +26,6 @@ Emit = Callable[[str, dict[str, Any]], None]
 _RETRY_S = 5.0
 """Between two tries to make a round durable."""
 Answer = tuple[dict[str, Any], bytes | memoryview]
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What the silos agree on."""
-
-    weights: Mapping[str, float]
-    """By silo: what its tokens are multiplied by."""
-    strategy: Strategy
-    codec: Codec
-    quorum: int
-    deadline_s: float
 
 
 class Rounds:
@@ -50,29 +39,29 @@ class Rounds:
         self._records = {number: store.record_of(number) for number in store.rounds()}
         self._rejected: dict[tuple[str, int], str] = {}
         self._present = set(terms.weights)
-        self._seeder: str | None = None
-        """Who sends the initial weights."""
-        self._initial: Initial | None = None
+        self._seeding = Seeding()
         self._deliveries: dict[str, Delivery] = {}
         self._lives: dict[str, str] = {}
         """By silo, the token of its newest attempt: what an older one still sends is not heard."""
-        self._round = self._open()
-        self._told_short, self._retry_at = False, 0.0
+        self._retry_at = 0.0
+        self._open()
 
     @property
     def number(self) -> int:
         """The newest round that is closed; -1 before there are initial weights."""
         return self._state.record.round if self._state is not None else -1
 
-    def _open(self) -> Round:
-        return Round(max(0, self.number) + 1, self._terms.quorum, self._terms.deadline_s)
+    def _open(self) -> None:
+        number = max(0, self.number) + 1
+        self._round, self._told_short = Round(number, self._terms.quorum, self._terms.deadline_s), False
+        self._masked = self._terms.masked_round(number)
 
     # -- who takes part --------------------------------------------------------------------------------------------
     def gone(self, silo: str) -> None:
         """No round waits for it until it asks again."""
         with self._changed:
             self._present.discard(silo)
-            self._seeder = None if self._seeder == silo else self._seeder
+            self._seeding.forget(silo)
             self._changed.notify_all()
 
     # -- questions -------------------------------------------------------------------------------------------------
@@ -91,8 +80,10 @@ class Rounds:
                 case "push":
                     self._take(hello, question, payload)
                     return {}, b""
+                case "keys" | "shares" | "reveal":
+                    return self._pass_on(hello, question), b""
                 case "verdict":
-                    return self._verdict(silo, question["round"]), b""
+                    return self._verdict(hello, question["round"]), b""
                 case "pull":
                     body = self._span_bytes(question["round"], question["spans"])
                     return {"body_bytes": len(body)}, body
@@ -101,6 +92,8 @@ class Rounds:
     def _begin(self, silo: str, life: str, newest: int) -> int:
         """A new attempt of a silo: what an older one has delivered in part is forgotten."""
         start = self._start_of(silo, newest)
+        if self._masked is not None and self._lives.get(silo) != life:
+            self._masked.policy.begins_anew(silo)
         self._lives[silo] = life
         self._present.add(silo)
         if silo not in self._round.delivered:
@@ -109,8 +102,7 @@ class Rounds:
 
     def _choose_seeder(self, silo: str) -> int:
         """Before there are weights: -1 for the first silo that asks, and -2 for the others until it has sent them."""
-        if self._seeder in (None, silo):
-            self._seeder, self._initial = silo, None
+        if self._seeding.choose(silo):
             return -1
         self._changed.wait_for(lambda: self._state is not None, VERDICT_S)
         return self.number if self._state is not None else -2
@@ -130,16 +122,12 @@ class Rounds:
 
     def _seed(self, hello: Mapping[str, Any], question: Mapping[str, Any], payload: bytearray) -> None:
         """Initial weights: they follow from the run's seed, so one silo's are everyone's."""
-        silo = hello["silo"]
-        if self._state is not None or silo != self._seeder or self._lives.get(silo) != hello["life"]:
+        if self._state is not None or self._lives.get(hello["silo"]) != hello["life"]:
             return
-        if self._initial is None:
-            self._initial = Initial(silo, hello["world_size"], question["sizes"])
-        if self._initial.take(hello["rank"], question, payload):
-            state = OuterState.initial(self._initial.arrays, self._terms.strategy.moments)
+        if (arrays := self._seeding.take(hello, question, payload)) is not None:
+            state = OuterState.initial(arrays, self._terms.strategy.moments)
             self._store.save(state)
             self._adopt(state)
-            self._initial = None
 
     def _take(self, hello: Mapping[str, Any], question: Mapping[str, Any], payload: bytearray) -> None:
         """Part of a silo's delta. What repeats an old round, or what is known, changes nothing."""
@@ -149,27 +137,62 @@ class Rounds:
         is_old = self._lives.get(silo) != hello["life"] or number <= self.number
         if is_old or silo in self._round.delivered or silo in self._round.rejected:
             return
+        if self._masked is not None and not self._masked.may_deliver(silo, hello["life"]):
+            return
         if silo not in self._deliveries:
-            self._deliveries[silo] = Delivery(hello["world_size"], self._state.sizes, self._terms.codec)
+            codec = self._terms.codec if self._masked is None else None
+            self._deliveries[silo] = Delivery(hello["world_size"], self._state.sizes, codec)
         delivery = self._deliveries[silo]
         try:
             if not delivery.take(hello["rank"], question, payload):
                 return
             self._round.deliver(silo, now)
+            if self._masked is not None:
+                self._masked.policy.answer("deltas", silo, now)
         except UnusableDelta as error:
             del self._deliveries[silo]
             self._round.reject(silo, str(error), now)
             self._reject(silo, str(error))
+            if self._masked is not None:
+                self._masked.policy.excuse(silo)
         self._changed.notify_all()
 
-    def _verdict(self, silo: str, number: int) -> dict[str, Any]:
+    def _pass_on(self, hello: Mapping[str, Any], question: Mapping[str, Any]) -> dict[str, Any]:
+        """What secure aggregation needs besides deltas. Waits a little for the others' part of it."""
+        masked, who, op = self._masked, (hello["silo"], hello["life"]), question["op"]
+        if masked is None:
+            raise ZerofleetError("this run has no secure aggregation")
+        if question["round"] != self._round.number:
+            return {"state": "out"}
+        masked.take(*who, question, time.monotonic())
+        self._changed.notify_all()
+        self._changed.wait_for(lambda: self._phase() and masked.reply(*who, op).get("state") != "wait", VERDICT_S)
+        self._tell_if_short(time.monotonic())
+        return masked.reply(*who, op)
+
+    def _phase(self) -> Phase:
+        """Of secure aggregation, now."""
+        assert self._masked is not None
+        before = self._masked.policy.phase
+        if (phase := self._masked.policy.advance(self._present, time.monotonic())) != before:
+            self._changed.notify_all()
+        return phase
+
+    def _may_close(self, now: float) -> bool:
+        if self._masked is not None:
+            return self._phase() in ("sum", "failed")
+        return self._round.decide(self._present, now) == "close"
+
+    def _verdict(self, hello: Mapping[str, Any], number: int) -> dict[str, Any]:
         """Waits a little for a round that is open."""
-        deadline = time.monotonic() + VERDICT_S
+        silo, deadline = hello["silo"], time.monotonic() + VERDICT_S
         while number > self.number:
             now = time.monotonic()
-            if self._round.decide(self._present, now) == "close" and now >= self._retry_at:
+            if self._may_close(now) and now >= self._retry_at:
                 self._try_to_close(now)
                 continue
+            if self._masked is not None and (survivors := self._masked.survivors_for(silo, hello["life"])):
+                return {"state": "reveal", "round": self.number, "survivors": survivors}
             self._tell_if_short(now)
             if now >= deadline:
                 return {"state": "wait", "round": self.number}
@@ -190,15 +213,14 @@ class Rounds:
 
     def _tell_if_short(self, now: float) -> None:
         """Once a round: the deadline is over and the quorum is not there."""
-        if self._told_short or not self._round.is_overdue(now):
+        open_ = self._round if self._masked is None else self._masked.policy
+        if self._told_short or not open_.is_overdue(now):
             return
         self._told_short = True
-        missing, have = ", ".join(self._round.missing(self._present)), len(self._round.delivered)
-        message = (
-            f"round {self._round.number} waits for {missing}: {have} silos have delivered, the quorum is "
-            f"{self._terms.quorum}, and the deadline of {self._terms.deadline_s:g} s is over"
+        self._incident(
+            f"round {self._round.number} waits for {', '.join(open_.missing(self._present))}: {open_.num_answers} silos have delivered, the "
+            f"quorum is {open_.least}, and the deadline of {self._terms.deadline_s:g} s is over"
         )
-        self._incident(message)
 
     def _span_bytes(self, number: int, spans: list[tuple[str, int, int]]) -> memoryview:
         weights = self._weights_of(number)
@@ -218,13 +240,14 @@ class Rounds:
         began, closing, state = time.time(), self._round, self._state
         assert state is not None
         delivered = {silo: self._deliveries[silo] for silo in sorted(closing.delivered)}
-        rejected = {**closing.rejected, **odd_ones(delivered)}
+        rejected = {**closing.rejected, **(odd_ones(delivered) if self._masked is None else {})}
         taken = {silo: delivery for silo, delivery in delivered.items() if silo not in rejected}
-        is_step = len(taken) >= self._terms.quorum
-        tokens = {silo: delivery.tokens for silo, delivery in taken.items()}
+        weights = {silo: delivery.tokens * self._terms.weights[silo] for silo, delivery in taken.items()}
+        means, why = self._means(state, taken, weights)
+        is_step = means is not None
+        tokens = {silo: delivery.tokens for silo, delivery in taken.items() if is_step or self._masked is None}
         record = RoundRecord(closing.number, tokens, is_step)
-        weights = {silo: count * self._terms.weights[silo] for silo, count in tokens.items()}
-        arrays = stepped(state, self._terms.strategy, taken, weights) if is_step else (state.weights, state.moments)
+        arrays = stepped(state, self._terms.strategy, means) if means is not None else (state.weights, state.moments)
         self._store.save(after := OuterState(record, *arrays))
         for silo in rejected.keys() - closing.rejected.keys():
             self._reject(silo, rejected[silo])
@@ -233,10 +256,25 @@ class Rounds:
         sent = {silo: delivery.num_bytes for silo, delivery in delivered.items()}
         data = {"round": closing.number, "tokens": tokens, "missing": missing, "rejected": rejected}
         self._emit("round", {**data, "is_step": is_step, "delta_bytes": sent, "seconds": time.time() - began})
-        if missing or not is_step:
-            without = f" without {', '.join(missing)}" if missing else ""
-            effect = "" if is_step else f", and changed nothing: {len(taken)} deltas are below the quorum"
+        without = f" without {', '.join(missing)}" if missing else ""
+        effect = "" if is_step else f", and changed nothing: {why}"
+        if without or effect:
             self._incident(f"round {closing.number} closed{without}{effect}")
+
+    def _means(
+        self, state: OuterState, taken: Mapping[str, Delivery], weights: Mapping[str, float]
+    ) -> tuple[Iterator[tuple[Chunk, Float32]] | None, str]:
+        """Of what was delivered; None where there is no outer step, and why."""
+        if self._masked is None:
+            if len(taken) < self._terms.quorum:
+                return None, f"{len(taken)} deltas are below the quorum"
+            return means_of(self._terms, state.sizes, taken, weights), ""
+        if self._masked.policy.phase == "failed":
+            return None, f"too few silos were left to take the masks off ({len(taken)} deltas had come)"
+        try:
+            return self._masked.means(state.sizes, taken, weights), ""
+        except MaskingFailed as error:
+            return None, str(error)
 
     def _adopt(self, state: OuterState) -> None:
         """It is durable: no silo is ever ahead of what a new driver finds."""
@@ -245,7 +283,7 @@ class Rounds:
         self._records = {number: self._records[number] for number in kept if number in self._records}
         self._records[state.record.round] = state.record
         self._deliveries.clear()
-        self._round, self._told_short = self._open(), False
+        self._open()
         self._changed.notify_all()
 
     def _reject(self, silo: str, why: str) -> None:

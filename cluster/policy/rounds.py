@@ -35,6 +35,15 @@ class Round:
         self.rejected[silo] = why
         self.first_at = now if self.first_at is None else self.first_at
 
+    @property
+    def num_answers(self) -> int:
+        """Deltas that are there."""
+        return len(self.delivered)
+
+    @property
+    def least(self) -> int:
+        return self.quorum
+
     def missing(self, present: Iterable[str]) -> list[str]:
         """Of the silos that can still take part, those that have not answered."""
         return sorted(set(present) - self.delivered - self.rejected.keys())

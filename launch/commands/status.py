@@ -81,6 +81,7 @@ def _facts(view: RunView) -> dict[str, object]:
         "eta_s": view.progress.eta_s,
         "goodput": Ledger.of(history_of(view)).goodput(),
         "prepare": view.progress.prepare,
+        **({"privacy": view.progress.privacy} if view.progress.privacy else {}),
         **({"silos": {silo.run.name: _facts(silo) for silo in silos}} if (silos := _silos(view)) else {}),
     }
 
@@ -94,4 +95,6 @@ def _silo_line(view: RunView) -> str:
     """State, progress and what became of its newest outer step."""
     outer = view.progress.outer
     round_ = f"round {outer[0]} {outer[1]}" if outer else ""
-    return "  ".join(part for part in (view.state, step_line(view.progress), round_) if part)
+    spent = view.progress.privacy
+    epsilon = f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g}" if spent else ""
+    return "  ".join(part for part in (view.state, step_line(view.progress), round_, epsilon) if part)

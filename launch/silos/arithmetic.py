@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from zerofleet.launch.config import JobConfig
 from zerofleet.launch.silos.jobs import silo_job
 from zerofleet.trainer.batch import BatchPlan
-from zerofleet.trainer.config import Codec
+from zerofleet.trainer.config import Codec, PrivacyConfig
 from zerofleet.trainer.sizing import num_parameters, vocabulary_of
 
 BITS: dict[Codec, float] = {"fp32": 32.0, "bf16": 16.0, "int8": 8.125, "int4": 4.25}
@@ -30,6 +30,19 @@ def describe_job(job: JobConfig) -> Iterator[str]:
         yield "between silos: the recipe does not say how many parameters the model has"
     else:
         yield between(count, len(job.silos.members), job.silos.interval_steps, job.silos.codec)
+    if job.silos.privacy is not None:
+        yield privacy(job.silos.privacy, job.train.steps // job.silos.interval_steps)
+
+
+def privacy(config: PrivacyConfig, num_rounds: int) -> str:
+    """What the whole run will cost each silo. Raises UserError without the accountant."""
+    from zerofleet.trainer.silos.privacy import epsilon_of  # brings a compiler
+
+    epsilon = epsilon_of(config.noise_multiplier, num_rounds, config.delta)
+    return (
+        f"privacy: each silo clips its deltas to a norm of {config.clip_norm:g} and adds noise of {config.noise_multiplier * config.clip_norm:g} to "
+        f"each element; epsilon is {epsilon:.3g} at delta {config.delta:g} after all {num_rounds} rounds"
+    )
 
 
 def round_bytes(num_elements: int, codec: Codec) -> float:

@@ -6,7 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from zerofleet.trainer.config import Codec, NonNegativeInt, PositiveFloat, PositiveInt, Section, SourceFields
+from zerofleet.trainer.config import (
+    Codec,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PrivacyConfig,
+    Section,
+    SourceFields,
+)
 
 SiloName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,45}[a-z0-9])?$")]
 
@@ -24,6 +32,8 @@ class SiloMember(SourceFields):
     """Ranks per node of the silo, instead of `cluster.ranks_per_node`."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """ZeRO stage inside the silo, instead of `train.zero_stage`."""
+    key_file: str | None = None
+    """File on the silo's machines with at least 32 random bytes that only the silo can read: the secret that its noise comes from. Without it one is made in the silo's run folder."""
 
     @model_validator(mode="after")
     def _one_place(self) -> SiloMember:
@@ -36,13 +46,21 @@ class SilosConfig(Section):
     members: dict[SiloName, SiloMember]
     """The silos by name, each with its data (`files` or `hub`, `format`, `text_field`) and what differs from `cluster` and `train`. `data.files` of the job is what all may read: the tokenizer is trained on it, unless `data.tokenizer` is given."""
     strategy: str = "diloco"
-    """What becomes of the deltas: `every_step`, `fedavg`, `diloco` (Nesterov momentum), or `package.module:function` of your own."""
+    """What becomes of the deltas: `every_step`, `fedavg`, `fedprox` (whose inner steps are pulled towards the outer weights), `diloco` (Nesterov momentum), or `package.module:function` of your own."""
     strategy_options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the strategy, such as `lr` and `momentum_factor`."""
+    """Options of the strategy, such as `lr`, `momentum_factor`, or `mu` of fedprox."""
     interval_steps: PositiveInt = 50
     """Inner steps of each silo between two outer steps; divides `train.steps`."""
     codec: Codec = "fp32"
     """How deltas travel: 32, 16, 8.125 or 4.25 bits an element. What a round leaves out is added to the next one's delta (error feedback)."""
+    privacy: PrivacyConfig | None = None
+    """Each silo clips its deltas and adds noise before they leave it; the accountant's epsilon is told in every round."""
+    secure_aggregation: bool = False
+    """Deltas leave under masks that only their sum is rid of, so that the server sees no single one (needs three silos, fp32 and the plain mean)."""
+    aggregation: Literal["mean", "trimmed_mean", "median"] = "mean"
+    """What of the deltas makes the outer gradient: their mean by tokens x weight, or element by element what some silos cannot move at will, whatever they send; all silos then count alike."""
+    trimmed_fraction: float = Field(default=0.2, gt=0, lt=0.5)
+    """Of `trimmed_mean`: share of the silos, rounded up, whose values are left out of an element on either side; as many may be hostile."""
     quorum: NonNegativeInt = 0
     """Fewest silos whose deltas make an outer step; 0 takes all."""
     deadline_s: PositiveFloat = 600.0

@@ -15,16 +15,17 @@ from typing import Any
 
 from zerofleet.cluster.event_log import EventLog
 from zerofleet.cluster.faults import VARIABLE as FAULTS_VARIABLE
-from zerofleet.cluster.outer.rounds import Rounds, Terms
+from zerofleet.cluster.outer.rounds import Rounds
 from zerofleet.cluster.outer.server import OuterServer
 from zerofleet.cluster.outer.state import OuterStore
+from zerofleet.cluster.outer.terms import Terms
 from zerofleet.launch.config import JobConfig
 from zerofleet.launch.drivers import requests_before
 from zerofleet.launch.environment import fingerprint
 from zerofleet.launch.event_log_lines import write_log_line
 from zerofleet.launch.exit_codes import OK, RUN_FAILED
 from zerofleet.launch.requests import RequestWatch
-from zerofleet.launch.silos.jobs import shared_tokenizer, silo_job, silo_run
+from zerofleet.launch.silos.jobs import shared_tokenizer, silo_job, silo_run, weight_limit
 from zerofleet.launch.silos.process import SiloProcess
 from zerofleet.launch.silos.progress import RoundLosses
 from zerofleet.launch.stops import Stops
@@ -69,21 +70,27 @@ class SilosDriver:
 
     def _drive(self) -> int:
         self._say("environment", **fingerprint())
-        strategy = load_strategy(self._silos.strategy, self._silos.strategy_options)
-        codec = load_codec(self._silos.codec)
         self._enter("PREPARING", "the job was taken")
         tokenizer = shared_tokenizer(self._job)
-        weights = {name: member.weight for name, member in self._silos.members.items()}
-        terms = Terms(weights, strategy, codec, self._silos.least, self._silos.deadline_s)
+        terms = Terms(
+            {name: member.weight for name, member in self._silos.members.items()},
+            load_strategy(self._silos.strategy, self._silos.strategy_options),
+            load_codec(self._silos.codec),
+            self._silos.least,
+            self._silos.deadline_s,
+            self._silos.aggregation,
+            self._silos.trimmed_fraction,
+            weight_limit(self._job, self._silos) if self._silos.secure_aggregation else None,
+        )
         self._rounds = Rounds(terms, OuterStore(self._run.storage, self._silos.keep_rounds), self._hear_round)
         server = OuterServer(self._rounds, self._silos.listen)
         self._watch.start()
         try:
             self._enter(
                 "STARTING",
-                f"{len(weights)} silos start; the outer server listens at {server.where.host}:{server.where.port}",
+                f"{len(terms.weights)} silos start; the outer server listens at {server.where.host}:{server.where.port}",
             )
-            for name in sorted(weights):
+            for name in sorted(terms.weights):
                 self._start(name, tokenizer, server)
             self._enter("RUNNING", "the silos' drivers run")
             return self._attend()

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 
 import xxhash
 
 from zerofleet.launch.config import JobConfig
 from zerofleet.launch.silos.config import SilosConfig
-from zerofleet.trainer.config import SiloConfig, SourceFields
-from zerofleet.trainer.lint import Finding, lint
+from zerofleet.trainer.config import MaskingConfig, SiloConfig, SourceFields
 from zerofleet.trainer.run_folder import RunFolder
+from zerofleet.trainer.silos.strategies import load_strategy
 
 FOLDER = "silos"
 """Folder of a run that holds the run folders of its silos."""
@@ -39,7 +38,7 @@ def silo_job(job: JobConfig, name: str, tokenizer: str | None) -> JobConfig:
     return job.model_copy(
         update={
             "silos": None,
-            "silo": SiloConfig(name=name, interval_steps=job.silos.interval_steps, codec=job.silos.codec),
+            "silo": _member_config(job, job.silos, name),
             "run": job.run.model_copy(update={"name": name, "storage": url}),
             "data": job.data.model_copy(update={**own, "sources": {}, "tokenizer": tokenizer or job.data.tokenizer}),
             "train": job.train.model_copy(update={"zero_stage": stage}),
@@ -49,31 +48,26 @@ def silo_job(job: JobConfig, name: str, tokenizer: str | None) -> JobConfig:
     )
 
 
-def silo_findings(job: JobConfig) -> Iterator[Finding]:
-    """What of `silos` contradicts itself or the rest of the job; a silo's own job is looked at as any other."""
-    silos = job.silos
-    if silos is None:
-        return
-    if job.train.steps % silos.interval_steps:
-        yield Finding(
-            "error",
-            "silos.interval_steps",
-            f"train.steps={job.train.steps} is no multiple of {silos.interval_steps}: the last steps would be in no outer step",
-        )
-    if job.silo is not None:
-        yield Finding("error", "silo", "it is written by zerofleet for the silos of a run: remove it")
-    yield from _strategy_findings(silos)
-    for name in silos.members:
-        own = silo_job(job, name, None)
-        for finding in lint(own.train_config(), own.cluster.world_size):
-            yield Finding(finding.level, f"silos.members.{name}: {finding.where}", finding.message)
+def weight_limit(job: JobConfig, silos: SilosConfig) -> float:
+    """What tokens x weight of all silos in a round cannot exceed together."""
+    most_tokens = job.train.global_batch_size * job.data.sequence_length * silos.interval_steps
+    return most_tokens * sum(member.weight for member in silos.members.values())
 
 
-def _strategy_findings(silos: SilosConfig) -> Iterator[Finding]:
-    if silos.strategy == "fedprox":
-        yield Finding("error", "silos.strategy", "the inner steps do not know fedprox's mu yet: take fedavg or diloco")
-    if silos.strategy == "every_step" and silos.interval_steps != 1:
-        yield Finding("error", "silos.interval_steps", f"it is {silos.interval_steps} and every_step takes 1")
+def _member_config(job: JobConfig, silos: SilosConfig, name: str) -> SiloConfig:
+    """What its ranks do for the outer steps. Raises UserError for options that fedprox does not have."""
+    mu = load_strategy("fedprox", silos.strategy_options).options["mu"] if silos.strategy == "fedprox" else 0.0
+    weight = silos.members[name].weight
+    masking = MaskingConfig(weight=weight, weight_limit=weight_limit(job, silos)) if silos.secure_aggregation else None
+    return SiloConfig(
+        name=name,
+        interval_steps=silos.interval_steps,
+        codec=silos.codec,
+        proximal_mu=mu,
+        privacy=silos.privacy,
+        key_file=silos.members[name].key_file,
+        masking=masking,
+    )
 
 
 def shared_tokenizer(job: JobConfig) -> str:

@@ -52,6 +52,13 @@ def test_the_trainer_is_told_what_to_do_to_itself():
         assert FaultInjector([Fault(kind, 0, 3)], 0, 1)("step", 3) == kind
 
 
+def test_garbage_is_of_a_delta():
+    with pytest.raises(UserError, match="its point is `outer`, not 'step'"):
+        parse_faults('[{"kind": "garbage", "rank": 0, "step": 3}]')
+    (fault,) = parse_faults('[{"kind": "garbage", "rank": 0, "step": 3, "point": "outer"}]')
+    assert FaultInjector([fault], 0, 1)("outer", 4) == "garbage"
+
+
 def test_a_fault_of_every_attempt():
     fault = Fault("raise", 0, 3, "save", None)
     for attempt in (1, 7):

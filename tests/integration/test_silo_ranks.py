@@ -3,60 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
 
-from tests.support.ranks import Outcome, Plan, job, run_attempt
-from zerofleet.cluster.outer.rounds import Rounds, Terms
-from zerofleet.cluster.outer.server import OuterServer
-from zerofleet.cluster.outer.state import OuterStore
-from zerofleet.trainer.checkpoint.format import Manifest
-from zerofleet.trainer.config import SiloConfig, TrainConfig
-from zerofleet.trainer.run_folder import RunFolder
+from tests.support.ranks import Plan
+from tests.support.silos import STEPS, Silos
 from zerofleet.trainer.schedule import learning_rate
-from zerofleet.trainer.silos.codecs import load_codec
-from zerofleet.trainer.silos.strategies import load_strategy
-from zerofleet.trainer.silos.wire import VARIABLE
-from zerofleet.trainer.storage import Storage
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
-
-STEPS, INTERVAL = 6, 2
-
-
-class Silos:
-    """Two silos over the same data, each in its own order, and the outer server of their run."""
-
-    def __init__(self, folder, corpus, cache, codec="fp32", quorum=2, deadline_s=600.0) -> None:
-        self.folder, self.corpus, self.cache, self.codec = folder, corpus, cache, codec
-        self.events: list[tuple[str, dict]] = []
-        terms = Terms({"a": 1.0, "b": 1.0}, load_strategy("diloco"), load_codec(codec), quorum, deadline_s)
-        rounds = Rounds(terms, OuterStore(Storage(str(folder)), 4), lambda *event: self.events.append(event))
-        self.server = OuterServer(rounds)
-
-    def config(self, name: str, stage: int) -> TrainConfig:
-        silo = SiloConfig(name=name, interval_steps=INTERVAL, codec=self.codec)
-        found = job(self.folder / name, self.corpus, silo=silo, train__steps=STEPS, train__zero_stage=stage)
-        return found.model_copy(update={"data": job(self.corpus, self.corpus).data})
-
-    def run(self, name: str, world_size: int, stage: int, plan: Plan = Plan()) -> Outcome:
-        plan = replace(plan, environment={VARIABLE: self.server.where.to_env()})
-        return run_attempt(self.config(name, stage), self.cache, world_size, plan)
-
-    def both(self, one: tuple, other: tuple) -> dict[str, Outcome]:
-        with ThreadPoolExecutor(2) as pool:
-            found = pool.map(lambda arguments: self.run(*arguments), (("a", *one), ("b", *other)))
-        return dict(zip("ab", found, strict=True))
-
-    def masters(self, name: str) -> dict[str, str]:
-        """Digests of a silo's weights in its newest checkpoint."""
-        run = RunFolder(str(self.folder / name / "runs"), "tiny")
-        manifest = Manifest.from_bytes(run.storage.read(run.checkpoints()[-1].manifest))
-        return {label: value for label, value in manifest.digests.items() if label.startswith("master/")}
-
-    def close(self) -> None:
-        self.server.close()
 
 
 @pytest.fixture
@@ -71,7 +25,7 @@ def test_silos_of_other_stages_and_sizes_end_with_the_same_weights(silos, one, o
     found = silos.both(one, other)
     assert not found["a"].errors and not found["b"].errors, (found["a"].errors, found["b"].errors)
     assert silos.masters("a") == silos.masters("b")
-    assert [data["round"] for kind, data in silos.events if kind == "round"] == [1, 2, 3]
+    assert [data["round"] for data in silos.told("round")] == [1, 2, 3]
     states = [(e.data["round"], e.data["state"]) for e in found["a"].of("outer")]
     assert states == [(0, "joined"), (1, "done"), (2, "done"), (3, "done")]
     assert found["a"].losses() != found["b"].losses(), "each walks through the data in its own order"
@@ -130,7 +84,7 @@ def test_a_silo_that_was_stopped_before_the_last_outer_step_ends_with_it(silos):
 
 def test_every_byte_that_leaves_a_silo_is_written_down(silos):
     found = silos.both((2, 1), (1, 1))
-    num_bytes = sum(4 * tensor.num_elements for tensor in _manifest(silos, "a").tensors.values())
+    num_bytes = sum(4 * tensor.num_elements for tensor in silos.manifest("a").tensors.values())
     seeded = 0
     for outcome in found.values():
         joined, *rounds = [event.data for event in outcome.of("outer")]
@@ -139,10 +93,5 @@ def test_every_byte_that_leaves_a_silo_is_written_down(silos):
         assert all(0 < data["sent_bytes"]["questions"] < 20_000 for data in rounds)
         seeded += joined["sent_bytes"]["initial_weights"]
     assert seeded >= num_bytes, "whoever came first, or both"
-    told = [data["delta_bytes"] for kind, data in silos.events if kind == "round"]
+    told = [data["delta_bytes"] for data in silos.told("round")]
     assert told == [{"a": num_bytes, "b": num_bytes}] * 3, "the other end counts the same"
-
-
-def _manifest(silos: Silos, name: str) -> Manifest:
-    run = RunFolder(str(silos.folder / name / "runs"), "tiny")
-    return Manifest.from_bytes(run.storage.read(run.checkpoints()[-1].manifest))

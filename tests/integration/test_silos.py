@@ -199,3 +199,22 @@ def test_status_and_audit_look_into_every_silo(cli, unbroken):
     facts = json.loads(audit.stdout)
     assert audit.returncode == 0 and facts["exact"] and sorted(facts["silos"]) == ["a", "b"]
     assert facts["silos"]["a"]["positions"] == STEPS * 8
+
+
+def test_private_silos_under_masks_as_a_recipe_asks_for_them(cli):
+    """Three silos; `status` tells what they have spent."""
+    third = f"silos.members.c={{files: [{cli.folder}/a/*.txt], ranks_per_node: 1}}"
+    private = "silos.privacy={clip_norm: 0.02, noise_multiplier: 0.5}"
+    done = cli.submit(
+        "secret", third, private, "silos.secure_aggregation=true", "silos.quorum=2", f"train.steps={2 * INTERVAL}"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rounds = events_of(cli.run("secret"), "round")
+    assert [(sorted(found["tokens"]), found["is_step"]) for found in rounds] == [(["a", "b", "c"], True)] * 2
+    spent = [data["privacy"]["epsilon"] for data in events_of(cli.silo("secret", "b"), "outer")]
+    assert spent[0] == 0 < spent[1] < spent[2]
+    status = cli("status", "secret")
+    for name in "abc":
+        assert re.search(rf"silo {name} .* round 2 done  epsilon {spent[2]:.3g} at delta 1e-05", status.stdout), (
+            status.stdout
+        )

@@ -59,6 +59,8 @@ class Plan:
     spike_at: tuple[int, int] | None = None
     wrong_sample_at: tuple[int, int] | None = None
     kill_at: tuple[int, int] | None = None
+    delta_fault: str | None = None
+    """What becomes of the part of every delta that rank 0 of a silo sends."""
     stop_after: int | None = None
     """Rank 0 asks for a stop during this step."""
     slow: tuple[int, float, str] | None = None
@@ -194,6 +196,8 @@ def _rank(config_json, cache_path, rank, world_size, attempt, port, plan, queue)
             os.kill(os.getpid(), 9)
         if point == "step" and plan.slow is not None and plan.slow[0] == rank:
             _take_longer(*plan.slow[1:])
+        if point == "outer" and rank == 0:
+            return plan.delta_fault
         planted = {plan.nan_at: "nan", plan.spike_at: "spike", plan.wrong_sample_at: "wrong_sample"}
         return planted.get((rank, step)) if point == "step" else None
 

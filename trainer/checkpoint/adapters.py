@@ -1,4 +1,4 @@
-"""The only module that touches DeepSpeed's private attributes: where each optimizer class keeps master weights and moments.
+"""Where each of DeepSpeed's optimizer classes keeps master weights and moments. Only this module and gradients.py touch its private attributes.
 
 One adapter per class of DeepSpeed 0.19 (tests/trainer/checkpoint/test_adapters.py fails when an upgrade changes one):
 

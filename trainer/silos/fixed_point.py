@@ -52,3 +52,7 @@ class FixedPoint:
         signed = total.view(np.dtype(f"<i{self.bits // 8}"))
         mean: Float32 = (signed * (self.quantum / total_share)).astype(np.float32)
         return mean
+
+
+MASKED = FixedPoint(32, 4.0)
+"""Of runs with secure aggregation: exact to 2^-28 in the sum. A delta beyond +-4 is none that training makes."""

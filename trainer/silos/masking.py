@@ -66,6 +66,11 @@ class Revealed:
     """Of the private mask keys of silos that dropped out."""
 
 
+def session_of(round_number: int) -> str:
+    """What the keys of a round are derived for."""
+    return f"round {round_number}"
+
+
 def threshold_of(num_silos: int) -> int:
     """Shares that give a secret back: all but a third of the silos."""
     return num_silos - num_silos // 3

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,19 @@ def privatised(
     """
     noise = standard_normal(chunk.start, chunk.count, key, "noise", round_number, chunk.name)
     return (values * np.float64(factor) + noise * noise_std).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Clipping and noise of one silo in one round."""
+
+    factor: float
+    std: float
+    key: bytes = field(repr=False)
+    round_number: int
+
+    def put_on(self, values: Float32, chunk: Chunk) -> Float32:
+        return privatised(values, chunk, self.factor, self.std, self.key, self.round_number)
 
 
 def standard_normal(start: int, count: int, key: bytes, *purpose: str | int) -> NDArray[np.float64]:

@@ -9,11 +9,20 @@ proves by the run's secret that it comes from one of its silos. Every question m
 | `open`    | round: the newest that this silo's state has; -1: none     | round to start from: the same, or the newest; -1: this silo is to send the initial weights; -2: another does, ask again |
 | `seed`    | sizes, spans, is_last; payload: initial weights, fp32      | |
 | `push`    | round, tokens, spans with their encoded bytes, is_last; or unusable: why there is no delta | |
-| `verdict` | round                                                      | state (below), round: whose weights to go on with |
+| `verdict` | round                                                      | state (below), round: whose weights to go on with; `reveal`: survivors |
 | `pull`    | round, spans                                               | payload: outer weights, fp32 |
 
 States of a verdict: `wait` (ask again), `done` (this silo's delta is in the round), `late` (the round was closed without it: it goes on
-with the newest weights), `rejected` (its delta was of no use; likewise). A span is a chunk (chunks.py). An answer with `error` says what is wrong for good.
+with the newest weights), `rejected` (its delta was of no use; likewise). A span is a chunk (chunks.py). An answer with `error` says what is
+wrong for good.
+
+With secure aggregation (masking.py) rank 0 asks more before and after the deltas, and a verdict may be `reveal`: answer that question first.
+
+| op        | asks                                                      | answer |
+|---|---|---|
+| `keys`    | round, keys: the silo's public ones                        | state: `wait`, `go`, or `out`: the round goes on without this silo; keys of all |
+| `shares`  | round, sealed: shares of its secrets, by receiver          | state likewise; sealed: those for it, by sender |
+| `reveal`  | round, seeds, mask_keys: shares of others' secrets          | |
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ class Silo:
 
     def __init__(self, server: Server, name: str, life: str = "1", codec: str = "fp32") -> None:
         self.connection = Connection(server, {"silo": name, "life": life, "rank": 0, "world_size": 1})
-        self.codec = load_codec(codec)
+        self.name, self.codec = name, load_codec(codec)
 
     def open(self, number: int = -1) -> int:
         return self.connection.ask("open", {"round": number})["round"]

@@ -7,9 +7,10 @@ import pytest
 
 from tests.cluster.outer.silo import Silo
 from zerofleet.cluster.outer import rounds as rounds_module
-from zerofleet.cluster.outer.rounds import Rounds, Terms
+from zerofleet.cluster.outer.rounds import Rounds
 from zerofleet.cluster.outer.server import OuterServer
 from zerofleet.cluster.outer.state import OuterStore
+from zerofleet.cluster.outer.terms import Terms
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.silos.codecs import load_codec
 from zerofleet.trainer.silos.strategies import load_strategy
@@ -20,10 +21,10 @@ from zerofleet.trainer.storage import Storage
 class Place:
     """A run folder and the outer server over it; `restart` is another driver's."""
 
-    def __init__(self, folder, quorum=2, deadline_s=600.0, weights=None, keep_rounds=2) -> None:
+    def __init__(self, folder, quorum=2, deadline_s=600.0, weights=None, keep_rounds=2, **agreed) -> None:
         self.events: list[tuple[str, dict]] = []
         weights = weights or {"a": 1.0, "b": 1.0}
-        self.terms = Terms(weights, load_strategy("fedavg"), load_codec("fp32"), quorum, deadline_s)
+        self.terms = Terms(weights, load_strategy("fedavg"), load_codec("fp32"), quorum, deadline_s, **agreed)
         self.store = OuterStore(Storage(str(folder)), keep_rounds)
         self.restart()
 
@@ -168,6 +169,27 @@ def test_a_delta_far_from_the_others_is_garbage(tmp_path):
     assert silos["a"].verdict(1) == ("done", 1)
     assert silos["c"].verdict(1)[0] == "rejected"
     assert silos["a"].weights(1) == pytest.approx([0.85] * 8)
+    place.server.close()
+
+
+@pytest.mark.parametrize(
+    ("agreed", "expected"),
+    [
+        ({}, 1 - (0.1 + 0.2 + 0.3 + 0.4 - 1.5) / 5),
+        ({"aggregation": "trimmed_mean", "trimmed_fraction": 0.2}, 1 - (0.1 + 0.2 + 0.3) / 3),
+        ({"aggregation": "trimmed_mean", "trimmed_fraction": 0.3}, 1 - 0.2),
+        ({"aggregation": "median"}, 1 - 0.2),
+    ],
+)
+def test_one_silo_of_five_that_sends_nonsense_of_a_usual_size(tmp_path, agreed, expected):
+    """It also says that it had a thousand times as many tokens, which the plain mean would believe."""
+    place = Place(tmp_path, quorum=4, weights=dict.fromkeys("abcde", 1.0), **agreed)
+    silos = {name: place.silo(name) for name in "abcde"}
+    silos["a"].seed()
+    for name, delta in (("a", 0.1), ("b", 0.2), ("c", 0.3), ("d", 0.4), ("e", -1.5)):
+        silos[name].push(1, delta, tokens=10_000 if agreed and name == "e" else 10)
+    assert silos["a"].verdict(1) == ("done", 1) == silos["e"].verdict(1), "nobody sees it"
+    assert silos["a"].weights(1) == pytest.approx([expected] * 8)
     place.server.close()
 
 

@@ -5,7 +5,6 @@ from zerofleet.launch.config import JobConfig, load_job, parse_job
 from zerofleet.launch.silos.driver import faults_of
 from zerofleet.launch.silos.jobs import silo_job
 from zerofleet.launch.silos.process import changes
-from zerofleet.trainer.errors import UserError
 
 RECIPE = """
 run: {name: r, storage: /runs}
@@ -50,21 +49,19 @@ def test_a_job_without_silos_says_nothing_of_them(recipe):
     assert "silo" not in parse_job(text, "job.yaml").to_yaml()
 
 
-@pytest.mark.parametrize(
-    ("override", "says"),
-    [
-        ("silos.interval_steps=6", "train.steps=20 is no multiple of 6"),
-        ("silos.strategy=fedprox", "fedprox's mu"),
-        ("silos.strategy=every_step", "every_step takes 1"),
-        ("silos.quorum=3", "there are 2 silos"),
-        ("silos.members={a: {files: [x]}}", "two or more"),
-        ("silos.members={a: {files: [x]}, b: {}}", "either `files` or `hub`"),
-        ("deepspeed.zero_optimization.offload_param.device=cpu", "silos.members.b: deepspeed"),
-    ],
-)
-def test_what_contradicts_itself_is_refused(recipe, override, says):
-    with pytest.raises(UserError, match=says.replace("(", "\\(")):
-        check_job(load_job(recipe, [override]))
+def test_fedprox_tells_the_silos_its_mu(recipe):
+    job = load_job(recipe, ["silos.strategy=fedprox", "train.precision=fp32"])
+    check_job(job)
+    own = silo_job(job, "a", None)
+    assert own.silo is not None and own.silo.proximal_mu == 0.01
+    own = silo_job(load_job(recipe, ["silos.strategy=fedprox", "silos.strategy_options={mu: 0.5}"]), "a", None)
+    assert own.silo is not None and own.silo.proximal_mu == 0.5
+
+
+def test_with_masks_a_silo_knows_its_share_of_what_all_can_send(recipe):
+    """8 sequences of 64 tokens in each of 5 steps, the one silo with weight 1, the other with 2."""
+    masking = [silo_job(load_job(recipe, ["silos.secure_aggregation=true"]), name, None).silo for name in "ab"]
+    assert [(own.masking.weight, own.masking.weight_limit) for own in masking] == [(1, 7680), (2, 7680)]
 
 
 def test_a_resume_hands_on_what_may_change_and_nothing_else(recipe):

@@ -34,7 +34,9 @@ USED = {
         "get_param_id",
         "_reassign_or_swap_out_partitioned_parameters",
         "persistent_parameters",
+        "_get_fp32_grad_state_partition",
     ],
+    tensor_fragment: ["get_lp_grad_fragment"],
     DynamicLossScaler: ["cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"],
 }
 

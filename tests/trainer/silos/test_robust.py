@@ -11,7 +11,7 @@ from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.silos.aggregation import Contribution
 from zerofleet.trainer.silos.chunks import Chunk
 from zerofleet.trainer.silos.errors import UnusableDelta
-from zerofleet.trainer.silos.robust import coordinate_median, robust_deltas, trimmed_mean
+from zerofleet.trainer.silos.robust import coordinate_median, num_trimmed_of, robust_deltas, trimmed_mean
 
 
 def honest(num_silos: int, count: int = 50) -> np.ndarray:
@@ -61,3 +61,8 @@ def test_chunk_by_chunk_they_are_the_same_and_weights_do_not_count():
     values[3, 25] = np.nan
     with pytest.raises(UnusableDelta, match="is nan"):
         list(robust_deltas(chunks, contributions, coordinate_median))
+
+
+def test_a_share_of_the_silos_is_rounded_up():
+    assert [num_trimmed_of(0.2, n) for n in (4, 5, 6, 10)] == [1, 1, 2, 2]
+    assert num_trimmed_of(0.1, 30) == 3, "0.1 x 30 is 3.0000000000000004"

@@ -33,6 +33,6 @@ class Seeding:
         if hello["silo"] != self._silo:
             return None
         if self._initial is None:
-            self._initial = Initial(self._silo, hello["world_size"], question["sizes"])
+            self._initial = Initial(hello["silo"], hello["world_size"], question["sizes"])
         is_whole = self._initial.take(hello["rank"], question, payload)
         return self._initial.arrays if is_whole else None

@@ -96,6 +96,11 @@ class Member:
         return self.adapter.counters[ROUND]
 
     @property
+    def _is_stopped(self) -> bool:
+        """Whether a stop was asked for, since this outer step began."""
+        return self._asked.action == "stop"
+
+    @property
     def is_due(self) -> bool:
         """Whether an outer step comes before the next inner one."""
         step = self.reporter.step
@@ -116,7 +121,7 @@ class Member:
             answer = self._together(lambda: self._start_of(had) if self.world.rank == 0 else _NOBODYS)
             if answer == -1:
                 answer = self._together(lambda: self._send("seed", self._outbox.initial()))
-            if answer is None or self._asked.action == "stop":
+            if answer is None or self._is_stopped:
                 return self._asked
             if answer >= 0:
                 self._take(answer, "joined" if answer != had else "resumed", started, 0)
@@ -130,7 +135,7 @@ class Member:
         tokens = self.tokens_of(self.adapter.counters[STEP], self.reporter.step)
         if self._prepare(number, tokens):
             self._together(lambda: self._send("push", self._outbox.messages(number, tokens)))
-        while self._asked.action != "stop" and state == "wait":
+        while not self._is_stopped and state == "wait":
             answer = self._together(lambda: self._verdict(number) if self.world.rank == 0 else _NOBODYS)
             if answer is not None:
                 state, target = _STATES[answer % len(_STATES)], answer // len(_STATES)
@@ -146,19 +151,19 @@ class Member:
             self._outbox.refuse("the silo was fed nothing")
         if self._privacy is not None and self._privacy.measure(self._outbox, number):
             self._together(lambda: self._note_release() if self.world.rank == 0 else _NOBODYS)
-        if self.config.masking is not None and self._asked.action != "stop":
+        if self.config.masking is not None and not self._is_stopped:
             from zerofleet.trainer.silos.masked import GO, WAIT, Conversation, wrapping_of  # brings an extra
 
             is_first, answer = self.world.rank == 0, WAIT
             talk = self._conversation = Conversation(self._connection, self.config.name, number) if is_first else None
-            while answer == WAIT and self._asked.action != "stop":
+            while answer == WAIT and not self._is_stopped:
                 found = self._together(lambda: talk.go_on() if talk is not None else _NOBODYS)
                 answer = WAIT if found is None else found
                 self.reporter.alive("outer")
             if answer != GO:
                 return False
             self._outbox.wrapping = wrapping_of(talk, self.config.masking, tokens, self.device)
-        return self._asked.action != "stop"
+        return not self._is_stopped
 
     def add_proximal_gradient(self, engine: Any) -> None:
         """After the backward pass that ends an inner step: FedProx's pull towards the outer weights becomes part of the gradient, of its norm and of its
@@ -185,11 +190,11 @@ class Member:
                 self._asked = _stronger(self._asked, self.control())
             found = torch.tensor([is_done, -self._asked.code, answer], dtype=torch.int64, device=self.device)
             dist.all_reduce(found, dist.ReduceOp.MIN)
-            is_done, code, answer = found.tolist()
+            is_done, code, answer = map(int, found.tolist())
             self._asked = Control.from_code(-code)
             if is_done:
                 return answer
-            if self._asked.action == "stop":
+            if self._is_stopped:
                 return None
             self.reporter.alive("outer")
             time.sleep(RETRY_S)

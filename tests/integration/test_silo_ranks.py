@@ -10,7 +10,7 @@ from tests.support.ranks import Plan
 from tests.support.silos import STEPS, Silos
 from zerofleet.trainer.schedule import learning_rate
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

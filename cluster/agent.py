@@ -21,6 +21,7 @@ from zerofleet.cluster.preflight import NodeReport, inspect_node
 from zerofleet.cluster.ranks import Ranks
 from zerofleet.cluster.replicator import Replicator
 from zerofleet.cluster.results import ResultLog
+from zerofleet.cluster.snapshot_hasher import SnapshotHasher
 from zerofleet.cluster.snapshot_server import SnapshotServer
 from zerofleet.cluster.snapshot_writer import SnapshotWriter, remove_snapshots
 from zerofleet.cluster.spec import AttemptSpec, NodeSpec, RankSpec, SnapshotInfo
@@ -54,6 +55,7 @@ class NodeAgent:
         self._snapshots = Path(spec.snapshots) if spec.snapshots else None
         self._writer = SnapshotWriter(Storage(spec.storage_url), self._emit)
         self._replicator = Replicator(self._emit)
+        self._hasher = SnapshotHasher()
         self._server = (
             SnapshotServer(self._snapshots, spec.address, spec.secret) if self._snapshots and spec.secret else None
         )
@@ -131,6 +133,7 @@ class NodeAgent:
         self._ranks.close()
         self._writer.close()
         self._replicator.close()
+        self._hasher.close()
         if self._server:
             self._server.close()
         if self._snapshots and not keep_snapshots:
@@ -165,6 +168,8 @@ class NodeAgent:
         if event.kind != "snapshot":
             return
         path, checkpoint = event.data["path"], CheckpointId(**event.data["checkpoint"])
+        if path:
+            self._hasher.order(Path(path), event.rank)
         if event.data["durable"]:
             self._writer.order(path, event.rank, checkpoint)
         if event.data["replicate"]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from zerofleet.trainer.checkpoint.format import DamagedFile
 from zerofleet.trainer.checkpoint.remote import Peer, receive, send
 from zerofleet.trainer.checkpoint.snapshot import Snapshot, open_snapshot
 from zerofleet.trainer.events import Event
@@ -77,7 +78,7 @@ class Replicator:
                     message = "the node has no buddy"
                 else:
                     message = _send(snapshot, buddy)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, DamagedFile) as error:
                 message = f"rank {rank}'s snapshot could not be sent: {error}"
             finally:
                 if snapshot is not None:
@@ -97,9 +98,10 @@ def _open(path: Path, checkpoint: CheckpointId) -> Snapshot | None:
 
 
 def _send(snapshot: Snapshot, buddy: Peer) -> str:
-    """Returns why the buddy has not taken it, else nothing. Raises OSError, ValueError."""
+    """Returns why the buddy has not taken it, else nothing. Raises OSError, ValueError, DamagedFile."""
+    digest = snapshot.digest or snapshot.check(snapshot.hash())
     with buddy.connect() as connection:
-        request = {"meta": vars(snapshot.meta), "payload_bytes": len(snapshot.payload)}
+        request = {"meta": vars(snapshot.meta), "payload_bytes": len(snapshot.payload), "digest": digest}
         send(connection, {"op": "put", "secret": buddy.secret, **request})
         if "error" in (answer := receive(connection)):
             return str(answer["error"])

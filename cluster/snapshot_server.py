@@ -13,10 +13,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
+from zerofleet.trainer.checkpoint.buffer_set import BufferSet
 from zerofleet.trainer.checkpoint.buffers import REPLICA_BUFFERS
-from zerofleet.trainer.checkpoint.commit import partial_digests
+from zerofleet.trainer.checkpoint.format import DamagedFile, blocks_of, digest_of_blocks
+from zerofleet.trainer.checkpoint.memory import checked_digests
 from zerofleet.trainer.checkpoint.remote import ASK_DIGESTS, RANGE, TIMEOUT_S, Peer, receive, receive_into, send
-from zerofleet.trainer.checkpoint.snapshot import REPLICAS, BufferSet, Snapshot, SnapshotMeta, open_snapshot
+from zerofleet.trainer.checkpoint.snapshot import REPLICAS, Snapshot, SnapshotMeta, open_snapshot
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.run_folder import CheckpointId
 
@@ -83,7 +87,7 @@ class SnapshotServer:
             _wait_for_reader(connection)
             while (wanted := _next_range(connection)) is not None:
                 if wanted == ASK_DIGESTS:
-                    send(connection, dict(partial_digests(snapshot.fragments())))
+                    send(connection, _digests(snapshot))
                 else:
                     start, end = RANGE.unpack(wanted)
                     connection.sendall(snapshot.read(start, end))
@@ -101,20 +105,30 @@ class SnapshotServer:
 
     # -- writing ---------------------------------------------------------------------------------------------------
     def _take(self, connection: socket.socket, request: dict[str, Any]) -> None:
-        meta, size = SnapshotMeta(**request["meta"]), int(request["payload_bytes"])
+        meta, size, digest = SnapshotMeta(**request["meta"]), int(request["payload_bytes"]), str(request["digest"])
         with self._lock:
             buffers = self._replicas.setdefault(
                 meta.rank, BufferSet(self._folder / REPLICAS, meta.rank, REPLICA_BUFFERS)
             )
         try:
-            with buffers.receive(meta, size) as buffer:
+            with buffers.receive(meta, size, digest=digest) as buffer:
                 if buffer is None:
                     return send(connection, {"error": "both of its buffers are being read"})
                 send(connection, {})
-                receive_into(connection, buffer.pieces[0].data)
-        except StorageError as error:
+                payload = buffer.pieces[0].data
+                receive_into(connection, payload)
+                if digest_of_blocks([xxhash.xxh3_128_hexdigest(block) for block in blocks_of(payload)]) != digest:
+                    raise DamagedFile(f"what arrived is not what rank {meta.rank} put into step {meta.step}'s snapshot")
+        except (StorageError, DamagedFile) as error:
             return send(connection, {"error": str(error)})
         send(connection, {})
+
+
+def _digests(snapshot: Snapshot) -> dict[str, Any]:
+    try:
+        return dict(checked_digests(snapshot))
+    except DamagedFile as error:
+        return {"error": str(error)}
 
 
 def _wait_for_reader(connection: socket.socket) -> None:

@@ -19,7 +19,7 @@ import xxhash
 from zerofleet.cluster.policy.backoff import Backoff
 from zerofleet.cluster.results import ResultLog
 from zerofleet.trainer.checkpoint.commit import Draft, Written, partial_digests
-from zerofleet.trainer.checkpoint.format import RankFile, write_payload
+from zerofleet.trainer.checkpoint.format import DamagedFile, RankFile, write_payload
 from zerofleet.trainer.checkpoint.remote import forget_holders
 from zerofleet.trainer.checkpoint.snapshot import REPLICAS, Snapshot, open_snapshot, snapshot_files
 from zerofleet.trainer.errors import StorageError
@@ -112,6 +112,11 @@ class SnapshotWriter:
             rank_file = self._write_file(order, snapshot, started)
         if rank_file is not None:
             meta = snapshot.meta
+            try:
+                snapshot.check(rank_file.blocks)
+            except DamagedFile as error:
+                self._storage.remove(meta.checkpoint.rank_file(meta.rank, meta.world_size))
+                return self._say_unwritten(order, started, f"its snapshot in memory is damaged: {error}")
             draft = Draft.from_dict(meta.draft) if meta.draft else None
             # All of them: their rank tells the newest after its next step, and of those before nobody may have heard either.
             arguments = (meta.checkpoint, meta.rank, meta.world_size, rank_file, digests.result(), draft, meta.events)

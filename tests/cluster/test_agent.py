@@ -9,7 +9,7 @@ from zerofleet.cluster import agent as agent_module
 from zerofleet.cluster.agent import NodeAgent
 from zerofleet.cluster.results import ResultLog
 from zerofleet.cluster.spec import NodeSpec
-from zerofleet.trainer.checkpoint.snapshot import BufferSet
+from zerofleet.trainer.checkpoint.buffer_set import BufferSet
 from zerofleet.trainer.events import Event
 
 pytestmark = pytest.mark.timeout(60)

@@ -16,20 +16,22 @@ import numpy as np
 import pytest
 
 from tests.support.checkpoints import draft
+from tests.trainer.checkpoint.test_snapshot import flip_payload
 from zerofleet.cluster import snapshot_server
 from zerofleet.cluster.replicas import Replicas
 from zerofleet.cluster.replicator import Replicator
 from zerofleet.cluster.snapshot_server import SnapshotServer
+from zerofleet.trainer.checkpoint.buffer_set import BufferSet
 from zerofleet.trainer.checkpoint.format import DamagedFile
 from zerofleet.trainer.checkpoint.fragments import FragmentKey, digest
 from zerofleet.trainer.checkpoint.memory import SnapshotReader
 from zerofleet.trainer.checkpoint.remote import Holder, Peer, RemoteSnapshot, write_holders
 from zerofleet.trainer.checkpoint.snapshot import (
     REPLICAS,
-    BufferSet,
     SnapshotMeta,
     buffer_paths,
     find_snapshots,
+    hash_snapshot,
     open_snapshot,
 )
 from zerofleet.trainer.events import Event
@@ -187,6 +189,34 @@ def test_what_is_sent_arrives_whole(tmp_path, here, there, heard, replicator):
     assert bytes(open_snapshot(where).payload) == bytes(open_snapshot(path).payload)
 
 
+def test_a_replica_has_its_digest_and_one_of_damaged_bytes_is_not_taken(tmp_path, here, there, heard, replicator):
+    path = write(here, 0, 0, 37)
+    replicator.aim(there.peer)
+    replicator.order(str(path), 0, FOUR, 2)
+    assert heard.message() == ""
+    ((where, _),) = find_snapshots(tmp_path / "there")
+    assert open_snapshot(where).digest == open_snapshot(path).digest is not None
+    newer = write(here, 0, 0, 37, 5)
+    hash_snapshot(newer)
+    flip_payload(newer)
+    replicator.order(str(newer), 0, FIVE, 2)
+    assert heard.message(2) == "what arrived is not what rank 0 put into step 5's snapshot"
+    assert [meta.step for _, meta in find_snapshots(tmp_path / "there")] == [4]
+
+
+def test_a_remote_snapshot_is_compared_with_its_digest_over_there(tmp_path, here, there):
+    write(here, 0, 0, 37)
+    path = write(tmp_path / "there", 1, 37, 100)
+    hash_snapshot(path)
+    flip_payload(path)
+    write_holders(here, [Holder(1, there.peer, str(path))])
+    with (
+        contextlib.closing(SnapshotReader(here, FOUR, 2, "t")) as reader,
+        pytest.raises(DamagedFile, match="does not hold what rank 1 put there in step 4"),
+    ):
+        reader.partial_digests(1, 2)
+
+
 def test_a_buddy_keeps_the_newest_whole_one_while_the_next_comes(tmp_path, here, there, heard, replicator):
     replicator.aim(there.peer)
     for number, step in enumerate((4, 5, 6), 1):
@@ -234,7 +264,7 @@ def test_a_half_sent_one_does_not_count(tmp_path, here, there):
     from zerofleet.trainer.checkpoint.remote import receive, send
 
     with there.peer.connect() as connection:
-        request = {"meta": asdict(snapshot.meta), "payload_bytes": len(snapshot.payload)}
+        request = {"meta": asdict(snapshot.meta), "payload_bytes": len(snapshot.payload), "digest": "0" * 32}
         send(connection, {"op": "put", "secret": "secret", **request})
         assert receive(connection) == {}
         connection.sendall(snapshot.payload[: len(snapshot.payload) // 2])

@@ -8,13 +8,14 @@ import time
 import pytest
 
 from tests.support.checkpoints import VALUES, snapshot
+from tests.trainer.checkpoint.test_snapshot import flip_payload
 from zerofleet.cluster import snapshot_writer
 from zerofleet.cluster.policy import backoff
 from zerofleet.cluster.snapshot_writer import SnapshotWriter, remove_snapshots, snapshot_folder
 from zerofleet.trainer.checkpoint.commit import Written, assemble, commit
 from zerofleet.trainer.checkpoint.reader import CheckpointReader
 from zerofleet.trainer.checkpoint.remote import write_holders
-from zerofleet.trainer.checkpoint.snapshot import find_snapshots, open_snapshot
+from zerofleet.trainer.checkpoint.snapshot import find_snapshots, hash_snapshot, open_snapshot
 from zerofleet.trainer.config import CheckpointConfig
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
@@ -103,6 +104,23 @@ def test_a_snapshot_is_pinned_until_it_is_written(run, heard, tmp_path, monkeypa
     writer.close()
     snapshot(folder, CheckpointId(9, 1), 0)
     assert sorted(meta.step for _, meta in find_snapshots(folder)) == [7, 8, 9]
+
+
+def test_a_damaged_snapshot_is_not_made_durable(run, writer, heard, tmp_path):
+    path = snapshot(tmp_path / "shm", FOUR, 1)
+    hash_snapshot(path)
+    flip_payload(path)
+    writer.order(path, 1, FOUR)
+    (event,) = heard.of("unwritten")
+    assert event.rank == 1 and f"{path} does not hold what rank 1 put there in step 4" in event.data["message"]
+    assert not run.storage.exists(FOUR.rank_file(1, 2))
+
+
+def test_what_was_written_is_known_by_its_digest_from_then_on(writer, heard, tmp_path):
+    path = snapshot(tmp_path / "shm", FOUR, 0)
+    writer.order(path, 0, FOUR)
+    heard.of("written")
+    assert open_snapshot(path).digest is not None
 
 
 def test_an_outage_is_told_and_outlasted(run, heard, tmp_path, monkeypatch):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from zerofleet.trainer.checkpoint.buffer_set import BufferSet
 from zerofleet.trainer.checkpoint.commit import Draft, Written, partial_digests
 from zerofleet.trainer.checkpoint.format import Scalars, write_rank_file
 from zerofleet.trainer.checkpoint.fragments import FragmentKey, Tensor, equal_part
-from zerofleet.trainer.checkpoint.snapshot import BufferSet, SnapshotMeta
+from zerofleet.trainer.checkpoint.snapshot import SnapshotMeta
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 

@@ -215,12 +215,22 @@ def write_rank_file(
     )
 
 
+def blocks_of(payload: memoryview) -> list[memoryview]:
+    """What is hashed at a time."""
+    return [payload[start : start + BLOCK_BYTES] for start in range(0, len(payload), BLOCK_BYTES)]
+
+
+def digest_of_blocks(hashes: Sequence[str]) -> str:
+    """One hash for all, from the hashes that a rank file's blocks have anyway."""
+    return xxhash.xxh3_128_hexdigest("".join(hashes).encode())
+
+
 def write_payload(
     storage: Storage, checkpoint: CheckpointId, rank: int, world_size: int, payload: memoryview, header_bytes: int
 ) -> RankFile:
     """Writes and fsyncs the bytes of a rank file as a snapshot holds them, and hashes them meanwhile."""
     path = checkpoint.rank_file(rank, world_size)
-    blocks = [payload[start : start + BLOCK_BYTES] for start in range(0, len(payload), BLOCK_BYTES)]
+    blocks = blocks_of(payload)
     with ThreadPoolExecutor(1, "hashing") as pool:
         hashes = pool.map(xxhash.xxh3_128_hexdigest, blocks)
         try:
@@ -238,13 +248,17 @@ def write_payload(
 
 
 def parse_header(header: bytes) -> dict[FragmentKey, tuple[int, int]]:
-    """Fragments and their absolute byte range in the rank file that begins with `header` (length field included)."""
-    table = json.loads(header[8:])
-    table.pop("__metadata__")
+    """Fragments and their absolute byte range in the rank file that begins with `header` (length field included). Raises
+    DamagedFile."""
     found = {}
-    for label, entry in table.items():
-        start, end = (offset + len(header) for offset in entry["data_offsets"])
-        found[FragmentKey.parse(label, entry["shape"][0], entry["dtype"])] = (start, end)
+    try:
+        table = json.loads(header[8:])
+        table.pop("__metadata__")
+        for label, entry in table.items():
+            start, end = (offset + len(header) for offset in entry["data_offsets"])
+            found[FragmentKey.parse(label, entry["shape"][0], entry["dtype"])] = (start, end)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DamagedFile(f"its table of fragments is none ({error})") from error
     return found
 
 

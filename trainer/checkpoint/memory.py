@@ -69,15 +69,23 @@ class SnapshotReader(FragmentTable):
         return self._snapshots[0].meta.events
 
     def partial_digests(self, rank: int, world_size: int) -> dict[str, int]:
-        """Of every `world_size`-th snapshot, this rank's first. A remote one is summed up where it lies."""
+        """Of every `world_size`-th snapshot, this rank's first, after it was compared with its own digest. A remote one is summed up
+        where it lies. Raises DamagedFile."""
         return add_parts(
-            s.partial_digests() if isinstance(s, RemoteSnapshot) else partial_digests(s.fragments())
+            s.partial_digests() if isinstance(s, RemoteSnapshot) else checked_digests(s)
             for s in self._snapshots[rank::world_size]
         )
 
     def close(self) -> None:
         for snapshot in self._snapshots:
             snapshot.close()
+
+
+def checked_digests(snapshot: Snapshot) -> dict[str, int]:
+    """commit.partial_digests of a snapshot that holds what was put there, as far as that is known. Raises DamagedFile."""
+    if snapshot.digest is not None:
+        snapshot.check(snapshot.hash())
+    return partial_digests(snapshot.fragments())
 
 
 def _open(

@@ -7,6 +7,7 @@
     40 offset and bytes of the payload               2 x 8 bytes
     56 xxh3-64 of the description                    8 bytes
     64 seal: xxh3-64 of all before it but the state  8 bytes
+    80 the payload's digest, when it is known: the seal of the snapshot that it is of, and an xxh3-128
     128 the description
 
 Memory that outlives processes also outlives versions of this program, and may be damaged like a disk: whatever is not
@@ -32,6 +33,7 @@ _SEAL = struct.Struct("<Q")
 _STATE_AT, _FIELDS_AT = 8, 16
 _SEAL_AT = _FIELDS_AT + _FIELDS.size
 _NUM_BYTES = _SEAL_AT + _SEAL.size
+_DIGEST_SEAL_AT, _DIGEST_AT, _DIGEST_BYTES = 80, 88, 16
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,22 @@ class Preamble:
         return xxhash.xxh3_64_intdigest(_MAGIC + self._packed())
 
     def write(self, file: int, is_complete: bool) -> None:
+        """First without `is_complete`, before anything else of the snapshot: nothing is known of its payload then."""
+        if not is_complete:
+            os.pwrite(file, bytes(_SEAL.size), _DIGEST_SEAL_AT)
         state = _COMPLETE if is_complete else _FILLING
         os.pwrite(file, _MAGIC + state + self._packed() + _SEAL.pack(self.seal), 0)
+
+    def write_digest(self, file: int, digest: str) -> None:
+        """Of the payload. Where there is one already it stays: it was computed when less could have happened to the bytes."""
+        if self.read_digest(file) is None:
+            os.pwrite(file, bytes.fromhex(digest), _DIGEST_AT)
+            os.pwrite(file, _SEAL.pack(self.seal), _DIGEST_SEAL_AT)  # last: now it counts
+
+    def read_digest(self, file: int) -> str | None:
+        """None when nobody has computed it yet."""
+        data = os.pread(file, _SEAL.size + _DIGEST_BYTES, _DIGEST_SEAL_AT)
+        return data[_SEAL.size :].hex() if data[: _SEAL.size] == _SEAL.pack(self.seal) else None
 
     def _packed(self) -> bytes:
         fields = (self.attempt, self.step, self.description_bytes, self.offset, self.size, self.description_digest)

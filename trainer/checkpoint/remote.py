@@ -122,6 +122,8 @@ class RemoteSnapshot:
             answer = receive(self._connection)
         except (OSError, ValueError) as error:
             raise self._damaged(error) from error
+        if "error" in answer:
+            raise self._damaged(answer["error"])
         return {str(label): int(value) for label, value in answer.items()}
 
     def close(self) -> None:

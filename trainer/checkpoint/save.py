@@ -23,12 +23,13 @@ import torch
 import torch.distributed as dist
 
 from zerofleet.trainer.checkpoint.adapters import DTYPE_NAMES, Adapter, Slot
+from zerofleet.trainer.checkpoint.buffer_set import BufferSet
 from zerofleet.trainer.checkpoint.buffers import NO_BUFFERS, Buffers, NodeMemory, plan_buffers
 from zerofleet.trainer.checkpoint.commit import Draft, Fragments, Written, assemble, commit, partial_digests
 from zerofleet.trainer.checkpoint.format import write_rank_file
 from zerofleet.trainer.checkpoint.fragments import FragmentKey
 from zerofleet.trainer.checkpoint.memory import node_memory
-from zerofleet.trainer.checkpoint.snapshot import BufferSet, SnapshotMeta
+from zerofleet.trainer.checkpoint.snapshot import SnapshotMeta
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.order import step_positions
 from zerofleet.trainer.data.quarantine import Ranges, union

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.support.checkpoints import draft
+from tests.trainer.checkpoint.test_snapshot import flip_payload
+from zerofleet.trainer.checkpoint.buffer_set import BufferSet
 from zerofleet.trainer.checkpoint.buffers import Buffers, NodeMemory, plan_buffers
 from zerofleet.trainer.checkpoint.format import DamagedFile, Scalars
 from zerofleet.trainer.checkpoint.fragments import FragmentKey, digest
 from zerofleet.trainer.checkpoint.memory import SnapshotReader, node_memory
-from zerofleet.trainer.checkpoint.snapshot import REPLICAS, BufferSet, SnapshotMeta
+from zerofleet.trainer.checkpoint.preamble import read_preamble
+from zerofleet.trainer.checkpoint.snapshot import REPLICAS, SnapshotMeta, hash_snapshot
 from zerofleet.trainer.run_folder import CheckpointId
 
 GIB = 2**30
@@ -46,11 +50,12 @@ def test_what_the_buffers_hold_already_counts_as_free(tmp_path):
     assert after.free_shm_bytes > before.free_shm_bytes - (8 << 20)
 
 
-def write(folder, rank: int, start: int, end: int, step: int = 4, token: str = "t", world_size: int = 2) -> None:
+def write(folder, rank: int, start: int, end: int, step: int = 4, token: str = "t", world_size: int = 2) -> Path:
     content = None if rank else draft(step).to_dict()
     meta = SnapshotMeta(step, 1, "main", rank, world_size, token, draft=content)
     with BufferSet(folder, rank, 3).fill(meta, [FragmentKey("w", "master", start, end - start, "F32")]) as filling:
         filling.pieces[0][:] = VALUES[start:end].view(np.uint8)
+    return filling.path
 
 
 def test_any_run_of_elements_over_the_ranks_files(tmp_path):
@@ -87,3 +92,24 @@ def test_a_gap_between_the_ranks_is_noticed(tmp_path):
     reader = SnapshotReader(tmp_path, CheckpointId(4, 1), 2, "t")
     with pytest.raises(DamagedFile, match="no rank file holds elements 37 to 100"):
         reader.read("w", "master", 0, 100)
+
+
+def test_a_snapshot_that_does_not_hold_what_was_put_there_is_named(tmp_path):
+    write(tmp_path, 0, 0, 37)
+    path = write(tmp_path, 1, 37, 100)
+    hash_snapshot(path)
+    flip_payload(path)
+    with contextlib.closing(SnapshotReader(tmp_path, CheckpointId(4, 1), 2, "t")) as reader:
+        assert reader.partial_digests(0, 2)
+        with pytest.raises(DamagedFile, match=rf"{path} does not hold what rank 1 put there in step 4"):
+            reader.partial_digests(1, 2)
+
+
+def test_a_damaged_table_of_fragments_is_damage(tmp_path):
+    write(tmp_path, 0, 0, 37)
+    path = write(tmp_path, 1, 37, 100)
+    with path.open("r+b") as file:
+        file.seek(read_preamble(file.fileno()).offset + 8)
+        file.write(b"?")
+    with pytest.raises(DamagedFile, match="its table of fragments is none"):
+        SnapshotReader(tmp_path, CheckpointId(4, 1), 2, "t")

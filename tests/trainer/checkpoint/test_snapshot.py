@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -12,9 +13,19 @@ import threading
 import numpy as np
 import pytest
 
+from zerofleet.trainer.checkpoint import format as format_module
 from zerofleet.trainer.checkpoint import snapshot as snapshot_module
+from zerofleet.trainer.checkpoint.buffer_set import BufferSet
+from zerofleet.trainer.checkpoint.format import DamagedFile
 from zerofleet.trainer.checkpoint.fragments import FragmentKey
-from zerofleet.trainer.checkpoint.snapshot import BufferSet, SnapshotMeta, buffer_paths, find_snapshots, open_snapshot
+from zerofleet.trainer.checkpoint.preamble import read_preamble
+from zerofleet.trainer.checkpoint.snapshot import (
+    SnapshotMeta,
+    buffer_paths,
+    find_snapshots,
+    hash_snapshot,
+    open_snapshot,
+)
 from zerofleet.trainer.errors import StorageError
 
 pytestmark = pytest.mark.timeout(60)
@@ -115,7 +126,8 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from tests.trainer.checkpoint.test_snapshot import KEYS, fill, meta
-from zerofleet.trainer.checkpoint.snapshot import BufferSet
+from zerofleet.trainer.checkpoint.buffer_set import BufferSet
+
 buffers = BufferSet(Path(sys.argv[1]), 0, 3)
 for step in (1, 2, 3):
     fill(buffers, step)
@@ -183,6 +195,81 @@ def test_a_description_of_another_version_is_damage(tmp_path, monkeypatch):
     monkeypatch.setattr(snapshot_module, "SnapshotMeta", dataclasses.make_dataclass("SnapshotMeta", ["step", "other"]))
     assert find_snapshots(tmp_path, lambda *what: told.append(what)) == []
     assert told[0][0] == path and "none that this version knows" in told[0][1]
+
+
+def flip_payload(path) -> None:
+    with path.open("r+b") as file:
+        preamble = read_preamble(file.fileno())
+        file.seek(preamble.offset + preamble.size - 3)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+
+
+def digest_of(path) -> str | None:
+    with contextlib.closing(open_snapshot(path)) as found:
+        return found.digest
+
+
+def test_a_flipped_bit_is_noticed_from_the_hash_on(tmp_path):
+    buffers = BufferSet(tmp_path, 0, 2)
+    path = fill(buffers, 1)
+    assert digest_of(path) is None
+    hash_snapshot(path)
+    with contextlib.closing(open_snapshot(path)) as found:
+        assert found.check(found.hash()) == found.digest is not None
+    flip_payload(path)
+    hash_snapshot(path)  # as another agent may: what was noted first stays
+    with contextlib.closing(open_snapshot(path)) as found, pytest.raises(DamagedFile) as caught:
+        found.check(found.hash())
+    assert str(caught.value) == f"{path} does not hold what rank 0 put there in step 1"
+
+
+def test_of_two_who_hash_at_a_time_the_first_has_the_last_word(tmp_path):
+    path = fill(BufferSet(tmp_path, 0, 2), 1)
+    with path.open("r+b") as file:
+        preamble = read_preamble(file.fileno())
+        for digest in ("1" * 32, "2" * 32):
+            preamble.write_digest(file.fileno(), digest)
+        assert preamble.read_digest(file.fileno()) == "1" * 32
+
+
+def test_the_next_snapshot_in_a_buffer_has_no_digest_yet(tmp_path):
+    buffers = BufferSet(tmp_path, 0, 2)
+    paths = [fill(buffers, step) for step in (1, 2)]
+    for path in paths:
+        hash_snapshot(path)
+    assert fill(buffers, 3) == paths[0]
+    assert digest_of(paths[0]) is None and digest_of(paths[1]) is not None
+    hash_snapshot(paths[0])
+    with contextlib.closing(open_snapshot(paths[0])) as found:
+        assert found.check(found.hash())
+
+
+def test_hashing_pins_nothing_and_ends_when_the_buffer_is_filled_anew(tmp_path, monkeypatch):
+    buffers = BufferSet(tmp_path, 0, 2)
+    monkeypatch.setattr(format_module, "BLOCK_BYTES", 1024)
+    path = fill(buffers, 1)
+    fill(buffers, 2)
+    filled = []
+
+    def overwrite() -> bool:
+        filled.append(fill(buffers, 3 + len(filled)))
+        return False
+
+    hash_snapshot(path, overwrite)
+    assert filled == [path], "its buffer was free, and the other blocks were not looked at"
+    assert digest_of(path) is None, "what was hashed was of two snapshots"
+    assert steps(tmp_path) == [2, 3]
+
+
+def test_hashing_gives_up_when_it_is_told_and_where_there_is_nothing(tmp_path):
+    path = fill(BufferSet(tmp_path, 0, 2), 1)
+    hash_snapshot(path, lambda: True)
+    assert digest_of(path) is None
+    hash_snapshot(tmp_path / "nothing")
+    path.write_bytes(path.read_bytes()[:100])
+    hash_snapshot(path)
 
 
 def num_descriptors(path) -> int:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 
-import psutil
 import pytest
 
 from zerofleet.cluster.event_log import EventLog
 from zerofleet.launch import driver
-from zerofleet.launch.driver import Driver, Program, claim, drive
+from zerofleet.launch.driver import Driver, Program, drive
 from zerofleet.launch.drivers import driver_records, effective_job
 from zerofleet.launch.stops import Stops
 from zerofleet.trainer.errors import UserError
@@ -58,59 +53,6 @@ def make_driver(run, stops):
     yield make
     for log in logs:
         log.close()
-
-
-def record_of(process: subprocess.Popen, run: RunFolder, number: int, **changes) -> None:
-    record = {
-        "host": socket.gethostname(),
-        "pid": process.pid,
-        "pid_created": psutil.Process(process.pid).create_time(),
-        "started_at": time.time(),
-        "overrides": [],
-    }
-    run.storage.create(f"drivers/{number:04d}.json", json.dumps(record | changes).encode())
-
-
-@pytest.fixture
-def other():
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    yield process
-    process.kill()
-    process.wait()
-
-
-def test_a_claim_names_this_process(run):
-    assert claim(run, ["train.steps=5"]) == 1
-    (record,) = driver_records(run)
-    assert (record.pid, record.host, record.overrides) == (os.getpid(), socket.gethostname(), ("train.steps=5",))
-    assert record.is_alive(0.0)
-
-
-def test_a_living_driver_keeps_the_run(run, other):
-    record_of(other, run, 1)
-    with pytest.raises(UserError, match=f"driven by process {other.pid}"):
-        claim(run, [])
-    other.kill()
-    other.wait()
-    assert claim(run, []) == 2
-
-
-def test_a_driver_on_another_host_is_judged_by_its_last_event(run, other):
-    record_of(other, run, 1, host="elsewhere")
-    with pytest.raises(UserError, match="on elsewhere"):
-        claim(run, [])
-
-
-def test_a_silent_driver_on_another_host_is_gone(run, other):
-    record_of(other, run, 1, host="elsewhere", started_at=time.time() - 1000)
-    assert claim(run, []) == 2
-
-
-def test_two_claims_at_once(run, monkeypatch):
-    monkeypatch.setattr(driver, "driver_records", lambda run: [])
-    claim(run, [])
-    with pytest.raises(UserError, match="at this moment"):
-        claim(run, [])
 
 
 def test_a_wrong_override_is_refused_before_it_is_recorded(run, stops):

@@ -10,6 +10,7 @@ import pytest
 
 from zerofleet.cluster.event_log import EventLog
 from zerofleet.launch import driver
+from zerofleet.launch.claims import claim
 from zerofleet.launch.driver import Driver, Program, drive
 from zerofleet.launch.drivers import driver_records, effective_job
 from zerofleet.launch.stops import Stops
@@ -48,6 +49,7 @@ def make_driver(run, stops):
     def make() -> Driver:
         job = effective_job(run)
         logs.append(EventLog(lambda attempt: Recorder(run, attempt, job.train_config())))
+        claim(run, [])  # a driver looks into its own record
         return Driver(run, job, 1, logs[-1], Program(), stops)
 
     yield make

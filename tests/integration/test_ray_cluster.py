@@ -94,5 +94,5 @@ def test_the_loss_of_the_head_is_said_and_resume_goes_on(cli, tmp_path, tiny_cor
     config = load_job(
         cli.recipe, ["run.name=unbroken", "train.steps=5000", "checkpoint.interval_steps=0"]
     ).train_config()
-    unbroken = run_attempt(config, tiny_cache, 2, Plan(stop_after=max(done))).losses()
+    unbroken = run_attempt(config, tiny_cache, 2, Plan(stop_after=max(done)), timeout_s=200).losses()
     assert done == {step: unbroken[step] for step in done}, "bitwise"

@@ -74,7 +74,7 @@ def test_a_run_over_two_hosts_outlives_one_of_them(tmp_path, tmp_path_factory, t
     done = losses(run)
     assert_audited(run, max(done))
     config = load_job(cli.recipe, ["run.name=unbroken", *JOB[:1], "checkpoint.interval_steps=0"]).train_config()
-    unbroken = run_attempt(config, tiny_cache, 2, Plan(stop_after=max(done))).losses()
+    unbroken = run_attempt(config, tiny_cache, 2, Plan(stop_after=max(done)), timeout_s=200).losses()
     assert done == {step: unbroken[step] for step in done}, "bitwise"
 
 

@@ -134,7 +134,8 @@ def _node(node: dict[str, Any], call: Any, free: dict[str, dict[str, float]]) ->
     }
     facts |= {"free_cpus": left.get("CPU", 0.0), "free_gpus": left.get("GPU", 0.0)}
     try:
-        return facts | ray.get(call, timeout=0)
+        seen: dict[str, Any] = ray.get(call, timeout=0)
+        return facts | seen
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what this node has to say
         return facts | {"error": next(iter(str(error).strip().splitlines()), type(error).__name__)}
 

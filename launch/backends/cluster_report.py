@@ -59,7 +59,9 @@ class ClusterFound:
 
     @staticmethod
     def from_answer(answer: dict[str, Any]) -> ClusterFound:
-        return ClusterFound(answer["ray"], tuple(_node(facts) for facts in answer["nodes"]))
+        """The nodes by their names."""
+        nodes = map(_node, sorted(answer["nodes"], key=lambda facts: (facts["name"], facts["node_id"])))
+        return ClusterFound(answer["ray"], tuple(nodes))
 
 
 def _node(facts: dict[str, Any]) -> NodeFound:

@@ -72,10 +72,8 @@ def test_what_zerofleet_says_of_itself_is_what_is_asked_for():
 
 def test_an_answer_is_read():
     facts = {"node_id": "n", "name": "h", "cpus": 4, "gpus": 1, "free_cpus": 2, "free_gpus": 1}
-    answer = {
-        "ray": "2.60.0",
-        "nodes": [facts | {"python": "3.11.1", "zerofleet": "", "digest": "", "unmet": ["x"]}, facts | {"error": "e"}],
-    }
-    first, second = ClusterFound.from_answer(answer).nodes
-    assert first == NodeFound(NodeResources("n", "h", 4, 1, 2, 1), "3.11.1", unmet=("x",))
-    assert second.error == "e"
+    other = facts | {"name": "b", "error": "e"}
+    seen = facts | {"python": "3.11.1", "zerofleet": "", "digest": "", "unmet": ["x"]}
+    first, second = ClusterFound.from_answer({"ray": "2.60.0", "nodes": [seen, other]}).nodes
+    assert (first.resources.name, first.error) == ("b", "e"), "by name, whatever order they answered in"
+    assert second == NodeFound(NodeResources("n", "h", 4, 1, 2, 1), "3.11.1", unmet=("x",))

@@ -18,7 +18,7 @@ from zerofleet.launch.drivers import driver_records, job_records
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(500),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]
 
@@ -54,16 +54,16 @@ def test_a_run_over_two_hosts_outlives_one_of_them(tmp_path, tmp_path_factory, t
             assert refused.returncode == 2 and "is not seen by nodes host-0, host-1" in refused.stderr, refused.stderr
         started = laptop.submit("run.name=a", *JOB, *CLUSTER, "--detach")
         assert started.returncode == 0, started.stdout + started.stderr
-        wait_for_step(run, 25, timeout_s=200)
+        wait_for_step(run, 25, timeout_s=280)
         assert nodes_of(run, attempt=1) == {"host-0", "host-1"}
         assert driver_records(run)[-1].host == "host-0" and "is RUNNING" in laptop("status", "a").stdout
         hosts[1].kill()
         spare = hosts.add()
         attempt = 1
         while not (attempt > 1 and nodes_of(run, attempt) == {"host-0", spare.name}):
-            wait_for_step(run, max(losses(run)) + 1, timeout_s=200)
+            wait_for_step(run, max(losses(run)) + 1, timeout_s=280)
             attempt = run.attempts()[-1].attempt
-        wait_for_step(run, run.attempts()[-1].start_step + 10, timeout_s=200)
+        wait_for_step(run, run.attempts()[-1].start_step + 10, timeout_s=280)
         followed = laptop("stop", "a")
         assert followed.returncode == 0, followed.stdout + followed.stderr
         assert "STOPPED" in laptop("logs", "-f", "a").stdout

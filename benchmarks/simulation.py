@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import time
 from collections.abc import Callable, Sequence
@@ -111,6 +112,7 @@ class Simulation:
         hooks = Hooks(
             prepare=lambda wait_s: JobSpec(run="simulated", config_json="{}", cache_path=""),
             select=lambda excluded, infos: Selection(None, (), 0),
+            undisturbed=contextlib.nullcontext,
             claim=self._claim,
             written=lambda event: None,
             outcomes=list,

@@ -8,7 +8,6 @@ stop with a checkpoint; a second one ends at once.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import socket
@@ -39,8 +38,9 @@ from zerofleet.cluster.preparation import Preparation, Progress
 from zerofleet.cluster.snapshot_writer import snapshot_folder
 from zerofleet.cluster.spec import PRELOAD, TRAIN, JobSpec, NodeSpec, SnapshotInfo
 from zerofleet.launch.checks import check_job
+from zerofleet.launch.claims import Handed, claim
 from zerofleet.launch.config import JobConfig, override_job
-from zerofleet.launch.drivers import DriverRecord, driver_records, effective_job, requests_before
+from zerofleet.launch.drivers import driver_records, effective_job, requests_before
 from zerofleet.launch.environment import fingerprint
 from zerofleet.launch.event_log_lines import write_log_line
 from zerofleet.launch.exit_codes import RUN_FAILED
@@ -57,7 +57,6 @@ from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.events import DRIVER, Event
 from zerofleet.trainer.init_from import pin_init_from
-from zerofleet.trainer.process_id import ProcessId
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.silos.wire import VARIABLE as OUTER_VARIABLE
@@ -99,13 +98,22 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
 
 
-def drive(storage_url: str, name: str, overrides: Sequence[str] = (), program: Program = Program()) -> int:
-    """Runs the job of a run folder to its end. Returns the exit code. Raises UserError when it may not be driven."""
+def drive(
+    storage_url: str,
+    name: str,
+    overrides: Sequence[str] = (),
+    program: Program = Program(),
+    handed: Handed | None = None,
+) -> int:
+    """Runs the job of a run folder to its end, on the cluster that this process was handed to where it was. Returns the exit code. Raises
+    UserError when it may not be driven."""
     stops, run = Stops(), RunFolder(storage_url, name)
     job = override_job(effective_job(run), overrides)  # before the claim: a wrong override must not stay in the record
     here = job.run.model_copy(update={"name": name, "storage": storage_url})
-    job = job.model_copy(update={"run": here})
-    number = claim(run, overrides)
+    address = handed.address if handed is not None else job.cluster.address
+    joined = job.cluster.model_copy(update={"address": address})
+    job = job.model_copy(update={"run": here, "cluster": joined})
+    number = claim(run, overrides, handed)
     log = EventLog(lambda attempt: Recorder(run, attempt, job.train_config()))
     if job.silo is not None:
         stop_with_parent()
@@ -118,38 +126,6 @@ def drive(storage_url: str, name: str, overrides: Sequence[str] = (), program: P
     finally:
         if log.close(min(CLOSE_TIMEOUT_S, job.cluster.stop_timeout_s)):
             leave_report(run)
-
-
-def claim(run: RunFolder, overrides: Sequence[str]) -> int:
-    """Makes this process the run's driver. Returns its number. UserError when another drives the run."""
-    records = driver_records(run)
-    if records and records[-1].is_this_process:
-        return records[-1].number  # it began anew: lost_ray.py
-    if records and _is_alive(run, records[-1]):
-        raise UserError(
-            f"run {run.name!r} is driven by process {records[-1].pid} on {records[-1].host}: stop it first "
-            f"(`zerofleet stop {run.name}`), or follow it (`zerofleet logs -f {run.name}`)"
-        )
-    record = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "process": str(ProcessId.own()),
-        "started_at": time.time(),
-        "overrides": list(overrides),
-        "requests": run.newest_request(),
-    }
-    number = (records[-1].number if records else 0) + 1
-    try:
-        run.storage.create(f"drivers/{number:04d}.json", json.dumps(record, indent=1).encode())
-    except FileExistsError as error:
-        raise UserError(f"run {run.name!r} was taken by another driver at this moment: that one drives it") from error
-    return number
-
-
-def _is_alive(run: RunFolder, record: DriverRecord) -> bool:
-    """A driver that cannot be seen from here is known by its events only."""
-    is_seen = record.is_here and record.process
-    return record.is_alive(0.0 if is_seen else max((event.start for event in run.events()), default=0.0))
 
 
 class Driver:

@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from zerofleet.launch.backends.local import LocalDriver
+from zerofleet.launch.backends.handle import DriverHandle
 from zerofleet.launch.drivers import driver_records
 from zerofleet.launch.exit_codes import INTERRUPTED, NOT_FOUND, OK, RUN_FAILED, TIMEOUT, USER_MISTAKE
 from zerofleet.launch.follow import EventTail, poll_interval_s
@@ -27,7 +27,7 @@ class Watch:
     """A run, its driver, and how far its events have been read."""
 
     run: RunFolder
-    driver: LocalDriver
+    driver: DriverHandle
     tail: EventTail
     progress: Progress
     as_json: bool
@@ -53,7 +53,7 @@ class Watch:
         deadline = time.monotonic() + _CLAIM_TIMEOUT_S
         while time.monotonic() < deadline:
             driver_code = self.driver.wait(poll_interval_s(self.run))
-            if any(record.pid == self.driver.pid for record in driver_records(self.run)):
+            if any(map(self.driver.is_behind, driver_records(self.run))):
                 break
             if driver_code is not None:
                 return self._conclude(driver_code)
@@ -88,10 +88,9 @@ class Watch:
             if driver_code == USER_MISTAKE and (mistake := self.driver.last_error()):
                 sys.stderr.write(f"{mistake}\n")  # it never drove the run: another does
                 return driver_code
-            how = f"was killed by signal {-driver_code}" if driver_code < 0 else f"ended with exit code {driver_code}"
             sys.stderr.write(
-                f"error: the driver of run {self.run.name} {how} without finishing it. The end of its log "
-                f"({self.driver.log}):\n{self.driver.log_tail()}\n"
+                f"error: the driver of run {self.run.name} {self.driver.how_it_ended(driver_code)} without finishing it. The end "
+                f"of its log ({self.driver.log_place}):\n{self.driver.log_tail()}\n"
                 f"go on with: {command('resume', run_argument(self.run))}\n"
             )
             return driver_code if driver_code in (USER_MISTAKE, TIMEOUT, NOT_FOUND) else RUN_FAILED
@@ -115,7 +114,7 @@ class Watch:
     def _say_detached(self) -> None:
         name = run_argument(self.run)
         sys.stderr.write(
-            f"detached: run {self.run.name} goes on (pid {self.driver.pid})\n"
+            f"detached: run {self.run.name} goes on ({self.driver.name})\n"
             f"  see it:  {command('status', name)}\n"
             f"  its log: {command('logs', '-f', name)}\n"
             f"  stop it: {command('stop', name)}\n"

@@ -23,6 +23,7 @@ MAY_IMPORT = {
 """A package or a module of it."""
 
 LIGHT = (
+    "zerofleet.launch.backends.ray_checks",
     "zerofleet.launch.config",
     "zerofleet.launch.cli",
     "zerofleet.launch.drivers",
@@ -37,6 +38,7 @@ LIGHT = (
     "zerofleet.trainer.storage",
     "zerofleet.trainer.world",
     "zerofleet.cluster.config",
+    "zerofleet.cluster.probe",
     "zerofleet.k8s.lint",
     "zerofleet.k8s.rayjob",
     *(f"zerofleet.{package}" for package in PACKAGES),

@@ -25,7 +25,7 @@ from typing import IO
 
 import psutil
 
-from zerofleet.benchmarks.hosts.raylet import GCS_PORT, MOST_HOSTS, HostSpec, host_address
+from zerofleet.benchmarks.hosts.raylet import GCS_PORT, JOB_API_PORT, MOST_HOSTS, HostSpec, host_address
 from zerofleet.benchmarks.hosts.switch import NETWORK_DEVICE, PYTHON_PATH, ROOT, Switch
 
 QUICK_TO_NOTICE = {
@@ -172,11 +172,12 @@ class Hosts:
         num_cpus: int = 2,
         shared: Iterable[Path] = (),
         settings: Mapping[str, str] = QUICK_TO_NOTICE,
+        has_job_api: bool = False,
     ) -> None:
         """`shared`: folders that all hosts see; those under /tmp have to be named, the project and its Python are.
-        `settings`: environment variables of every process on every host."""
+        `settings`: environment variables of every process on every host. `has_job_api`: at `self.job_api`."""
         self._subnet = f"10.{random.randrange(256)}.{random.randrange(256)}"
-        self._num_cpus = num_cpus
+        self._num_cpus, self._has_job_api = num_cpus, has_job_api
         modules = [Path(folder).absolute() for folder in PYTHON_PATH.split(os.pathsep)]
         installed = [Path(sys.prefix), Path(sys.base_prefix)]
         folders = {str(folder.resolve()) for folder in (*shared, ROOT, *modules, *installed)}
@@ -185,6 +186,7 @@ class Hosts:
         self._hosts: list[Host] = []
         self._switch = Switch()
         self.ray_address = f"{host_address(self._subnet, 0)}:{GCS_PORT}"
+        self.job_api = f"http://{host_address(self._subnet, 0)}:{JOB_API_PORT}"
         try:
             made = [self._make() for _ in range(count)]
             for host in made:
@@ -200,7 +202,7 @@ class Hosts:
     def _make(self) -> Host:
         index = len(self._hosts)
         assert index < MOST_HOSTS, f"at most {MOST_HOSTS} hosts"
-        spec = HostSpec(index, self._subnet, self._num_cpus, self._shared)
+        spec = HostSpec(index, self._subnet, self._num_cpus, self._shared, self._has_job_api)
         self._hosts.append(Host(spec, self._switch, self._environment))
         return self._hosts[-1]
 
@@ -210,6 +212,16 @@ class Hosts:
         host.plug_in()
         host.wait_for_ray()
         return host
+
+    @property
+    def token(self) -> str:
+        """Ray's, without which nobody joins."""
+        return self._environment["RAY_AUTH_TOKEN"]
+
+    def outside(self) -> list[str]:
+        """The beginning of a command that runs in this machine's own namespaces, but for the network: a laptop in the hosts' network. To be
+        called once."""
+        return self._switch.open_door(f"{self._subnet}.200")
 
     def __getitem__(self, index: int) -> Host:
         return self._hosts[index]
@@ -235,6 +247,7 @@ def _environment(settings: Mapping[str, str]) -> dict[str, str]:
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "TMPDIR"}
     return {
         **inherited,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": PYTHON_PATH,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),

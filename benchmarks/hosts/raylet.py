@@ -18,6 +18,8 @@ from pathlib import Path
 from zerofleet.benchmarks.hosts.switch import NETWORK_DEVICE, mac_address
 
 GCS_PORT = 6379
+JOB_API_PORT = 8265
+_AGENT_PORT = 52365
 """Free on a host that has just come into being."""
 MOST_HOSTS = 32
 _FOLDER = Path("/tmp/ray")
@@ -33,6 +35,8 @@ class HostSpec:
     num_cpus: int
     shared: tuple[str, ...]
     """Folders under /tmp that all hosts see, as they would see a network disk."""
+    has_job_api: bool = False
+    """Whether the head has a dashboard, and with it Ray's job API."""
 
     @property
     def name(self) -> str:
@@ -113,10 +117,11 @@ def _start_ray(spec: HostSpec) -> str:
     from ray._private.parameter import RayParams
 
     class HostNode(Node):
-        """A node without the API server, as zerofleet's own head is."""
+        """A node without the API server, as zerofleet's own head is, unless it is asked for."""
 
         def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
-            """None is started."""
+            if include_dashboard:
+                super().start_api_server(include_dashboard=include_dashboard, raise_on_failure=raise_on_failure)
 
     is_head = spec.index == 0
     parameters = RayParams(
@@ -127,10 +132,12 @@ def _start_ray(spec: HostSpec) -> str:
         num_gpus=0,
         object_store_memory=_OBJECT_STORE_BYTES,
         temp_dir=str(_FOLDER),
-        include_dashboard=False,
+        include_dashboard=is_head and spec.has_job_api,
+        dashboard_host=spec.address,
+        dashboard_port=JOB_API_PORT,
         include_log_monitor=False,
         no_monitor=True,
-        dashboard_agent_listen_port=0,
+        dashboard_agent_listen_port=_AGENT_PORT if spec.has_job_api else 0,
     )
     return str(HostNode(parameters, head=is_head, shutdown_at_exit=False, spawn_reaper=False).node_id)
 

@@ -49,6 +49,11 @@ class Switch:
         self._do("ip", "link", "add", f"port{index}", "type", "veth", *there)
         self._do("ip", "link", "set", f"port{index}", "master", "switch", "up")
 
+    def open_door(self, address: str) -> list[str]:
+        """Gives the switch an address of its own. Returns the command that starts another in its network: a machine that is none of the hosts."""
+        self._do("ip", "addr", "add", f"{address}/24", "dev", "switch")
+        return self._enter()
+
     def cut(self, index: int) -> None:
         self._cut.add(index)
         self._do("bridge", "link", "set", "dev", self._port(index), "state", "disabled")

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from zerofleet.launch.drivers import driver_log, driver_records
+from zerofleet.launch.backends.handle import last_error_line
+from zerofleet.launch.drivers import DriverRecord, driver_log, next_number
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.storage import storage_errors
 
@@ -30,6 +31,20 @@ class LocalDriver:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def name(self) -> str:
+        return f"pid {self.pid}"
+
+    @property
+    def log_place(self) -> str:
+        return str(self.log)
+
+    def is_behind(self, record: DriverRecord) -> bool:
+        return record.pid == self.pid
+
+    def how_it_ended(self, code: int) -> str:
+        return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
     def wait(self, timeout_s: float | None) -> int | None:
         """Its exit code (negative: the signal that killed it), or None when it still runs after `timeout_s` seconds (None: waits)."""
@@ -54,9 +69,7 @@ class LocalDriver:
 
     def last_error(self) -> str:
         """The last line of its log that says an error; empty when there is none."""
-        return next(
-            (line for line in reversed(self.log_tail().splitlines()) if line.strip().startswith("error: ")), ""
-        ).strip()
+        return last_error_line(self.log_tail())
 
     def log_tail(self, num_lines: int = 20) -> str:
         """The last lines of its log."""
@@ -73,7 +86,7 @@ def start_driver(
 ) -> LocalDriver:
     """Starts the driver in a session of its own, so that Ctrl-C on the command line does not reach it. `environment` is added to
     this process's."""
-    number = max((record.number for record in driver_records(run)), default=0) + 1
+    number = next_number(run)
     log = _log_file(run, number)
     command = [sys.executable, "-P", "-u", "-m", DRIVER_MODULE, storage_url, run.name]
     for override in overrides:

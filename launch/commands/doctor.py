@@ -7,17 +7,17 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import psutil
 from packaging.requirements import Requirement
 
+from zerofleet.launch.check import Check
 from zerofleet.launch.exit_codes import OK, RUN_FAILED
 from zerofleet.trainer import ops
-from zerofleet.trainer.errors import StorageError
+from zerofleet.trainer.errors import StorageError, UserError
 from zerofleet.trainer.run_folder import default_storage
 from zerofleet.trainer.storage import Storage
 
@@ -30,29 +30,35 @@ _MIN_SHM_GIB = 1
 _MIN_DISK_GIB = 5
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of the report; `text` ends with the remedy unless `level` is ok."""
-
-    level: Literal["ok", "warn", "fail"]
-    name: str
-    text: str
-
-
 def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser(
-        "doctor", help="check this machine, clear stale build locks and leftovers of dead drivers"
+        "doctor",
+        help="check this machine, clear stale build locks and leftovers of dead drivers; or check a Ray cluster",
     )
+    parser.add_argument(
+        "--address",
+        metavar="URL",
+        help="a Ray cluster's job API, http(s)://HOST:8265, to check in place of this machine",
+    )
+    parser.add_argument("--recipe", metavar="FILE", help="with --address: whether this job fits there")
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.recipe is not None and arguments.address is None:
+        raise UserError("--recipe goes with --address; on this machine `zerofleet plan RECIPE` says what fits")
     failed = False
-    for check in examine():
+    for check in _cluster(arguments.address, arguments.recipe) if arguments.address is not None else examine():
         failed |= check.level == "fail"
         sys.stdout.write(f"{check.level:<5} {check.name:<12} {check.text}\n")
         sys.stdout.flush()
     return RUN_FAILED if failed else OK
+
+
+def _cluster(address: str, recipe: str | None) -> Iterator[Check]:
+    from zerofleet.launch.backends.ray_checks import examine_cluster  # an HTTP client, which the other verbs do without
+
+    return examine_cluster(address, recipe)
 
 
 def examine() -> Iterator[Check]:

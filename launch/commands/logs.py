@@ -8,7 +8,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from zerofleet.launch.drivers import driver_records
+from zerofleet.launch.backends.jobs import ASK_INTERVAL_S, DriverJob
+from zerofleet.launch.drivers import driver_log, driver_records
 from zerofleet.launch.exit_codes import OK
 from zerofleet.launch.follow import poll_interval_s
 from zerofleet.launch.run_view import RunView
@@ -33,6 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--attempt needs --rank: the driver's log spans all attempts")
     folder = RunFolder.open(arguments.run)
     view = RunView.of(folder)
+    job = view.submitted if arguments.rank is None else None
+    if job is not None and not folder.storage.exists(driver_log(job.record.number)):
+        return _show_job(view, job, arguments.follow)
     path, offset = "", 0  # empty: there is no log yet
     while True:
         is_over = not arguments.follow or not view.is_driven  # asked before reading, so that the end is read too
@@ -54,6 +58,20 @@ def run(arguments: argparse.Namespace) -> int:
             time.sleep(poll_interval_s(folder))
             for event in view.tail.poll():
                 view.progress.apply(event)
+
+
+def _show_job(view: RunView, job: DriverJob, follow: bool) -> int:
+    """The driver's log as the cluster has it: into an object store it comes at the driver's end only."""
+    shown = 0
+    while True:
+        is_over = not follow or not view.is_driven
+        text = job.log()
+        sys.stdout.write(text[shown:])
+        sys.stdout.flush()
+        if is_over:
+            return OK
+        shown = len(text)
+        time.sleep(ASK_INTERVAL_S)
 
 
 def _show(folder: RunFolder, path: str, offset: int) -> int:

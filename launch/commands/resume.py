@@ -6,8 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from zerofleet.launch.backends.local import start_driver
-from zerofleet.launch.checks import check_job, check_machine
+from zerofleet.launch.backends.choice import add_backend_options, choose_backend
+from zerofleet.launch.checks import check_job
 from zerofleet.launch.commands.submit import probe_storage
 from zerofleet.launch.config import JobConfig, frozen_changes, override_job, resolve_overrides
 from zerofleet.launch.exit_codes import OK
@@ -27,6 +27,7 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change from here on")
     parser.add_argument("--detach", action="store_true", help="return when the run has started")
     parser.add_argument("--json", action="store_true", help="one JSON line per event instead of progress")
+    add_backend_options(parser, "where its last driver ran")
     parser.set_defaults(handler=run)
 
 
@@ -48,10 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return OK
     check_job(job)
-    check_machine(job)
+    backend = choose_backend(arguments, view.submitted.record if view.submitted is not None else None)
+    if (found := backend.check(job, is_new=False)) and not arguments.json:
+        sys.stdout.write(f"{found}\n")
     probe_storage(job.run.storage)
     view.progress.new_driver(job.train.steps)
-    driver = start_driver(view.run, job.run.storage, overrides)
+    driver = backend.start(view.run, job.run.storage, overrides, after=view.driver.number if view.driver else 0)
     watch = Watch(view.run, driver, view.tail, view.progress, arguments.json)
     return watch.leave() if arguments.detach else watch.follow()
 

@@ -35,7 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(_facts(view)) + "\n")
         return OK
     progress = view.progress
-    why = f": {progress.why}" if progress.why and view.state == progress.state else ""
+    reason = view.why_dead or (progress.why if view.state == progress.state else "")
+    why = f": {reason}" if reason else ""
     rows = [
         ("run", view.run.name),
         ("state", f"{view.state}{why}"),
@@ -77,6 +78,7 @@ def _facts(view: RunView) -> dict[str, object]:
         "state": view.state,
         "attempt": view.attempt,
         "driver_alive": view.is_driven,
+        **({"job": view.submitted.record.job, "address": view.submitted.record.address} if view.submitted else {}),
         "tokens_per_second": view.progress.tokens_per_second,
         "eta_s": view.progress.eta_s,
         "goodput": Ledger.of(history_of(view)).goodput(),

@@ -36,6 +36,12 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if not view.is_driven:
         return _not_running(view)
+    if view.submitted is not None and not view.has_begun:
+        view.submitted.end()
+        sys.stdout.write(
+            f"run {view.run.name} had not begun to be driven: its job {view.submitted.record.job} was ended\n"
+        )
+        return OK
     timeout_s = view.job.cluster.stop_timeout_s if arguments.timeout is None else arguments.timeout
     view.run.request("stop")
     sys.stdout.write(f"asked run {view.run.name} to stop; waiting for its checkpoint (at most {timeout_s:g} s)\n")

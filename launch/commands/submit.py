@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zerofleet.launch.backends.local import LocalDriver, start_driver
-from zerofleet.launch.checks import check_job, check_machine
+from zerofleet.launch.backends.choice import add_backend_options, choose_backend
+from zerofleet.launch.backends.handle import Backend, DriverHandle
+from zerofleet.launch.checks import check_job
 from zerofleet.launch.config import JobConfig, load_job
 from zerofleet.launch.exit_codes import OK
 from zerofleet.launch.follow import EventTail
-from zerofleet.launch.planning.before_submit import plan_first
 from zerofleet.launch.progress import Progress
 from zerofleet.launch.run_view import RunView
 from zerofleet.launch.silos.arithmetic import describe_job
@@ -35,7 +35,7 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the resolved job and the batch arithmetic only")
     parser.add_argument("--detach", action="store_true", help="return when the run has started")
     parser.add_argument("--json", action="store_true", help="one JSON line per event instead of progress")
-    parser.add_argument("--backend", choices=["local"], default="local", help="where to run (default: this machine)")
+    add_backend_options(parser, "this machine")
     parser.set_defaults(handler=run)
 
 
@@ -46,17 +46,17 @@ def run(arguments: argparse.Namespace) -> int:
         arithmetic = "".join(f"# {line}\n" for line in describe_job(job))
         sys.stdout.write(f"{job.to_yaml()}\n{arithmetic}")
         return OK
-    check_machine(job)
-    planned = plan_first(job)
+    backend = choose_backend(arguments)
+    found = backend.check(job, is_new=True)
     probe_storage(job.run.storage)
-    if planned and not arguments.json:
-        sys.stdout.write(f"{planned}\n")
+    if found and not arguments.json:
+        sys.stdout.write(f"{found}\n")
     if job.run.init_from is not None:
         from zerofleet.trainer.init_from import resolve_init_from  # needs numpy, which the light install lacks
 
         resolve_init_from(job.run.init_from, job.run.storage)
     folder, job = create_run(job, Path(arguments.recipe))
-    driver = _start(folder, job)
+    driver = _start(backend, folder, job)
     facts = {"kind": "run", "run": folder.name, "folder": folder.storage.path()}
     sys.stdout.write(json.dumps(facts) if arguments.json else f"run {folder.name} in {folder.storage.path()}")
     sys.stdout.write("\n")
@@ -65,10 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
     return watch.leave() if arguments.detach else watch.follow()
 
 
-def _start(folder: RunFolder, job: JobConfig) -> LocalDriver:
+def _start(backend: Backend, folder: RunFolder, job: JobConfig) -> DriverHandle:
     """Starts the driver, or leaves nothing behind that a second try would trip over."""
     try:
-        return start_driver(folder, job.run.storage)
+        return backend.start(folder, job.run.storage, (), after=0)
     except ZerofleetError:
         folder.storage.remove("")
         raise

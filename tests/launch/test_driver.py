@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from dataclasses import replace
 
 import pytest
 
 from zerofleet.cluster.event_log import EventLog
 from zerofleet.launch import driver
-from zerofleet.launch.driver import Driver, Program, claim, drive
+from zerofleet.launch.claims import claim
+from zerofleet.launch.driver import Driver, Program, drive
 from zerofleet.launch.drivers import driver_records, effective_job
 from zerofleet.launch.stops import Stops
 from zerofleet.trainer.errors import UserError
-from zerofleet.trainer.process_id import ProcessId
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import RunFolder
 
@@ -54,67 +49,12 @@ def make_driver(run, stops):
     def make() -> Driver:
         job = effective_job(run)
         logs.append(EventLog(lambda attempt: Recorder(run, attempt, job.train_config())))
+        claim(run, [])  # a driver looks into its own record
         return Driver(run, job, 1, logs[-1], Program(), stops)
 
     yield make
     for log in logs:
         log.close()
-
-
-ELSEWHERE = {"host": "elsewhere", "process": str(replace(ProcessId.own(), boot="another"))}
-
-
-def record_of(who: subprocess.Popen, run: RunFolder, number: int, **changes) -> None:
-    record = {
-        "host": socket.gethostname(),
-        "pid": who.pid,
-        "process": str(ProcessId.of(who.pid)),
-        "started_at": time.time(),
-        "overrides": [],
-    }
-    run.storage.create(f"drivers/{number:04d}.json", json.dumps(record | changes).encode())
-
-
-@pytest.fixture
-def other():
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    yield process
-    process.kill()
-    process.wait()
-
-
-def test_a_claim_names_this_process(run):
-    assert claim(run, ["train.steps=5"]) == 1
-    (record,) = driver_records(run)
-    assert (record.pid, record.host, record.overrides) == (os.getpid(), socket.gethostname(), ("train.steps=5",))
-    assert record.is_alive(0.0)
-
-
-def test_a_living_driver_keeps_the_run(run, other):
-    record_of(other, run, 1)
-    with pytest.raises(UserError, match=f"driven by process {other.pid}"):
-        claim(run, [])
-    other.kill()
-    other.wait()
-    assert claim(run, []) == 2
-
-
-def test_a_driver_on_another_host_is_judged_by_its_last_event(run, other):
-    record_of(other, run, 1, **ELSEWHERE)
-    with pytest.raises(UserError, match="on elsewhere"):
-        claim(run, [])
-
-
-def test_a_silent_driver_on_another_host_is_gone(run, other):
-    record_of(other, run, 1, **ELSEWHERE, started_at=time.time() - 1000)
-    assert claim(run, []) == 2
-
-
-def test_two_claims_at_once(run, monkeypatch):
-    monkeypatch.setattr(driver, "driver_records", lambda run: [])
-    claim(run, [])
-    with pytest.raises(UserError, match="at this moment"):
-        claim(run, [])
 
 
 def test_a_wrong_override_is_refused_before_it_is_recorded(run, stops):

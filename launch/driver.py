@@ -45,6 +45,7 @@ from zerofleet.launch.environment import fingerprint
 from zerofleet.launch.event_log_lines import write_log_line
 from zerofleet.launch.exit_codes import RUN_FAILED
 from zerofleet.launch.lost_ray import begin_anew, judge_loss
+from zerofleet.launch.progress import Progress as Standing
 from zerofleet.launch.report.write import leave_report
 from zerofleet.launch.requests import RequestWatch
 from zerofleet.launch.stops import Stops, stop_with_parent
@@ -148,8 +149,12 @@ def claim(run: RunFolder, overrides: Sequence[str]) -> int:
 
 def _is_alive(run: RunFolder, record: DriverRecord) -> bool:
     """A driver that cannot be seen from here is known by its events only."""
-    is_seen = record.is_here and record.process
-    return record.is_alive(0.0 if is_seen else max((event.start for event in run.events()), default=0.0))
+    if record.is_here and record.process:
+        return record.is_alive(0.0)
+    standing = Standing(0)
+    for event in run.events():
+        standing.apply(event)
+    return not standing.ended_since(record.started_at) and record.is_alive(standing.last_event_at)
 
 
 class Driver:

@@ -40,8 +40,10 @@ class RunView:
 
     @property
     def is_driven(self) -> bool:
-        """Whether a driver lives that will bring the run to a final state."""
-        return self.driver is not None and self.driver.is_alive(self.progress.last_event_at)
+        """Whether a driver lives that will bring the run to a final state. One on another host is gone when it has said so."""
+        if self.driver is None or (not self.driver.is_here and self.progress.ended_since(self.driver.started_at)):
+            return False
+        return self.driver.is_alive(self.progress.last_event_at)
 
     @property
     def attempt(self) -> int:

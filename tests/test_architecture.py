@@ -38,6 +38,9 @@ LIGHT = (
     "zerofleet.trainer.world",
     "zerofleet.cluster.config",
     "zerofleet.k8s.lint",
+    "zerofleet.k8s.observer",
+    "zerofleet.k8s.pending",
+    "zerofleet.launch.backends.kuberay_verbs",
     "zerofleet.k8s.rayjob",
     *(f"zerofleet.{package}" for package in PACKAGES),
 )

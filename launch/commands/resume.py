@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from zerofleet.launch.backends.local import start_driver
+from zerofleet.launch.backends.options import add_backend, add_profile
 from zerofleet.launch.checks import check_job, check_machine
 from zerofleet.launch.commands.submit import probe_storage
 from zerofleet.launch.config import JobConfig, frozen_changes, override_job, resolve_overrides
@@ -27,10 +28,16 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change from here on")
     parser.add_argument("--detach", action="store_true", help="return when the run has started")
     parser.add_argument("--json", action="store_true", help="one JSON line per event instead of progress")
+    add_backend(parser, namespace=True)
+    add_profile(parser)
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.backend == "kuberay":
+        from zerofleet.launch.backends import kuberay_verbs
+
+        return kuberay_verbs.resume(arguments)
     view = RunView.of(RunFolder.open(arguments.run))
     overrides = resolve_overrides(arguments.overrides)
     job = resumed_job(view, overrides)

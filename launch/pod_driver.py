@@ -113,8 +113,11 @@ def pass_on_stop(file: Path, run: RunFolder) -> None:
 
 
 def _leave_request(run: RunFolder) -> bool:
-    """Whether it could be left: storage may be down for a while."""
+    """Whether it could be left: this process has to have claimed the run, and storage may be down for a while."""
     try:
+        # What was asked for before the claim was for another driver.
+        if not any(record.is_this_process for record in driver_records(run)[-1:]):
+            return False
         run.request("stop")
     except StorageError as error:
         _log.warning("asked to stop, by the cluster's API; storage does not take it yet: %s", error)

@@ -83,6 +83,9 @@ def test_a_stop_by_the_clusters_api_reaches_the_run_once_even_where_storage_is_d
     time.sleep(0.1)
     assert tries == [] and run.requests() == []
     (tmp_path / "stop").write_text("now")
+    time.sleep(0.1)
+    assert tries == []  # whoever claims the run after that would take it for another's
+    driver_module.claim(run, [])
     while not run.requests():
         time.sleep(0.02)
     time.sleep(0.1)

@@ -20,7 +20,7 @@ from zerofleet.benchmarks.hosts.harness import why_not
 from zerofleet.launch.audit import audit_run
 from zerofleet.trainer.run_folder import RunFolder
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 ENDLESS = 10**6
 
@@ -54,7 +54,7 @@ class Followed:
         for line in self.process.stdout:
             self.lines.append(line.rstrip("\n"))
 
-    def wait_for(self, said: Callable[[str], bool], timeout_s: float = 200) -> str:
+    def wait_for(self, said: Callable[[str], bool], timeout_s: float = 300) -> str:
         deadline = time.monotonic() + timeout_s
         while not (found := [line for line in self.lines if said(line)]):
             assert time.monotonic() < deadline and self.process.poll() is None, "\n".join(self.lines[-40:])

@@ -40,6 +40,7 @@ class Cluster:
         self.kubelet = Kubelet(self.api, self.namespace, folder / "kubelet", {"zerofleet": self.mount}, num_nodes)
         self.operator = Operator(self.api, self.namespace, self.kubelet)
         self.kubeconfig = folder / "kubeconfig"
+        self._started: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Cluster:
         self.proxy.__enter__()
@@ -51,6 +52,9 @@ class Cluster:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        for process in self._started:
+            process.kill()
+            process.wait()
         self.operator.__exit__()
         self.kubelet.__exit__()
         self.proxy.__exit__()
@@ -144,7 +148,7 @@ class Cluster:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The command line, its output to a pipe, stdout and stderr together."""
         command = [sys.executable, "-u", "-m", "zerofleet.launch", *arguments]
-        return subprocess.Popen(
+        started = subprocess.Popen(
             command,
             cwd=self.folder,
             env=self.environment,
@@ -153,6 +157,8 @@ class Cluster:
             stdin=subprocess.DEVNULL,
             text=True,
         )
+        self._started.append(started)
+        return started
 
     def __call__(
         self, *arguments: str, timeout_s: float = 60, kubeconfig: Path | None = None

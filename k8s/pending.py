@@ -62,7 +62,8 @@ def _waiting(observed: Observed) -> Iterator[Reason]:
         )
     elif pods := [pod for pod in observed.pods if component(pod) != SUBMITTER]:
         ready = sum(pod.get("status", {}).get("phase") == "Running" for pod in pods)
-        yield Reason("starting", f"{ready} of {len(pods)} pods run; the others are being started")
+        others = "the others are being started" if ready < len(pods) else "the job is being handed to Ray"
+        yield Reason("starting", f"{ready} of {len(pods)} pods run; {others}")
 
 
 def _missing_pods(observed: Observed) -> bool:

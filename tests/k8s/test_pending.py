@@ -52,6 +52,7 @@ def test_pods_that_start_are_counted():
     pods = [pod("a", phase="Running"), pod("b", node="node-1"), pod("s", component="submitter")]
     kind, sentence = reason(ray_job(running()), pods=pods)
     assert (kind, sentence) == ("starting", "1 of 2 pods run; the others are being started")
+    assert reason(ray_job(running()), pods=pods[:1])[1] == "1 of 1 pods run; the job is being handed to Ray"
 
 
 def test_a_retry_says_what_failed():

@@ -1,5 +1,5 @@
 """A job on Kubernetes, from a laptop to the last object that is deleted: a real API server, real Ray and real ranks in pods that are
-namespaces; KubeRay and the kubelets are stand-ins (tests/support/kube)."""
+namespaces; KubeRay and the kubelets are stand-ins (tests/support/kube). Two minutes each: two pods import torch, each for itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zerofleet.benchmarks.hosts.harness import why_not
 from zerofleet.launch.audit import audit_run
 from zerofleet.trainer.run_folder import RunFolder
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(600)]
 
 ENDLESS = 10**6
 

@@ -7,9 +7,20 @@ from typing import Annotated
 from pydantic import Field
 
 from zerofleet.trainer.config import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from zerofleet.trainer.errors import NotFoundError, UserError, ZerofleetError
 from zerofleet.trainer.lint import Finding
 
-__all__ = ["ClusterConfig", "Finding", "NonNegativeInt", "PositiveFloat", "PositiveInt", "Section"]
+__all__ = [
+    "ClusterConfig",
+    "Finding",
+    "NonNegativeInt",
+    "NotFoundError",
+    "PositiveFloat",
+    "PositiveInt",
+    "Section",
+    "UserError",
+    "ZerofleetError",
+]
 """What `k8s` knows of the other packages it knows from here."""
 
 

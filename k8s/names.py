@@ -13,6 +13,10 @@ WORKER_GROUP = "workers"
 """Kueue takes a pod set per group and keeps `head` for itself."""
 HEAD, WORKER, SUBMITTER = "head", "worker", "submitter"
 JOB_FILE = "job.yaml"
+OVERRIDES_FILE = "overrides.yaml"
+"""Of a resume: a list of `key=value`."""
+STOP_FILE = "stop"
+"""In the ConfigMap once the run was asked to stop: the kubelet brings it to the head."""
 
 _LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
@@ -45,6 +49,15 @@ def labels(profile: Profile, workload: Workload, component: str = "") -> dict[st
 def pod_selector(workload: Workload, component: str) -> dict[str, str]:
     """Labels that tell the run's pods of one component."""
     return {"app.kubernetes.io/component": component, "app.kubernetes.io/instance": workload.name or ""}
+
+
+def run_selector(name: str) -> str:
+    """Selects everything that was made for a run, and its pods."""
+    return f"app.kubernetes.io/managed-by=zerofleet,app.kubernetes.io/instance={name}"
+
+
+def head_selector(name: str) -> str:
+    return f"app.kubernetes.io/component={HEAD},app.kubernetes.io/instance={name}"
 
 
 def queue_labels(profile: Profile) -> dict[str, str]:

@@ -21,6 +21,9 @@ from zerofleet.k8s.names import HEAD, STAY, SUBMITTER, WORKER, config_map_name, 
 from zerofleet.k8s.profile import HeadPool, Profile, Toleration, WorkerPool
 from zerofleet.k8s.workload import Workload, grace_s, object_store_bytes, shm_bytes
 
+SUBMITTER_CONTAINER = "ray-job-submitter"
+"""KubeRay's name for it. Its log is the driver's."""
+HEAD_CONTAINER = "ray-head"
 _HEAD_SHM_BYTES = 256 << 20
 """Of the head's /dev/shm, besides Ray's object store."""
 
@@ -29,7 +32,7 @@ def head_pod(profile: Profile, workload: Workload) -> dict[str, Any]:
     """Ray's head and the run's driver. It offers no CPU to Ray, so that no rank lands on it."""
     pool = profile.head
     container = {
-        "name": "ray-head",
+        "name": HEAD_CONTAINER,
         **_image(profile),
         "resources": _equal({"cpu": str(pool.cpus), "memory": f"{pool.memory_gib}Gi"}),
         **environment(profile, {**own_environment(profile, workload), **head_environment(profile, workload)}),
@@ -84,7 +87,7 @@ def worker_pod(profile: Profile, workload: Workload) -> dict[str, Any]:
 def submitter_pod(profile: Profile, workload: Workload) -> dict[str, Any]:
     """Hands the job to Ray and follows its log. KubeRay's own has no security context: a restricted namespace refuses it."""
     container = {
-        "name": "ray-job-submitter",
+        "name": SUBMITTER_CONTAINER,
         **_image(profile),
         "resources": {"requests": {"cpu": "500m", "memory": "200Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
         "securityContext": container_security(),

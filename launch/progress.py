@@ -41,6 +41,8 @@ class Progress:
     """The controller's, or TORCHRUN."""
     exit_code: int | None = None
     """The driver's, once the run has ended."""
+    ended_at: float = 0.0
+    """When its driver said the final state (Unix seconds); 0 while there is none."""
     why: str = ""
     """Why the run is in this state, where the driver said so."""
     attempt: int = 0
@@ -68,6 +70,10 @@ class Progress:
     @property
     def is_final(self) -> bool:
         return self.state in FINAL_STATES
+
+    def ended_since(self, at: float) -> bool:
+        """Whether a driver that began then (Unix seconds) has said that it brought the run to its end."""
+        return self.is_final and self.ended_at >= at
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -116,6 +122,7 @@ class Progress:
     def _on_state(self, event: Event) -> None:
         self.state, self.why = event.data["to"], event.data.get("why", "")
         self.exit_code = event.data.get("exit_code")
+        self.ended_at = event.start if self.is_final else 0.0
         if self.state == "PREPARING":
             self._forget_errors()  # a driver begins: they were another's
         if self.state != "PREPARING":

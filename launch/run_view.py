@@ -62,10 +62,12 @@ class RunView:
 
     @property
     def _says_something(self) -> bool:
-        """Whether the newest driver lives as far as this host and the run folder can tell."""
+        """Whether the newest driver lives as far as this host and the run folder can tell. One on another host is gone when it has said so."""
         if self.submitted is not None and not self.has_begun:
             return time.time() - self.submitted.record.submitted_at < OTHER_HOST_SILENCE_S
-        return self.driver is not None and self.driver.is_alive(self.progress.last_event_at)
+        if self.driver is None or (not self.driver.is_here and self.progress.ended_since(self.driver.started_at)):
+            return False
+        return self.driver.is_alive(self.progress.last_event_at)
 
     @property
     def has_begun(self) -> bool:

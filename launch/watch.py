@@ -42,7 +42,7 @@ class Watch:
                     driver_code = self._until_exit(screen)
                 return self._conclude(driver_code)
             except KeyboardInterrupt:
-                if not self._asked_to_stop():
+                if not asked_to_stop():
                     self._say_detached()
                     return INTERRUPTED
                 self.run.request("stop")
@@ -99,18 +99,6 @@ class Watch:
             return driver_code
         return RUN_FAILED if self.progress.state == "FAILED" else OK
 
-    def _asked_to_stop(self) -> bool:
-        """On a terminal, asks; elsewhere an interrupt detaches."""
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            return False
-        try:
-            sys.stderr.write("\nDetach (the run goes on) or stop it with a checkpoint? [d]etach / [s]top: ")
-            sys.stderr.flush()
-            return sys.stdin.readline().strip().lower().startswith("s")
-        except KeyboardInterrupt:
-            sys.stderr.write("\n")
-            return False
-
     def _say_detached(self) -> None:
         name = run_argument(self.run)
         sys.stderr.write(
@@ -119,3 +107,16 @@ class Watch:
             f"  its log: {command('logs', '-f', name)}\n"
             f"  stop it: {command('stop', name)}\n"
         )
+
+
+def asked_to_stop() -> bool:
+    """After an interrupt: on a terminal, asks; elsewhere an interrupt detaches."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    try:
+        sys.stderr.write("\nDetach (the run goes on) or stop it with a checkpoint? [d]etach / [s]top: ")
+        sys.stderr.flush()
+        return sys.stdin.readline().strip().lower().startswith("s")
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        return False

@@ -40,6 +40,9 @@ LIGHT = (
     "zerofleet.cluster.config",
     "zerofleet.cluster.probe",
     "zerofleet.k8s.lint",
+    "zerofleet.k8s.observer",
+    "zerofleet.k8s.pending",
+    "zerofleet.launch.backends.kuberay_verbs",
     "zerofleet.k8s.rayjob",
     *(f"zerofleet.{package}" for package in PACKAGES),
 )

@@ -14,8 +14,6 @@ from zerofleet.launch.planning.before_submit import plan_first
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.run_folder import RunFolder
 
-BACKENDS = ("local", "ray")
-
 
 class ThisMachine:
     """The driver is a process of this machine, with a Ray of its own unless the job names another."""
@@ -26,14 +24,6 @@ class ThisMachine:
 
     def start(self, run: RunFolder, storage_url: str, overrides: Sequence[str], after: int) -> LocalDriver:
         return start_driver(run, storage_url, overrides)
-
-
-def add_backend_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """`--backend` and `--address`; `default` says where a run goes without them."""
-    parser.add_argument("--backend", choices=BACKENDS, help=f"where to run (default: {default})")
-    parser.add_argument(
-        "--address", metavar="URL", help="with --backend ray: the cluster's job API, http(s)://HOST:8265"
-    )
 
 
 def choose_backend(arguments: argparse.Namespace, last: JobRecord | None = None) -> Backend:

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from zerofleet.launch.backends.options import add_backend
 from zerofleet.launch.exit_codes import OK
 from zerofleet.launch.run_view import RunView
 from zerofleet.trainer.errors import ZerofleetError
@@ -23,10 +24,15 @@ def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser("list", help="the runs in a storage folder")
     parser.add_argument("storage", nargs="?", help="folder or URL (default: $ZEROFLEET_STORAGE, else ./runs)")
     parser.add_argument("--json", action="store_true", help="one JSON line per run")
+    add_backend(parser, namespace=True)
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.backend == "kuberay":
+        from zerofleet.launch.backends import kuberay_verbs
+
+        return kuberay_verbs.list_runs(arguments)
     url = arguments.storage or default_storage()
     folders = [RunFolder(url, name) for name in Storage(url).list()]
     views = [view for folder in folders if (view := _view(folder)) is not None]

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from zerofleet.launch.backends.jobs import ASK_INTERVAL_S, DriverJob
+from zerofleet.launch.backends.options import add_backend
 from zerofleet.launch.drivers import driver_log, driver_records
 from zerofleet.launch.exit_codes import OK
 from zerofleet.launch.follow import poll_interval_s
@@ -26,12 +27,17 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the run ends, over restarts too")
     parser.add_argument("--rank", type=int, metavar="N", help="the log of this rank instead of the driver's")
     parser.add_argument("--attempt", type=int, metavar="N", help="with --rank: of this attempt (default: the newest)")
+    add_backend(parser, namespace=True)
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.attempt is not None and arguments.rank is None:
         raise UserError("--attempt needs --rank: the driver's log spans all attempts")
+    if arguments.backend == "kuberay":
+        from zerofleet.launch.backends import kuberay_verbs
+
+        return kuberay_verbs.logs(arguments)
     folder = RunFolder.open(arguments.run)
     view = RunView.of(folder)
     job = view.submitted if arguments.rank is None else None

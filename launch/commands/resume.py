@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from zerofleet.launch.backends.choice import add_backend_options, choose_backend
+from zerofleet.launch.backends.choice import choose_backend
+from zerofleet.launch.backends.options import add_place, add_profile
 from zerofleet.launch.checks import check_job
 from zerofleet.launch.commands.submit import probe_storage
 from zerofleet.launch.config import JobConfig, frozen_changes, override_job, resolve_overrides
@@ -27,11 +28,16 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change from here on")
     parser.add_argument("--detach", action="store_true", help="return when the run has started")
     parser.add_argument("--json", action="store_true", help="one JSON line per event instead of progress")
-    add_backend_options(parser, "where its last driver ran")
+    add_place(parser, "where its last driver ran", namespace=True)
+    add_profile(parser)
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.backend == "kuberay":
+        from zerofleet.launch.backends import kuberay_verbs
+
+        return kuberay_verbs.resume(arguments)
     view = RunView.of(RunFolder.open(arguments.run))
     overrides = resolve_overrides(arguments.overrides)
     job = resumed_job(view, overrides)

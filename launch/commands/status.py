@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from zerofleet.cluster.goodput.ledger import Ledger
 from zerofleet.launch.accounts import history_of
+from zerofleet.launch.backends.options import add_backend
 from zerofleet.launch.exit_codes import OK
 from zerofleet.launch.run_view import RunView
 from zerofleet.launch.silos.jobs import silo_runs
@@ -26,10 +27,15 @@ def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser("status", help="how a run stands")
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    add_backend(parser, namespace=True)
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.backend == "kuberay":
+        from zerofleet.launch.backends import kuberay_verbs
+
+        return kuberay_verbs.status(arguments)
     view = RunView.of(RunFolder.open(arguments.run))
     if arguments.json:
         sys.stdout.write(json.dumps(_facts(view)) + "\n")

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from zerofleet.launch.backends.options import add_backend
 from zerofleet.launch.exit_codes import OK, RUN_FAILED, TIMEOUT
 from zerofleet.launch.follow import poll_interval_s
 from zerofleet.launch.run_view import RunView
@@ -24,10 +25,15 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="how long to wait (default: cluster.stop_timeout_s)"
     )
+    add_backend(parser, namespace=True)
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.backend == "kuberay":
+        from zerofleet.launch.backends import kuberay_verbs
+
+        return kuberay_verbs.stop(arguments)
     view = RunView.of(RunFolder.open(arguments.run))
     if view.torchrun is not None and view.is_torchrun:
         raise UserError(

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zerofleet.launch.backends.choice import add_backend_options, choose_backend
+from zerofleet.launch.backends.choice import choose_backend
 from zerofleet.launch.backends.handle import Backend, DriverHandle
+from zerofleet.launch.backends.options import add_place, add_profile
 from zerofleet.launch.checks import check_job
 from zerofleet.launch.config import JobConfig, load_job
 from zerofleet.launch.exit_codes import OK
@@ -35,7 +36,8 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the resolved job and the batch arithmetic only")
     parser.add_argument("--detach", action="store_true", help="return when the run has started")
     parser.add_argument("--json", action="store_true", help="one JSON line per event instead of progress")
-    add_backend_options(parser, "this machine")
+    add_place(parser, "this machine")
+    add_profile(parser)
     parser.set_defaults(handler=run)
 
 
@@ -46,6 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
         arithmetic = "".join(f"# {line}\n" for line in describe_job(job))
         sys.stdout.write(f"{job.to_yaml()}\n{arithmetic}")
         return OK
+    if arguments.backend == "kuberay":
+        from zerofleet.launch.backends import kuberay
+
+        return kuberay.submit(arguments, job)
     backend = choose_backend(arguments)
     found = backend.check(job, is_new=True)
     probe_storage(job.run.storage)

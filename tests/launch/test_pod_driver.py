@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
 
+from zerofleet.launch import driver as driver_module
 from zerofleet.launch import pod_driver
 from zerofleet.launch.config import parse_job
-from zerofleet.launch.pod_driver import main, take_run, wait_for_silence
-from zerofleet.trainer.errors import UserError
+from zerofleet.launch.pod_driver import main, pass_on_stop, take_run, wait_for_silence
+from zerofleet.launch.run_view import RunView
+from zerofleet.trainer.errors import StorageError, UserError
 from zerofleet.trainer.events import DRIVER, Event
 from zerofleet.trainer.run_folder import RunFolder
 
@@ -28,10 +32,13 @@ def job(tmp_path):
 
 
 @pytest.fixture
-def driven(monkeypatch) -> list[tuple[str, str]]:
+def driven(monkeypatch) -> list[tuple[str, str, list[str]]]:
     """What would be driven."""
-    calls: list[tuple[str, str]] = []
-    monkeypatch.setattr(pod_driver, "drive", lambda storage, name: calls.append((storage, name)) or 0)
+    calls: list[tuple[str, str, list[str]]] = []
+    monkeypatch.setattr(
+        pod_driver, "drive", lambda storage, name, overrides: calls.append((storage, name, overrides)) or 0
+    )
+    monkeypatch.setattr(pod_driver, "keep_log", lambda run: None)  # it takes this process's output
     return calls
 
 
@@ -46,8 +53,59 @@ def test_the_first_life_creates_the_run_and_the_next_one_goes_on(tmp_path, job, 
     path = tmp_path / "job.yaml"
     path.write_text(job.to_yaml())
     assert main([str(path)]) == 0 and main([str(path)]) == 0
-    assert driven == [(job.run.storage, "a")] * 2
+    assert driven == [(job.run.storage, "a", [])] * 2
     assert RunFolder(job.run.storage, "a").job_yaml() == job.to_yaml()
+
+
+def test_overrides_of_a_resume_lie_beside_the_job(tmp_path, job, driven):
+    path = tmp_path / "job.yaml"
+    path.write_text(job.to_yaml())
+    (tmp_path / "overrides.yaml").write_text("[train.steps=20, run.seed=1]")
+    assert main([str(path)]) == 0
+    assert driven == [(job.run.storage, "a", ["train.steps=20", "run.seed=1"])]
+
+
+@pytest.mark.timeout(20)
+def test_a_stop_by_the_clusters_api_reaches_the_run_once_even_where_storage_is_down_at_first(
+    tmp_path, job, monkeypatch
+):
+    monkeypatch.setattr(pod_driver, "_STOP_LOOK_S", 0.02)
+    run, request, tries = take_run(job), RunFolder.request, []
+
+    def fails_once(self, action):
+        tries.append(action)
+        if len(tries) == 1:
+            raise StorageError("down")
+        request(self, action)
+
+    monkeypatch.setattr(RunFolder, "request", fails_once)
+    pass_on_stop(tmp_path / "stop", run)
+    time.sleep(0.1)
+    assert tries == [] and run.requests() == []
+    (tmp_path / "stop").write_text("now")
+    time.sleep(0.1)
+    assert tries == []  # whoever claims the run after that would take it for another's
+    driver_module.claim(run, [])
+    while not run.requests():
+        time.sleep(0.02)
+    time.sleep(0.1)
+    assert tries == ["stop", "stop"] and [request["action"] for _, request in run.requests()] == ["stop"]
+
+
+def test_what_the_pod_writes_is_kept_in_the_run_folder_whatever_ends_it(tmp_path, job):
+    run = take_run(job)
+    program = f"""
+import os, signal, sys
+from zerofleet.launch.pod_driver import keep_log
+from zerofleet.trainer.run_folder import RunFolder
+keep_log(RunFolder({job.run.storage!r}, "a"))
+print("said", flush=True)
+os.write(2, b"wrong\\n")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -9 and done.stdout == "said\nwrong\n"
+    assert run.storage.read("logs/driver-0001.log") == b"said\nwrong\n"
 
 
 def test_another_jobs_run_is_not_taken(tmp_path, job, driven, capsys):
@@ -77,6 +135,26 @@ def test_a_driver_of_another_pod_is_waited_for_until_it_is_silent(job, monkeypat
     began = time.monotonic()
     wait_for_silence(run, patience_s=10)
     assert 0.5 < time.monotonic() - began < 5
+
+
+def test_a_driver_of_another_pod_that_has_said_its_end_is_not_waited_for(job):
+    run, now = take_run(job), time.time()
+    claim(run, now - 100, now)
+    assert RunView.of(run).is_driven
+    writer = run.writer("events", 2)
+    writer.append(Event("state", 1, DRIVER, 0, "end", now, data={"from": "DRAINING", "to": "STOPPED"}).to_json())
+    assert not RunView.of(run).is_driven
+    began = time.monotonic()
+    wait_for_silence(run, patience_s=10)
+    assert time.monotonic() - began < 2
+    assert driver_module.claim(run, []) == 2
+
+
+def test_what_an_earlier_driver_said_is_no_end_of_a_later_one(job):
+    run, now = take_run(job), time.time()
+    claim(run, now - 10, now - 20)
+    run.writer("events", 2).append(Event("state", 1, DRIVER, 0, "end", now - 15, data={"to": "STOPPED"}).to_json())
+    assert RunView.of(run).is_driven
 
 
 @pytest.mark.timeout(20)

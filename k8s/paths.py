@@ -1,0 +1,37 @@
+"""Where the objects of a run are in the API: their kinds as paths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A namespaced kind of the API. `group` is empty for the core's."""
+
+    group: str
+    version: str
+    plural: str
+    name: str
+
+    def path(self, namespace: str, name: str = "", sub: str = "") -> str:
+        """Of all objects in a namespace, of one, or of a subresource of one."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        return "/".join(part for part in (f"{root}/namespaces/{namespace}/{self.plural}", name, sub) if part)
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+
+RAY_JOB = Kind("ray.io", "v1", "rayjobs", "RayJob")
+RAY_CLUSTER = Kind("ray.io", "v1", "rayclusters", "RayCluster")
+CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap")
+BUDGET = Kind("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+POD = Kind("", "v1", "pods", "Pod")
+EVENT = Kind("", "v1", "events", "Event")
+CLAIM = Kind("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
+WORKLOAD = Kind("kueue.x-k8s.io", "v1beta2", "workloads", "Workload")
+POD_GROUP = Kind("scheduling.volcano.sh", "v1beta1", "podgroups", "PodGroup")
+
+KINDS = {kind.name: kind for kind in (RAY_JOB, RAY_CLUSTER, CONFIG_MAP, BUDGET, POD, EVENT, CLAIM, WORKLOAD, POD_GROUP)}

@@ -1,0 +1,117 @@
+"""Why a queue holds a run back: Kueue's Workload, Volcano's PodGroup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from zerofleet.k8s.reasons.reason import Reason
+
+_KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
+_VOLCANO_QUEUE = "volcano.sh/queue-name"
+_STOPPED = re.compile(
+    r"\b(stopped|inactive|doesn't exist|does not exist|not found|closed|is terminating)\b", re.IGNORECASE
+)
+_QUOTA = re.compile(r"\b(quota|insufficient|exceed|borrow|preempt|flavor)", re.IGNORECASE)
+
+
+def queue_reasons(
+    job: dict[str, Any], workloads: list[dict[str, Any]], pod_groups: list[dict[str, Any]]
+) -> Iterator[Reason]:
+    """`workloads` and `pod_groups` are the run's own."""
+    labels = job["metadata"].get("labels", {})
+    if queue := labels.get(_KUEUE_QUEUE):
+        yield from _kueue(queue, job, workloads)
+    if queue := labels.get(_VOLCANO_QUEUE):
+        for group in pod_groups:
+            yield from _volcano(queue, group)
+
+
+def _kueue(queue: str, job: dict[str, Any], workloads: list[dict[str, Any]]) -> Iterator[Reason]:
+    if not workloads:
+        if job["spec"].get("suspend") or not (job.get("status") or {}).get("jobDeploymentStatus"):
+            yield Reason(
+                "queued",
+                f"Kueue has made no Workload of the RayJob yet, for queue {queue!r}: see whether it manages ray.io/rayjob",
+            )
+        return
+    workload = max(workloads, key=lambda each: each["metadata"].get("creationTimestamp", ""))
+    conditions = {c["type"]: c for c in workload.get("status", {}).get("conditions") or []}
+    if _is(conditions, "Admitted", "True") or _is(conditions, "Finished", "True"):
+        return
+    if workload.get("spec", {}).get("active") is False:
+        yield Reason(
+            "queue stopped",
+            f"somebody has deactivated the run's Workload in queue {queue!r}{_why(conditions, 'Evicted')}: ask them to activate it again",
+        )
+        return
+    reserved = conditions.get("QuotaReserved") or {}
+    message = " ".join(str(reserved.get("message") or "").split())
+    evicted = conditions.get("Evicted") or {}
+    if _is(conditions, "Evicted", "True") and "Stopped" in str(evicted.get("reason", "")):
+        message = message or str(evicted.get("message") or "")
+        yield _stopped(queue, message)
+    elif reserved.get("reason") == "Inadmissible" and _STOPPED.search(message):
+        yield _stopped(queue, message)
+    elif _is(conditions, "QuotaReserved", "True"):
+        checks = [c["name"] for c in workload["status"].get("admissionChecks") or [] if c.get("state") != "Ready"]
+        yield Reason(
+            "queued",
+            f"queue {queue!r} has reserved the quota and waits for its admission checks ({', '.join(checks) or 'none named'})",
+        )
+    elif _QUOTA.search(message):
+        again = " (it was preempted)" if evicted.get("reason") == "Preempted" else ""
+        yield Reason(
+            "no quota",
+            f"queue {queue!r} has no quota for the run now{again}: {message}. Wait until other jobs of the queue end, lower cluster.nodes, or ask the "
+            "platform team for quota",
+        )
+    else:
+        yield Reason(
+            "queued",
+            f"the run waits in queue {queue!r}" + (f": {message}" if message else ", which has not looked at it yet"),
+        )
+
+
+def _stopped(queue: str, message: str) -> Reason:
+    return Reason(
+        "queue stopped",
+        f"queue {queue!r} takes no jobs{f': {message}' if message else ''}. Ask the platform team to start it, or set another queue.name in the profile",
+    )
+
+
+def _volcano(queue: str, group: dict[str, Any]) -> Iterator[Reason]:
+    status = group.get("status", {})
+    if status.get("phase") in ("Running", "Completed"):
+        return
+    conditions = [
+        c for c in status.get("conditions") or [] if c.get("type") == "Unschedulable" and c.get("status") == "True"
+    ]
+    message = " ".join(str(conditions[-1].get("message") or "").split()) if conditions else ""
+    if _STOPPED.search(message) and "queue" in message.lower():
+        yield _stopped(queue, message)
+    elif "quota" in message.lower():
+        yield Reason(
+            "no quota",
+            f"queue {queue!r} has no quota for the run now: {message}. Wait until other jobs of the queue end, lower cluster.nodes, or ask the platform "
+            "team for quota",
+        )
+    elif message:
+        yield Reason(
+            "queued",
+            f"Volcano places none of the run's pods before it can place all {group.get('spec', {}).get('minMember', '')}: {message}",
+        )
+    else:
+        yield Reason(
+            "queued", f"the run waits in queue {queue!r} of Volcano ({status.get('phase') or 'not looked at yet'})"
+        )
+
+
+def _is(conditions: dict[str, dict[str, Any]], kind: str, status: str) -> bool:
+    return conditions.get(kind, {}).get("status") == status
+
+
+def _why(conditions: dict[str, dict[str, Any]], kind: str) -> str:
+    message = conditions.get(kind, {}).get("message")
+    return f" ({message})" if message else ""

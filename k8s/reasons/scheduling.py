@@ -1,0 +1,115 @@
+"""Why the scheduler places a pod nowhere, from its own words in the pod's condition."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from zerofleet.k8s.reasons.reason import Reason
+
+_SHORT = re.compile(r"(\d+) Insufficient ([\w./-]*\w)")
+_TAINT = re.compile(r"(\d+) node\(s\) had (?:untolerated )?taint \{([^:}]+):\s*([^}]*)\}")
+_NO_MATCH = re.compile(
+    r"(\d+) node\(s\) didn't (?:match|satisfy) ((?:Pod's )?node (?:affinity/selector|selector|affinity))", re.IGNORECASE
+)
+_APART = re.compile(
+    r"(\d+) node\(s\) didn't (?:match|satisfy) (?:pod )?(?:affinity/anti-affinity|pod anti-affinity|anti-affinity)[\w /-]*",
+    re.IGNORECASE,
+)
+_NODES = re.compile(r"\d+/(\d+) nodes are available")
+_NO_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" (?:not found|is being deleted)', re.IGNORECASE)
+_UNBOUND = ("unbound immediate PersistentVolumeClaim", "volume node affinity conflict", "waiting for first consumer")
+_OF_SYSTEM = ("node-role.kubernetes.io/", "node.kubernetes.io/", "node.cloudprovider.kubernetes.io/")
+"""Taints of nodes that are not meant for jobs, or are broken."""
+
+
+def scheduling_reason(pod: dict[str, Any], claims: tuple[dict[str, Any], ...]) -> Reason | None:
+    """None when the scheduler has not said that it cannot place the pod."""
+    conditions = pod.get("status", {}).get("conditions") or []
+    said = next((c for c in conditions if c.get("type") == "PodScheduled" and c.get("status") == "False"), None)
+    if said is None or not (message := " ".join(str(said.get("message") or "").split())):
+        return None
+    name = pod["metadata"]["name"]
+    words = f"The scheduler's words: {message}"
+    return _volume(pod, name, message, claims) or _node(pod, name, message, words)
+
+
+def _volume(pod: dict[str, Any], name: str, message: str, claims: tuple[dict[str, Any], ...]) -> Reason | None:
+    if missing := _NO_CLAIM.search(message):
+        return Reason(
+            "unbound volume",
+            f"pod {name} mounts the PersistentVolumeClaim {missing[1]!r}, which is not there: create it in this namespace, or correct "
+            "storage.claim in the profile",
+        )
+    if not any(text in message for text in _UNBOUND):
+        return None
+    mounted = [
+        v["persistentVolumeClaim"]["claimName"] for v in pod["spec"].get("volumes", []) if "persistentVolumeClaim" in v
+    ]
+    phases = {claim["metadata"]["name"]: claim.get("status", {}).get("phase", "Pending") for claim in claims}
+    unbound = [claim for claim in mounted if phases.get(claim) != "Bound"] or mounted
+    named = ", ".join(f"{claim!r}" + (f" ({phases[claim]})" if claim in phases else "") for claim in unbound)
+    return Reason(
+        "unbound volume",
+        f"pod {name} waits for the PersistentVolumeClaim {named}, which has no volume: see its events (kubectl describe pvc "
+        f"{' '.join(unbound)}); its storage class must exist and be able to make a volume with this access mode",
+    )
+
+
+def _node(pod: dict[str, Any], name: str, message: str, words: str) -> Reason | None:
+    nodes = found[1] if (found := _NODES.search(message)) else "all"
+    short = {resource: count for count, resource in _SHORT.findall(message)}
+    taints = [(key.strip(), value.strip(), count) for count, key, value in _TAINT.findall(message)]
+    foreign = [taint for taint in taints if not taint[0].startswith(_OF_SYSTEM)]
+    gpus = next((resource for resource in short if "gpu" in resource.lower()), None)
+    if foreign and (not short or any("gpu" in key.lower() for key, _, _ in foreign)):
+        key, value, count = next((taint for taint in foreign if "gpu" in taint[0].lower()), foreign[0])
+        return Reason(
+            "untolerated taint",
+            f"pod {name} fits no node: {count} of {nodes} nodes have the taint {key}{f'={value}' if value else ''}, which it does not "
+            f"tolerate. Add {{key: {key}}} to tolerations in the profile if they are meant for this job. {words}",
+        )
+    if gpus is not None:
+        return Reason(
+            "not enough GPUs",
+            f"pod {name} asks for {_asked(pod, gpus)} {gpus}, and {short[gpus]} of {nodes} nodes have fewer free: wait until other jobs end, "
+            f"lower cluster.nodes, or ask the platform team for nodes. {words}",
+        )
+    unmatched = _NO_MATCH.search(message)
+    if unmatched and (unmatched[1] == nodes or not short):
+        return Reason(
+            "no matching node",
+            f"pod {name} fits no node: {unmatched[1]} of {nodes} nodes lack the labels that it selects. Correct node_selector or "
+            f"gpu_product in the profile, or ask the platform team for such nodes. {words}",
+        )
+    if short:
+        resource, count = next(iter(short.items()))
+        return Reason(
+            "not enough of a resource",
+            f"pod {name} asks for {_asked(pod, resource)} of {resource}, and {count} of {nodes} nodes have less free: wait until other jobs "
+            f"end, or lower what head or workers ask for in the profile (no node may be so large). {words}",
+        )
+    if _APART.search(message):
+        return Reason(
+            "not enough of a resource",
+            f"pod {name} needs a node that holds no other worker of the run, and there are too few: lower cluster.nodes, or ask for nodes. {words}",
+        )
+    if taints:
+        key, _, count = taints[0]
+        return Reason(
+            "no matching node",
+            f"pod {name} fits no node: {count} of {nodes} nodes have the taint {key}, so they are broken, new, or not meant for jobs. Ask the platform "
+            f"team. {words}",
+        )
+    return Reason(
+        "no matching node", f"pod {name} fits no node. {words}. Compare it with the profile's head and workers"
+    )
+
+
+def _asked(pod: dict[str, Any], resource: str) -> str:
+    """What the pod's containers ask for, as it is written."""
+    for container in pod["spec"].get("containers", []):
+        resources = container.get("resources") or {}
+        if amount := (resources.get("requests") or resources.get("limits") or {}).get(resource):
+            return str(amount)
+    return "some"

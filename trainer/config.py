@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["bf16", "fp16", "fp32"]
 Codec = Literal["fp32", "bf16", "int8", "int4"]
+FEDPROX_MU = 0.01
+"""Of FedProx, where `silos.strategy_options` does not say."""
 Packing = Literal["concatenate", "best_fit"]
 PYTHON_STDLIB, PYTHON_PACKAGES = "python-stdlib", "python-packages"
 DEFAULT_SILO = "main"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import xxhash
 
 from zerofleet.launch.config import JobConfig
 from zerofleet.launch.silos.config import SilosConfig
-from zerofleet.trainer.config import MaskingConfig, SiloConfig, SourceFields
+from zerofleet.trainer.config import FEDPROX_MU, MaskingConfig, SiloConfig, SourceFields
+from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.run_folder import RunFolder
-from zerofleet.trainer.silos.strategies import load_strategy
 
 FOLDER = "silos"
 """Folder of a run that holds the run folders of its silos."""
@@ -56,7 +59,7 @@ def weight_limit(job: JobConfig, silos: SilosConfig) -> float:
 
 def _member_config(job: JobConfig, silos: SilosConfig, name: str) -> SiloConfig:
     """What its ranks do for the outer steps. Raises UserError for options that fedprox does not have."""
-    mu = load_strategy("fedprox", silos.strategy_options).options["mu"] if silos.strategy == "fedprox" else 0.0
+    mu = _fedprox_mu(silos.strategy_options) if silos.strategy == "fedprox" else 0.0
     weight = silos.members[name].weight
     masking = MaskingConfig(weight=weight, weight_limit=weight_limit(job, silos)) if silos.secure_aggregation else None
     return SiloConfig(
@@ -68,6 +71,19 @@ def _member_config(job: JobConfig, silos: SilosConfig, name: str) -> SiloConfig:
         key_file=silos.members[name].key_file,
         masking=masking,
     )
+
+
+def _fedprox_mu(options: Mapping[str, Any]) -> float:
+    """Raises UserError for options that fedprox does not have. Not asked of the strategy itself, which needs numpy: a job is validated
+    without."""
+    if unknown := sorted(options.keys() - {"lr", "mu"}):
+        raise UserError(f"silos.strategy_options: fedprox has no option {', '.join(unknown)}; it has lr and mu")
+    mu = options.get("mu", FEDPROX_MU)
+    if isinstance(mu, bool) or not isinstance(mu, int | float) or not 0 <= mu < math.inf:
+        raise UserError(
+            f"silos.strategy_options: mu of fedprox is {mu!r}: give a number of at least 0, where 0 is fedavg"
+        )
+    return float(mu)
 
 
 def shared_tokenizer(job: JobConfig) -> str:

@@ -39,10 +39,11 @@ def test_a_fault_after_the_last_step_is_a_mistake():
         list(cells(MATRIX, 4))
 
 
-def test_the_matrix_has_every_kind_of_fault_but_an_exception_of_our_own():
+def test_the_matrix_has_every_kind_of_fault_but_an_exception_of_our_own_and_what_only_silos_do():
     assert {fault.kind for cell in cells(read_matrix(), 40) for fault in cell.plan} == set(KINDS) - {
         "raise",
         "wrong_sample",
+        "garbage",
     }
 
 

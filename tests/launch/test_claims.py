@@ -29,11 +29,11 @@ def run(tmp_path) -> RunFolder:
     return folder
 
 
-def record_of(process: subprocess.Popen, run: RunFolder, number: int, **changes) -> None:
+def record_of(who: subprocess.Popen, run: RunFolder, number: int, **changes) -> None:
     record = {
         "host": socket.gethostname(),
-        "pid": process.pid,
-        "process": str(ProcessId.of(process.pid)),
+        "pid": who.pid,
+        "process": str(ProcessId.of(who.pid)),
         "started_at": time.time(),
         "overrides": [],
     }

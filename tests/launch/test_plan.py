@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from zerofleet.launch.commands import submit
+from zerofleet.launch.backends import choice
 from zerofleet.launch.planning import node_profile
 
 ROOT = Path(__file__).parents[2]
@@ -118,4 +118,4 @@ def test_nodes_of_a_cluster_are_not_judged_by_this_machine(recipe):
     from zerofleet.launch.config import load_job
 
     job = load_job(recipe, [*SEVENTY[:6], "cluster.address=head:6379"])
-    assert submit.plan_first(job) == ""
+    assert choice.plan_first(job) == ""

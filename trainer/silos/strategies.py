@@ -25,6 +25,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from zerofleet.trainer.config import FEDPROX_MU
 from zerofleet.trainer.errors import UserError
 
 Float32 = NDArray[np.float32]
@@ -68,7 +69,7 @@ def fedavg(weights: Float32, mean_delta: Float32, *, lr: float = 1.0) -> None:
     weights -= lr * mean_delta
 
 
-def fedprox(weights: Float32, mean_delta: Float32, *, lr: float = 1.0, mu: float = 0.01) -> None:
+def fedprox(weights: Float32, mean_delta: Float32, *, lr: float = 1.0, mu: float = FEDPROX_MU) -> None:
     """The outer step of fedavg. `mu` belongs to the inner steps: see `proximal_gradient`."""
     if not (mu >= 0 and math.isfinite(mu)):
         raise UserError(f"the option mu of fedprox is {mu}: give a number of at least 0, where 0 is fedavg")

@@ -57,6 +57,7 @@ def test_a_job_is_sent_trains_and_leaves_no_secret(cli, tmp_path, tiny_cache):
     assert_audited(cli.run("a"), 6)
 
 
+@pytest.mark.long
 def test_the_loss_of_the_head_is_said_and_resume_goes_on(cli, tmp_path, tiny_corpus, tiny_cache):
     run = cli.run("b")
     with RayHead(tmp_path, PYTHON_PATH) as head:

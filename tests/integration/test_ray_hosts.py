@@ -18,6 +18,7 @@ from zerofleet.launch.drivers import driver_records, job_records
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.long,
     pytest.mark.timeout(900),
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]

@@ -37,6 +37,7 @@ OUTSIDE = (
     "storage_outage",
     "flip_byte",
     "truncate",
+    "flip_snapshot",
     "zombie",
 )
 KINDS = INSIDE + NODE + OUTSIDE

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from zerofleet.cluster.snapshot_writer import remove_snapshots, snapshot_folder
 from zerofleet.trainer.checkpoint.format import Manifest
+from zerofleet.trainer.checkpoint.preamble import read_preamble
+from zerofleet.trainer.checkpoint.snapshot import find_snapshots, open_snapshot
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 
 COMMIT_TIMEOUT_S = 20.0
@@ -46,6 +48,28 @@ def _has_a_past(run: RunFolder, step: int) -> bool:
     return _is_settled(run, step) and len(run.attempts()) > 1
 
 
+def _has_hashed_snapshots(run: RunFolder, step: int) -> bool:
+    """Of all ranks, of the step before."""
+    hashed: set[int] = set()
+    world_size = 0
+    for path, meta in find_snapshots(Path(snapshot_folder(run))):
+        if meta.step == step - 1 and (snapshot := open_snapshot(path)):
+            world_size = meta.world_size
+            hashed |= {meta.rank} if snapshot.digest else set()
+            snapshot.close()
+    return 0 < world_size == len(hashed)
+
+
+def flip_snapshot(run: RunFolder) -> None:
+    """One bit in the middle of what a rank's newest snapshot holds."""
+    found = find_snapshots(Path(snapshot_folder(run)))
+    path, _ = max(found, key=lambda entry: (entry[1].attempt, entry[1].step, entry[1].rank))
+    with path.open("rb") as file:
+        where = read_preamble(file.fileno())
+    assert where is not None
+    _flip(path, where.offset + where.size // 2)
+
+
 def lose_memory(run: RunFolder) -> None:
     """Every snapshot of the run on this host is gone, as after the loss of the host."""
     remove_snapshots(Path(snapshot_folder(run)))
@@ -54,8 +78,12 @@ def lose_memory(run: RunFolder) -> None:
 def flip_byte(run: RunFolder) -> None:
     """One bit in the middle of a rank file of the newest checkpoint."""
     path = _newest_file(run)
+    _flip(path, path.stat().st_size // 2)
+
+
+def _flip(path: Path, position: int) -> None:
     with path.open("r+b") as file:
-        file.seek(path.stat().st_size // 2)
+        file.seek(position)
         byte = file.read(1)[0]
         file.seek(-1, 1)
         file.write(bytes([byte ^ 1]))
@@ -90,6 +118,10 @@ _OLDER = "a checkpoint before the newest one. Strike later, or lower checkpoint.
 _TARGETS = {
     "flip_byte": (_has_two_checkpoints, _OLDER),
     "truncate": (_has_two_checkpoints, _OLDER),
+    "flip_snapshot": (
+        _has_hashed_snapshots,
+        "a snapshot of the step before, and its digest. Set checkpoint.snapshot_interval_steps=1",
+    ),
     "zombie": (
         _has_a_past,
         "a checkpoint, and an attempt that was succeeded. Let another fault end the first attempt before it",

@@ -143,12 +143,13 @@ class Injector:
             timer.start()
 
     def _damage(self, fault: Fault, arrival: Arrival) -> None:
-        """With the loss of the memory and of a rank: else nobody would read the checkpoint. The rank is stopped first, so that it
-        makes no new snapshot behind our back."""
+        """With the loss of a rank, and of the memory unless that is what is damaged: else nobody would read it. The rank is stopped
+        first, so that it makes no new snapshot behind our back."""
         os.kill(arrival.pid, signal.SIGSTOP)
         try:
             _DAMAGES[fault.kind](self._run)
-            damage.lose_memory(self._run)
+            if fault.kind != "flip_snapshot":
+                damage.lose_memory(self._run)
         finally:
             os.kill(arrival.pid, signal.SIGKILL)
 
@@ -204,6 +205,7 @@ _DAMAGES: dict[str, Callable[[RunFolder], None]] = {
     "flip_byte": damage.flip_byte,
     "truncate": damage.truncate,
     "zombie": damage.raise_zombie,
+    "flip_snapshot": damage.flip_snapshot,
 }
 _ACTIONS: dict[str, Callable[[Injector, Fault, Arrival], None]] = {
     "kill_driver": Injector._kill_driver,

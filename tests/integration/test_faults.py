@@ -49,6 +49,12 @@ def test_nothing_is_lost(work, cell):
         assert cost.restored_s is not None and cost.detected_s <= cost.restored_s
     if strike.fault.kind in ("flip_byte", "truncate"):
         assert cost.repeated_steps > 0, "the memory was lost, and the checkpoint before the damaged one taken"
+    if strike.fault.kind == "flip_snapshot":
+        assert cost.repeated_steps == 1 and trial.record.attempts[-1].from_memory, "the snapshot before the damaged one"
+        (skipped,) = [
+            e.data["sentence"] for e in trial.run.events() if e.kind == "verdict" and "does not hold" in str(e.data)
+        ]
+        assert ".snapshot does not hold what rank 1 put there in step 32" in skipped
     if strike.fault.kind in ("kill", "kill_agent", "kill_head", "kill_driver", "freeze", "sigterm", "nan"):
         assert cost.repeated_steps == 0, "there is a snapshot of every step"
     if strike.fault.kind in NODE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from tests.support.checkpoints import snapshot, written
 from zerofleet.cluster.chaos import damage
 from zerofleet.cluster.snapshot_writer import snapshot_folder
 from zerofleet.trainer.checkpoint.commit import assemble
+from zerofleet.trainer.checkpoint.format import DamagedFile
 from zerofleet.trainer.checkpoint.select import select_checkpoint
+from zerofleet.trainer.checkpoint.snapshot import hash_snapshot, open_snapshot
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 
 pytestmark = pytest.mark.timeout(30)
@@ -79,6 +82,31 @@ def test_a_save_whose_rank_waits_for_this_is_not_waited_for(run):
     written(run, CheckpointId(21, 2), 1)  # rank 0's part comes when it has been struck, or never
     for kind in ("zombie", "flip_byte", "truncate"):
         damage.await_target(run, kind, 21)
+
+
+def test_a_flipped_snapshot_is_found_once_it_was_hashed(run, monkeypatch):
+    monkeypatch.setattr(damage, "COMMIT_TIMEOUT_S", 0.05)
+    folder = Path(snapshot_folder(run))
+    try:
+        paths = [snapshot(folder, CheckpointId(step, 2), rank) for step in (19, 20) for rank in (0, 1)]
+        with pytest.raises(TimeoutError, match="needs: a snapshot of the step before, and its digest"):
+            damage.await_target(run, "flip_snapshot", 21)
+        for path in paths:
+            hash_snapshot(path)
+        damage.await_target(run, "flip_snapshot", 21)
+        damage.flip_snapshot(run)
+        assert [is_whole(path) for path in paths] == [True, True, True, False], "rank 1's of step 20"
+    finally:
+        damage.lose_memory(run)
+
+
+def is_whole(path: Path) -> bool:
+    with contextlib.closing(open_snapshot(path)) as found:
+        try:
+            found.check(found.hash())
+        except DamagedFile:
+            return False
+    return True
 
 
 def test_the_memory_of_this_run_is_lost_and_no_others(run, tmp_path):

@@ -110,6 +110,7 @@ class RayGroup:
             self._connected.result(0 if job is None else wait_s)
         except TimeoutError:
             return Placement("Ray is starting")
+        self._drop_dead()
         wanted = [rank for rank in range(self.num_nodes) if rank not in self._nodes]
         if wanted and (missing := self._take(wanted)).missing:
             if job is not None:
@@ -118,6 +119,15 @@ class RayGroup:
         if job is None:
             return Placement("the data is not prepared yet")
         return self._inspect(job, wait_s)
+
+    def _drop_dead(self) -> None:
+        """An agent that was asked for on a node of whose death Ray did not know yet never comes up, and never fails: Ray would place it
+        when the node is back."""
+        if waiting := [node for node in self._nodes.values() if node.report is None]:
+            alive = {node.node_id for node in _cluster_nodes()}
+            for node in waiting:
+                if node.resources.node_id not in alive:
+                    self._forget(node)
 
     def _take(self, wanted: list[int]) -> Placement:
         """Asks for agents on all the nodes that are wanted, or on none: no gang waits half-placed. Says what is missing."""

@@ -115,9 +115,10 @@ def _build_environment() -> dict[str, str]:
 
 
 def _path_with_ninja() -> str:
-    """PATH with the interpreter's own folder, where pip puts ninja: it is not there when the venv was not activated."""
+    """PATH with the interpreter's own folder first, where pip puts ninja: it is not there when the venv was not activated, and a ninja of the
+    system that took turns with it would find that nothing is built, whenever its turn comes: each version drops the other's log."""
     own, known = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath).split(os.pathsep)
-    return os.pathsep.join([*known, own] if own not in known else known)
+    return os.pathsep.join([own, *(folder for folder in known if folder != own)])
 
 
 def is_built(op: str) -> bool:

@@ -177,7 +177,7 @@ def test_the_exit_code_says_whether_it_was_built(folder, monkeypatch, script, co
 
 def test_ninja_of_the_environment_is_found_without_activating_it(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert ops._path_with_ninja().split(":") == ["/nowhere", str(Path(sys.executable).parent)]
+    assert ops._path_with_ninja().split(":") == [str(Path(sys.executable).parent), "/nowhere"]
 
 
 _BUILDER = """

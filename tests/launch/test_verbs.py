@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ from zerofleet.launch import cli
 from zerofleet.launch.backends import local
 from zerofleet.launch.drivers import driver_records
 from zerofleet.trainer.errors import StorageError
+from zerofleet.trainer.process_id import ProcessId
 from zerofleet.trainer.run_folder import RunFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
@@ -232,14 +234,15 @@ def test_a_driver_on_another_host_lives_while_it_speaks(zerofleet, drive):
     path = folder().storage.local_path("drivers/0001.json")
     record = json.loads(path.read_text())
     assert record["host"] == socket.gethostname()
-    path.write_text(json.dumps({**record, "host": "elsewhere"}))
+    record |= {"host": "elsewhere", "process": str(replace(ProcessId.parse(record["process"]), boot="another"))}
+    path.write_text(json.dumps(record))
     assert json.loads(zerofleet("status", "a", "--json")[1])["driver_alive"] is True
     segment = folder().storage.local_path("metrics/attempt-0001/segment-00000.jsonl")
     old = [{**json.loads(line), "start": time.time() - 100} for line in segment.read_text().splitlines()]
     segment.write_text("".join(json.dumps(line) + "\n" for line in old))
     events = folder().storage.local_path("events/attempt-0001/segment-00000.jsonl")
     events.write_text("")
-    path.write_text(json.dumps({**record, "host": "elsewhere", "started_at": time.time() - 100}))
+    path.write_text(json.dumps({**record, "started_at": time.time() - 100}))
     assert json.loads(zerofleet("status", "a", "--json")[1])["driver_alive"] is False
 
 
@@ -247,7 +250,9 @@ def test_another_process_with_the_drivers_number_is_not_the_driver(zerofleet, dr
     drive("die")
     zerofleet("submit", "recipe.yaml", "run.name=a")
     path = folder().storage.local_path("drivers/0001.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "pid": os.getpid()}))
+    record = json.loads(path.read_text())
+    mine = str(replace(ProcessId.parse(record["process"]), pid=os.getpid()))
+    path.write_text(json.dumps({**record, "pid": os.getpid(), "process": mine}))
     assert json.loads(zerofleet("status", "a", "--json")[1])["driver_alive"] is False
 
 

@@ -14,6 +14,7 @@ import pytest
 from zerofleet.launch.drivers import driver_records
 from zerofleet.launch.run_view import RunView
 from zerofleet.trainer.events import Event
+from zerofleet.trainer.process_id import ProcessId
 from zerofleet.trainer.run_folder import RunFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
@@ -26,7 +27,7 @@ class Torchrun:
         self.run = RunFolder(os.environ["ZEROFLEET_STORAGE"], "a")
         self.attempt = len(self.run.attempts()) + 1
         self.run.claim_attempt(self.attempt, None, world_size=2, zero_stage=1)
-        self.change(pid=pid)
+        self.change(pid=pid, process=str(ProcessId.of(pid)))
 
     def change(self, **changes) -> None:
         path = self.run.storage.local_path(f"attempts/{self.attempt:04d}.json")
@@ -134,9 +135,10 @@ def test_of_a_driver_that_is_alive_and_says_nothing_it_is_told_for_how_long(zero
 
 def test_torchrun_on_another_host_lives_while_it_speaks(zerofleet, torchrun):
     found = torchrun(None)
-    found.change(host="elsewhere")
+    elsewhere = {"host": "elsewhere", "process": str(replace(ProcessId.own(), boot="another"))}
+    found.change(**elsewhere)
     assert state(zerofleet) == "TORCHRUN"
-    found.change(host="elsewhere", claimed_at=time.time() - 2000)
+    found.change(**elsewhere, claimed_at=time.time() - 2000)
     found.run.storage.remove("metrics")
     found.step(5, start=time.time() - 1000)
     assert state(zerofleet) == "DEAD"

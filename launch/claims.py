@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zerofleet.launch.drivers import DriverRecord, driver_records, next_number
-from zerofleet.launch.progress import Progress as Standing
+from zerofleet.launch.progress import Progress
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.process_id import ProcessId
 from zerofleet.trainer.run_folder import RunFolder
@@ -63,7 +63,7 @@ def _is_alive(run: RunFolder, record: DriverRecord) -> bool:
     """A driver that cannot be seen from here is known by its events only."""
     if record.is_here and record.process:
         return record.is_alive(0.0)
-    standing = Standing(0)
+    standing = Progress(0)
     for event in run.events():
         standing.apply(event)
     return not standing.ended_since(record.started_at) and record.is_alive(standing.last_event_at)

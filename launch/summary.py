@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from zerofleet.launch.progress import Progress
@@ -46,6 +47,11 @@ def write_summary(run: RunFolder, progress: Progress, as_json: bool) -> None:
         ("report", run.storage.path(REPORT) if run.storage.exists(REPORT) else ""),
         ("next", _next(run, progress)),
     ]
+    write_rows(rows, progress)
+
+
+def write_rows(rows: Sequence[tuple[str, str]], progress: Progress) -> None:
+    """To stdout, those that say something; the reason of a failure to stderr."""
     sys.stdout.write("\n" + "".join(f"{name:<14} {value}\n" for name, value in rows if value))
     if progress.state == "FAILED":
         reason = progress.user_error or progress.why or progress.verdict or progress.error or "no reason was recorded"

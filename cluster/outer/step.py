@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from zerofleet.cluster.outer.delivery import Delivery
 from zerofleet.cluster.outer.state import Arrays, Float32, OuterState
 from zerofleet.cluster.outer.terms import Terms
+from zerofleet.cluster.policy.rounds import num_trimmed_of
 from zerofleet.trainer.silos.aggregation import Contribution, mean_deltas
 from zerofleet.trainer.silos.chunks import Chunk, chunks_of
 from zerofleet.trainer.silos.inspection import judge
-from zerofleet.trainer.silos.robust import coordinate_median, num_trimmed_of, robust_deltas, trimmed_mean
+from zerofleet.trainer.silos.robust import coordinate_median, robust_deltas, trimmed_mean
 from zerofleet.trainer.silos.strategies import Strategy
 
 

@@ -7,6 +7,7 @@ the quorum.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -59,3 +60,8 @@ class Round:
 
     def is_overdue(self, now: float) -> bool:
         return self.first_at is not None and now - self.first_at >= self.deadline_s
+
+
+def num_trimmed_of(fraction: float, num_silos: int) -> int:
+    """How many silos a trimmed mean leaves out on either side: rounded up, so that one silo that is missing takes no protection away."""
+    return math.ceil(fraction * num_silos - 1e-9)  # 0.1 x 30 is a little more than 3

@@ -17,7 +17,7 @@ from zerofleet.launch.backends.pod_events import PodEvents
 from zerofleet.launch.exit_codes import INTERRUPTED, OK, RUN_FAILED, USER_MISTAKE
 from zerofleet.launch.progress import Progress
 from zerofleet.launch.screens import Screen, choose_screen
-from zerofleet.launch.summary import heldout_line
+from zerofleet.launch.summary import heldout_line, write_rows
 from zerofleet.launch.watch import asked_to_stop
 from zerofleet.launch.words import command
 from zerofleet.trainer.errors import UserError
@@ -175,11 +175,7 @@ def write_summary(place: Place, progress: Progress, storage: str, as_json: bool)
             "" if progress.state == "FINISHED" else place.command("logs" if progress.state == "FAILED" else "resume"),
         ),
     ]
-    sys.stdout.write("\n" + "".join(f"{name:<14} {value}\n" for name, value in rows if value))
-    if progress.state == "FAILED":
-        reason = progress.user_error or progress.why or progress.verdict or progress.error or "no reason was recorded"
-        sys.stdout.flush()
-        sys.stderr.write(f"error: {reason}\n")
+    write_rows(rows, progress)
 
 
 def _info(message: str) -> Event:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+from zerofleet.cluster.policy.rounds import num_trimmed_of
 from zerofleet.launch.config import JobConfig
 from zerofleet.launch.silos.config import SilosConfig
 from zerofleet.launch.silos.jobs import silo_job
@@ -67,8 +68,6 @@ def _aggregation_findings(silos: SilosConfig) -> Iterator[Finding]:
     """A mean that hostile silos cannot move needs enough others, in the smallest round there may be too."""
     if silos.aggregation == "mean":
         return
-    from zerofleet.trainer.silos.robust import num_trimmed_of  # brings a compiler
-
     for num_silos in range(silos.least, len(silos.members) + 1):
         trimmed = num_trimmed_of(silos.trimmed_fraction, num_silos) if silos.aggregation == "trimmed_mean" else 1
         if 2 * trimmed >= num_silos:

@@ -8,7 +8,6 @@ costs accuracy; with all silos honest, the plain mean is better.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
@@ -20,11 +19,6 @@ from zerofleet.trainer.silos.chunks import Chunk
 from zerofleet.trainer.silos.codecs import check_finite
 
 Float32 = NDArray[np.float32]
-
-
-def num_trimmed_of(fraction: float, num_silos: int) -> int:
-    """How many silos a trimmed mean leaves out on either side: rounded up, so that one silo that is missing takes no protection away."""
-    return math.ceil(fraction * num_silos - 1e-9)  # 0.1 x 30 is a little more than 3
 
 
 def trimmed_mean(values: Float32, num_trimmed: int) -> Float32:

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from zerofleet.launch.checks import check_job
@@ -6,26 +9,6 @@ from zerofleet.launch.silos.findings import FEWEST_MASKED, MOST_MASKED_NOISE
 from zerofleet.launch.silos.jobs import silo_job
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.silos.fixed_point import MASKED
-
-RECIPE = """
-run: {name: r, storage: /runs}
-model: {config: {model_type: llama, hidden_size: 64}}
-data: {files: [python-stdlib], sequence_length: 64}
-train: {steps: 20, global_batch_size: 8, micro_batch_size: 2}
-silos:
-  interval_steps: 5
-  members:
-    a: {files: [a/*.txt], ranks_per_node: 1, zero_stage: 3}
-    b: {files: [b/*.txt], weight: 2.0}
-"""
-
-
-@pytest.fixture
-def recipe(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -128,3 +111,23 @@ def test_the_numbers_are_those_of_the_code_behind_the_extra():
     masking = pytest.importorskip("zerofleet.trainer.silos.masking", reason="the extra `silos` is not installed")
     assert masking.MIN_SILOS == FEWEST_MASKED
     assert MASKED.max_magnitude == 8 * MOST_MASKED_NOISE
+
+
+_LIGHT = """
+import sys
+for name in ("numpy", "numba", "torch", "ray"):
+    sys.modules[name] = None
+from zerofleet.launch.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "override", ["silos.strategy=fedprox", "silos.aggregation=median", "silos.aggregation=trimmed_mean"]
+)
+def test_what_is_chosen_between_silos_is_validated_with_the_light_install(recipe, override):
+    """Two silos are too few for a robust mean: it says so, and needs no compiler to know."""
+    command = [sys.executable, "-c", _LIGHT, "validate", str(recipe), "train.precision=fp32", override]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == (0 if "fedprox" in override else 2), done.stderr

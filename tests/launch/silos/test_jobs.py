@@ -1,30 +1,9 @@
-import pytest
-
+from tests.launch.silos.conftest import RECIPE
 from zerofleet.launch.checks import check_job
 from zerofleet.launch.config import JobConfig, load_job, parse_job
 from zerofleet.launch.silos.driver import faults_of
 from zerofleet.launch.silos.jobs import silo_job
 from zerofleet.launch.silos.process import changes
-
-RECIPE = """
-run: {name: r, storage: /runs}
-model: {config: {model_type: llama, hidden_size: 64}}
-data: {files: [python-stdlib], sequence_length: 64}
-train: {steps: 20, global_batch_size: 8, micro_batch_size: 2}
-silos:
-  interval_steps: 5
-  members:
-    a: {files: [a/*.txt], ranks_per_node: 1, zero_stage: 3}
-    b: {files: [b/*.txt], weight: 2.0}
-"""
-
-
-@pytest.fixture
-def recipe(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE)
-    return path
 
 
 def test_a_silo_has_its_own_data_ranks_and_folder_and_nothing_of_the_others(recipe, tmp_path):

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zerofleet.cluster.policy.rounds import num_trimmed_of
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.silos.aggregation import Contribution
 from zerofleet.trainer.silos.chunks import Chunk
 from zerofleet.trainer.silos.errors import UnusableDelta
-from zerofleet.trainer.silos.robust import coordinate_median, num_trimmed_of, robust_deltas, trimmed_mean
+from zerofleet.trainer.silos.robust import coordinate_median, robust_deltas, trimmed_mean
 
 
 def honest(num_silos: int, count: int = 50) -> np.ndarray:

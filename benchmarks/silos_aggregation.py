@@ -131,7 +131,7 @@ def throughput(num_silos: int, num_pairs: int) -> dict[str, Any]:
 
 
 def memory(kind: str, num_silos: int, path: Path) -> float:
-    """Rise of the resident memory to its peak (MB), in this process."""
+    """Rise of the resident memory to its peak (MB), in this process: a fresh one, as freed memory that is used again does not count."""
     shape = MEMORY_LAYERS["weight"]
     tokens = [1000 + silo for silo in range(num_silos)]
 
@@ -167,9 +167,21 @@ def memory_table() -> dict[str, dict[str, float]]:
         delta["weight"].tofile(path)
         for kind, row in table.items():
             for num_silos in MEMORY_SILOS:
-                command = [sys.executable, "-m", __spec__.name, "--memory-of", kind, str(num_silos), str(path)]
-                row[str(num_silos)] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                row[str(num_silos)] = memory_of_fresh_process(kind, num_silos, path)
     return table
+
+
+def memory_of_fresh_process(kind: str, num_silos: int, path: Path) -> float:
+    command = [
+        sys.executable,
+        "-m",
+        __spec__.name,
+        "--memory-of",
+        kind,
+        str(num_silos),
+        str(path),
+    ]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def _reader(layers: Layers) -> Callable[[Chunk], Float32]:

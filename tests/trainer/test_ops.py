@@ -156,7 +156,7 @@ def test_a_killed_builder_leaves_nothing_that_the_next_one_waits_for(folder):
     process.communicate()
     started = time.monotonic()
     with ops._exclusive(folder.parent / ".zerofleet-build.lock", "some_op", lambda op, seconds: None):
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5
 
 
 def test_without_a_compiler_the_installation_goes_on(folder, monkeypatch, capsys):

@@ -154,6 +154,8 @@ class DataConfig(SourceFields):
     """Tokens per training sequence."""
     packing: Packing = "concatenate"
     """How documents share sequences: `concatenate` puts one after the other and cuts them wherever a sequence is full; `best_fit` cuts only documents that are longer than a sequence."""
+    curriculum_stages: PositiveInt = 1
+    """Curriculum by length: in so many stages, shuffled each by itself, every epoch goes from sequences of short documents to sequences of long ones. 1 shuffles all together. Needs `best_fit`."""
     document_mask: bool = False
     """Intra-document masking: a token attends to its own document only, and positions start from 0 in each."""
     heldout_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.01
@@ -175,6 +177,11 @@ class DataConfig(SourceFields):
         if self.sources and self.packing != "best_fit":
             raise ValueError(
                 "`data.sources` needs data.packing=best_fit: concatenated sequences would run across sources"
+            )
+        if self.curriculum_stages > 1 and (self.packing != "best_fit" or self.stream):
+            raise ValueError(
+                f"data.curriculum_stages={self.curriculum_stages} needs data.packing=best_fit, and no data.stream: what is concatenated or"
+                " streamed in shards has no order by the length of documents"
             )
         return self
 

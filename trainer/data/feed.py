@@ -14,7 +14,7 @@ from zerofleet.trainer.data.ledger import combine, sample_digests
 from zerofleet.trainer.data.mixture import ONE_SOURCE, Schedule, interleaved, mixed_samples
 from zerofleet.trainer.data.order import ranges_of, step_positions
 from zerofleet.trainer.data.quarantine import Ranges
-from zerofleet.trainer.data.sequences import IGNORED_LABEL, SequenceStore
+from zerofleet.trainer.data.sequences import IGNORED_LABEL, PackedStore, SequenceStore
 from zerofleet.trainer.data.stream.store import StreamedStore
 
 Int64 = NDArray[np.int64]
@@ -64,6 +64,7 @@ class Feed:
     """Whether attention stays within documents."""
     schedule: Schedule = ONE_SOURCE
     """Which source each position takes from."""
+    curriculum_stages: int = 1
     _planned: dict[int, list[StepPlan]] = field(default_factory=dict, init=False, repr=False, compare=False)
     """By the first of their indices, the steps that were planned last."""
 
@@ -73,7 +74,10 @@ class Feed:
         if isinstance(store, StreamedStore):
             store.check_batch(plan.global_batch_size)
         schedule = Schedule.of(config.data.weights)
-        return Feed(store, plan, config.run.seed, silo, quarantine, config.data.document_mask, schedule)
+        data = config.data
+        return Feed(
+            store, plan, config.run.seed, silo, quarantine, data.document_mask, schedule, data.curriculum_stages
+        )
 
     def step_plan(self, index: int) -> StepPlan:
         """The samples of the step with this index (from 0). O(1) in the position.
@@ -100,7 +104,14 @@ class Feed:
         """The run's order: the sample at each position."""
         if isinstance(self.store, StreamedStore):
             return self.store.order(self.seed, self.silo).samples_at(positions)
-        return mixed_samples(positions, self.schedule, self.store.source_sizes, self.seed, self.silo)
+        ranked: tuple[Int64, ...] = ()
+        if self.curriculum_stages > 1:
+            assert isinstance(self.store, PackedStore), (
+                "the config refuses what does not know how long its documents are"
+            )
+            ranked = self.store.by_length
+        sizes = self.store.source_sizes
+        return mixed_samples(positions, self.schedule, sizes, self.seed, self.silo, self.curriculum_stages, ranked)
 
     def read_ahead(self, step: StepPlan) -> None:
         """Has data that is not on this machine fetched while what is here is fed."""

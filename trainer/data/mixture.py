@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zerofleet.trainer.config import DEFAULT_SOURCE
+from zerofleet.trainer.data.curriculum import staged_ranks
 from zerofleet.trainer.data.order import position_to_sample
 from zerofleet.trainer.data.weights import turns_of
 
@@ -92,15 +93,26 @@ ONE_SOURCE = Schedule((DEFAULT_SOURCE,), (1,))
 """Of a corpus that is no mixture."""
 
 
-def mixed_samples(positions: Int64, schedule: Schedule, sizes: tuple[int, ...], seed: int, silo: str) -> Int64:
+def mixed_samples(
+    positions: Int64,
+    schedule: Schedule,
+    sizes: tuple[int, ...],
+    seed: int,
+    silo: str,
+    num_stages: int = 1,
+    ranked: Sequence[Int64] = (),
+) -> Int64:
     """The sample at each position. Each source has its own order and its own epochs; source k's samples follow those of the
-    sources before it. `sizes` are the samples of each source."""
+    sources before it. `sizes` are the samples of each source; with several stages of a curriculum, `ranked` has each source's samples by length."""
     sources, nth = schedule.at(positions)
     samples = np.empty(len(positions), np.int64)
     first = 0
     for source, (name, size) in enumerate(zip(schedule.names, sizes, strict=True)):
         mine = sources == source
-        samples[mine] = first + position_to_sample(nth[mine], size, seed, name, silo)
+        if num_stages == 1:
+            samples[mine] = first + position_to_sample(nth[mine], size, seed, name, silo)
+        else:
+            samples[mine] = first + ranked[source][staged_ranks(nth[mine], size, num_stages, seed, name, silo)]
         first += size
     return samples
 

@@ -6,10 +6,13 @@ In both, the input at a place is the token that comes before the label in the co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from zerofleet.trainer.data.curriculum import ranks_by_length
 
 Int64 = NDArray[np.int64]
 
@@ -107,6 +110,14 @@ class PackedStore(SequenceStore):
         self._tokens, self._pieces, self._sequences = tokens, pieces, sequences
         self.num_sequences = len(sequences)
         self.source_sizes = tuple(source_sizes) or (len(sequences),)
+
+    @cached_property
+    def by_length(self) -> tuple[Int64, ...]:
+        """Of each source its samples by length, for a curriculum: 8 bytes per sequence, made when first asked for."""
+        ends = np.cumsum(self.source_sizes)[:-1]
+        return tuple(
+            ranks_by_length(part["num_tokens"], part["num_pieces"]) for part in np.split(self._sequences, ends)
+        )
 
     def num_targets(self, indices: Int64) -> Int64:
         self._check(indices)

@@ -12,7 +12,7 @@ data data.files data.hub data.hub.id data.hub.name data.hub.split data.hub.revis
 data.sources.<name> data.sources.<name>.files data.sources.<name>.hub data.sources.<name>.hub.id data.sources.<name>.hub.name
 data.sources.<name>.hub.split data.sources.<name>.hub.revision data.sources.<name>.format data.sources.<name>.text_field
 data.sources.<name>.weight data.stream data.stream.url data.stream.window_shards data.stream.max_bytes
-data.on_bad data.max_document_bytes data.filter data.scrub data.deduplicate data.tokenizer data.tokenizer_vocab_size data.sequence_length data.packing data.document_mask data.heldout_fraction
+data.on_bad data.max_document_bytes data.filter data.scrub data.deduplicate data.tokenizer data.tokenizer_vocab_size data.sequence_length data.packing data.curriculum_stages data.document_mask data.heldout_fraction
 data.cache
 train train.steps train.global_batch_size train.micro_batch_size train.zero_stage train.precision
 train.activation_checkpointing train.gradient_clipping train.learning_rate train.betas train.eps train.weight_decay

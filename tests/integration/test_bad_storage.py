@@ -32,7 +32,7 @@ def test_a_disk_that_fills_while_saving_is_named_and_resume_goes_on_when_there_i
         assert "training goes on" in said and "step 20 is in the nodes' memory only" in said
         assert "Traceback" not in said
         subprocess.run(["mount", "-o", "remount,size=20m", str(cli.storage)], check=True)
-        resumed = cli("resume", "full")
+        resumed = cli("resume", "full", "cluster.stop_timeout_s=100")
         assert resumed.returncode == 0, resumed.stdout + resumed.stderr
         run = cli.run("full")
         assert [(a.start_step, a.from_memory) for a in run.attempts()] == [(0, False), (20, True)]

@@ -130,17 +130,17 @@ def node(control_plane, monkeypatch):
     api.delete(f"{NODES}/node")
 
 
-def seen(place: Place, kind: str) -> str:
-    """The sentence, once the reason is of this kind; what is said after 20 s otherwise."""
+def assert_seen(place: Place, kind: str, words: str) -> None:
+    """The reason comes to be of this kind, in these words: what is seen of several objects comes one after the other."""
     with Observer(place.api, place.namespace, "first") as observer:
         deadline = time.monotonic() + 20
         reason = None
         while time.monotonic() < deadline:
             observer.wait(0.2)
             reason = why_pending(observer.observed())
-            if reason is not None and reason.kind == kind:
-                return reason.sentence
-    raise AssertionError(f"not {kind!r} but {reason}")
+            if reason is not None and reason.kind == kind and words in reason.sentence:
+                return
+    raise AssertionError(f"not {kind!r}, {words!r} but {reason}")
 
 
 GPU = {"resources": {"limits": {"nvidia.com/gpu": "8"}}}
@@ -150,21 +150,21 @@ def test_not_enough_gpus(place, node):
     node(None)
     here = place()
     here.pod(container=GPU)
-    assert "asks for 8 nvidia.com/gpu, and 1 of 1 nodes have fewer free" in seen(here, "not enough GPUs")
+    assert_seen(here, "not enough GPUs", "asks for 8 nvidia.com/gpu, and 1 of 1 nodes have fewer free")
 
 
 def test_an_untolerated_taint(place, node):
     node([{"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}])
     here = place()
     here.pod()
-    assert "1 of 1 nodes have the taint nvidia.com/gpu=present" in seen(here, "untolerated taint")
+    assert_seen(here, "untolerated taint", "1 of 1 nodes have the taint nvidia.com/gpu=present")
 
 
 def test_an_unbound_volume_and_a_missing_one(place, node):
     node(None)
     here = place()
     here.pod(volumes=[{"name": "storage", "persistentVolumeClaim": {"claimName": "zerofleet"}}])
-    assert "'zerofleet', which is not there" in seen(here, "unbound volume")
+    assert_seen(here, "unbound volume", "'zerofleet', which is not there")
     other = place()
     spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
     other.api.create(
@@ -172,7 +172,7 @@ def test_an_unbound_volume_and_a_missing_one(place, node):
         {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "zerofleet"}, "spec": spec},
     )
     other.pod(volumes=[{"name": "storage", "persistentVolumeClaim": {"claimName": "zerofleet"}}])
-    assert "'zerofleet' (Pending), which has no volume" in seen(other, "unbound volume")
+    assert_seen(other, "unbound volume", "'zerofleet' (Pending), which has no volume")
 
 
 def test_an_image_that_cannot_be_pulled(place):
@@ -188,7 +188,7 @@ def test_an_image_that_cannot_be_pulled(place):
         "state": waiting,
     }
     here.api.patch(f"{here.core('pods')}/first-abcde-workers-0/status", {"status": {"containerStatuses": [container]}})
-    assert "cannot pull the image registry.example.com/zerofleet:1 (ImagePullBackOff" in seen(here, "image pull error")
+    assert_seen(here, "image pull error", "cannot pull the image registry.example.com/zerofleet:1 (ImagePullBackOff")
 
 
 def test_a_webhook_that_refuses_and_a_quota_that_is_used_up(place):
@@ -198,10 +198,10 @@ def test_a_webhook_that_refuses_and_a_quota_that_is_used_up(place):
         "first-abcde",
         'pods "a" is forbidden: exceeded quota: compute, requested: cpu=4, used: cpu=8, limited: cpu=8',
     )
-    assert "ResourceQuota has no room" in seen(here, "no quota")
+    assert_seen(here, "no quota", "ResourceQuota has no room")
     other = place()
     other.warn("RayCluster", "first-abcde", 'admission webhook "policy.example.com" denied the request: no cost centre')
-    assert "policy.example.com refuses" in seen(other, "webhook refusal")
+    assert_seen(other, "webhook refusal", "policy.example.com refuses")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_kueues_queue(place, reason, message, kind):
     here = place(**{"kueue.x-k8s.io/queue-name": "research"})
     here.warn("RayJob", "first", "ErrWorkloadCompose: exceeded quota, or so it seemed")
     here.workload(reason, message)
-    assert message in seen(here, kind)
+    assert_seen(here, kind, message)
 
 
 def test_the_reason_is_said_on_the_laptop_and_a_run_that_never_began_is_deleted(control_plane, tmp_path, tiny_corpus):

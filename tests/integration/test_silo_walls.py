@@ -74,8 +74,8 @@ class Walled(Silos):
 
 @pytest.fixture(scope="module")
 def walled(tiny_corpus, tiny_cache):
-    """Not below pytest's folder, which other users cannot enter."""
-    with tempfile.TemporaryDirectory(prefix="zerofleet-walls-") as folder:
+    """Not below pytest's folder or a worker's own, which other users cannot enter."""
+    with tempfile.TemporaryDirectory(prefix="zerofleet-walls-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)
         found = Walled(Path(folder), tiny_corpus, tiny_cache)
         found.train()

@@ -33,6 +33,8 @@ exec cat
 """
 """Arguments: Python's folder; a folder above it that other users cannot enter, if there is one; an empty folder. What the silo sees in that
 place is Python, and no more."""
+_FOLDERS = ("HOME", "TMPDIR", "TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR")
+"""Where programs leave what they make: not where whoever runs the tests leaves it."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -100,7 +102,7 @@ class Cell:
             "--bounding-set=-all",
             "--no-new-privs",
         ]
-        places = dict.fromkeys(("HOME", "TMPDIR", "TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR"), str(self.folder))
+        places = dict.fromkeys(_FOLDERS, str(self.folder))
         return subprocess.Popen(
             [*enter, *drop, sys.executable, *command],
             env={**os.environ, **places, "USER": "silo", "LOGNAME": "silo", "PYTHONPATH": PYTHON_PATH, **environment},

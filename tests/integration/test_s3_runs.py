@@ -149,7 +149,7 @@ def test_an_export_waits_for_an_outage_to_pass(cli, local_losses):
         assert time.monotonic() < deadline, "the export did not begin"
         time.sleep(0.02)
     cli.proxy.fault = REFUSE
-    time.sleep(2 * OUTAGE_S)
+    time.sleep(5 * OUTAGE_S)
     cli.proxy.fault = NONE
     assert wait_for_end(cli, "export") == "FINISHED"
     assert cli.proxy.injected[REFUSE.kind] and losses(run) == local_losses

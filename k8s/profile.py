@@ -218,7 +218,7 @@ class MonitoringConfig(Section):
     durable_age_s: PositiveInt = 3600
     """Somebody is paged when nothing of a run has become durable for so many seconds."""
     runbook_url: str = "docs/operations.md"
-    """Where the alerts send whoever is paged; each alert's section is added."""
+    """Where the alerts send whoever is paged: the place of docs/operations.md in your wiki; a section of it is added."""
 
 
 class OperatorConfig(Section):

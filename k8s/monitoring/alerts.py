@@ -13,6 +13,7 @@ _RUNNING = 'and ignoring (state) zerofleet_state{state="RUNNING"} == 1'
 _WAITING = "PENDING|PLACING|STARTING|RECOVERING|RESIZING|DRAINING"
 _STATUS = "zerofleet status {{ $labels.run }} --backend kuberay"
 _LOGS = "zerofleet logs {{ $labels.run }} --backend kuberay"
+_NOT_STARTING, _FAILING = "the-run-does-not-start", "the-run-failed-or-begins-again-and-again"
 _NO_ANSWER_S = 600
 """How long a driver may be unreachable while its pod is there and has something to do."""
 
@@ -28,11 +29,8 @@ class Alert:
     summary: str
     description: str
     first: str
-
-    @property
-    def anchor(self) -> str:
-        """Of its section in the runbook, as Markdown makes it from a heading."""
-        return self.name.lower()
+    section: str = "when-you-are-paged"
+    """Of the runbook."""
 
 
 def alerts(monitoring: MonitoringConfig, lifecycle: LifecycleConfig) -> tuple[Alert, ...]:
@@ -82,6 +80,7 @@ def _critical(monitoring: MonitoringConfig) -> Iterator[Alert]:
         "Each failure has a verdict that says whose fault it was: the job's, a node's, storage's. The run stops by itself after "
         "cluster.max_failures failures without progress.",
         _STATUS,
+        _FAILING,
     )
 
 
@@ -94,6 +93,7 @@ def _warnings(lifecycle: LifecycleConfig) -> Iterator[Alert]:
         "{{ $labels.run }} has been on its way to train for 20 minutes",
         "The driver waits: for nodes (PLACING), for the first step (STARTING), for an end (DRAINING). Its pods are paid for meanwhile.",
         _STATUS,
+        _NOT_STARTING,
     )
     of_run = 'zerofleet_time_seconds{label!~"prepare|queue|end"}'
     yield Alert(
@@ -147,6 +147,7 @@ def _warnings(lifecycle: LifecycleConfig) -> Iterator[Alert]:
         "No quota, no node, no image or no volume. Known only where kube-state-metrics tells the pods' label app.kubernetes.io/part-of "
         "(--metric-labels-allowlist).",
         "kubectl -n {{ $labels.namespace }} describe pod {{ $labels.pod }}",
+        _NOT_STARTING,
     )
 
 
@@ -165,6 +166,6 @@ def _rule(alert: Alert, runbook_url: str) -> dict[str, Any]:
         "annotations": {
             "summary": alert.summary,
             "description": f"{alert.description} Begin with: {alert.first}",
-            "runbook_url": f"{runbook_url}#{alert.anchor}",
+            "runbook_url": f"{runbook_url}#{alert.section}",
         },
     }

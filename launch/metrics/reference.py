@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from zerofleet.k8s.monitoring.alerts import alerts
+from zerofleet.k8s.profile import LifecycleConfig, MonitoringConfig
 from zerofleet.launch.metrics.catalog import METRICS, PREFIX
+
+BAR = "\\|"
+"""In a cell of a table."""
 
 HEAD = """# Metrics
 
@@ -47,7 +52,14 @@ Every series has the label `run`; Prometheus adds where it was scraped. Buckets 
 """
 
 ALERTS = """
-Alerts: `k8s/monitoring/alerts.py`. The driver of a run of silos shows rounds as steps and no `time_seconds`; the silos' own drivers show nothing yet.
+## Alerts
+`k8s/monitoring/alerts.py`; tested by `promtool` with series under which each fires, and under which it does not. What each means and the command to begin with is in its description.
+
+| alert | severity | for | when |
+|---|---|---|---|
+"""
+TAIL = """
+The driver of a run of silos shows rounds as steps and no `time_seconds`; the silos' own drivers show nothing yet.
 """
 
 
@@ -57,7 +69,9 @@ def render() -> str:
         f"| `{PREFIX}{m.name}` | {m.kind} | {', '.join(f'`{label}`' for label in m.labels)} | {m.meaning} |\n"
         for m in METRICS
     ]
-    return "".join([HEAD, *rows, ALERTS])
+    every = alerts(MonitoringConfig(), LifecycleConfig())
+    paged = [f"| `{a.name}` | {a.severity} | {a.for_s} s | `{a.expr.replace('|', BAR)}` |\n" for a in every]
+    return "".join([HEAD, *rows, ALERTS, *paged, TAIL])
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from tests.support.ranks import free_port
 from zerofleet.k8s.monitoring.alerts import alerts, rule_groups
 from zerofleet.k8s.monitoring.dashboard import PANELS
 from zerofleet.k8s.profile import LifecycleConfig, MonitoringConfig
+from zerofleet.launch.drivers import driver_records
 from zerofleet.launch.metrics.catalog import METRICS, PREFIX
 from zerofleet.trainer.run_folder import RunFolder
 
@@ -121,22 +122,19 @@ def test_every_family_has_a_sample(run, prometheus):
 
 
 def test_a_killed_rank_is_seen_as_a_verdict_another_attempt_and_lost_time(run, prometheus):
-    wait_for(lambda: prometheus.value("zerofleet_attempts_total") == 2.0)
+    wait_for(lambda: (prometheus.value("zerofleet_attempts_total") or 0) >= 2)
     wait_for(lambda: prometheus.value('zerofleet_state{state="RUNNING"}') == 1.0)
-    assert prometheus.value("sum(zerofleet_verdicts_total)") == 1.0
-    assert prometheus.value('zerofleet_verdicts_total{action="retry"} > 0') == 1.0
+    assert prometheus.value('sum(zerofleet_verdicts_total{action="retry"})') >= 1
     assert prometheus.value('zerofleet_time_seconds{label="restart"}') > 0
     wait_for(lambda: prometheus.value("zerofleet_ranks") == 2.0)
 
 
 def test_the_labels_are_all_of_the_wall_time(run, prometheus):
-    """As far as two scrapes a known time apart tell: the sum grows by what Prometheus's own clock says lay between them."""
-    wait_for(lambda: (prometheus.value("count_over_time(zerofleet_step[1m])") or 0) >= 5)
-    grown = "sum(max_over_time(zerofleet_time_seconds[1h])) - sum(min_over_time(zerofleet_time_seconds[1h]))"
-    began = min(e.start for e in run.events())
-    wall_s, now = prometheus.query("sum(zerofleet_time_seconds)")[0]["value"][1], time.time()
-    assert prometheus.value(grown) > 0
-    assert 0 < float(wall_s) <= now - began + 60, "what came before the first event is the driver's start"
+    """From the driver's start to within the scrape that Prometheus dated: both read this host's clock."""
+    began, scraped = driver_records(run)[0].started_at, "scalar(max(timestamp(zerofleet_step)))"
+    more = f"scalar(sum(zerofleet_time_seconds)) - ({scraped} - {began!r})"
+    beyond = f"vector({more}) > -0.1 and vector({more} - scalar(max(scrape_duration_seconds))) < 0.1"
+    assert prometheus.query(beyond), prometheus.query(f"vector({more})")
 
 
 def test_every_query_of_the_dashboard_and_every_rule_is_answered(run, prometheus):

@@ -83,6 +83,7 @@ def test_results_that_only_a_file_or_a_snapshot_has_told_count_once():
     ledger.hear(Event("recalled", 2, 0, 10, "load", story.at, data={"events": told}))
     accounts = ledger.accounts(story.at)
     assert accounts.counted_steps == 10 and accounts.seconds["step"] == pytest.approx(10.0)
+    assert len(ledger._results) == 10, "what was told again takes nobody's place"
 
 
 def test_every_label_is_there_before_anything_has_happened():

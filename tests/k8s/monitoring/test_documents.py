@@ -100,7 +100,7 @@ def test_the_age_and_the_runbook_are_the_profiles():
     rules = {rule["alert"]: rule for rule in rule["spec"]["groups"][0]["rules"]}
     assert rules["ZerofleetNothingDurable"]["expr"] == "zerofleet_durable_age_seconds > 77"
     where = rules["ZerofleetNothingDurable"]["annotations"]["runbook_url"]
-    assert where == "https://wiki.example.com/runs#zerofleetnothingdurable"
+    assert where == "https://wiki.example.com/runs#when-you-are-paged"
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)

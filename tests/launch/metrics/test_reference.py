@@ -50,6 +50,8 @@ def test_a_histogram_counts_upwards_to_all_of_them():
     samples = shown["zerofleet_step_duration_seconds"].samples
     counts = [sample.value for sample in samples if sample.name.endswith("_bucket")]
     assert counts == sorted(counts) and counts[-1] == 10
+    whole = {s.name.rpartition("_")[2]: s.value for s in samples if not s.name.endswith("_bucket")}
+    assert whole == {"count": 10.0, "sum": 20.0}
     assert [s.labels["le"] for s in samples if s.name.endswith("_bucket")][-1] == "+Inf"
 
 

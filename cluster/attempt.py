@@ -169,7 +169,8 @@ class Attempt:
     def _incident(self, straggler: Straggler) -> dict[str, Any]:
         rank, node = straggler.rank, self._ranks[straggler.rank].node
         message = straggler.describe(f"rank {rank} on node {node}" if node else f"rank {rank}")
-        return {"class": "straggler", "message": message, "rank": rank, "node": node, "own_s": straggler.own_s}
+        told = {"rank": rank, "node": node, "own_s": straggler.own_s, "is_over": straggler.is_over}
+        return {"class": "straggler", "message": message, **told}
 
     def silent(self, now: float, limit_s: float) -> tuple[Silence, ...]:
         """The ranks that gave no sign of life for as long as they may: by the learned limits, else `limit_s`. None once rank 0 is

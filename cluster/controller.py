@@ -293,7 +293,7 @@ class Controller(Transitions):
                 self._hear(outcome.event(), now)
                 self._grow_if_it_pays(now)
             else:
-                self._say_storage(f"{outcome.trouble()}; {self._saves.since()}")
+                self._say_storage(f"{outcome.trouble()}; {self._saves.since()}", given_up=outcome.is_settled)
             if outcome.is_settled:
                 self._group.control(Control(settled_step=outcome.checkpoint.step))
 

@@ -44,8 +44,11 @@ class EventLog:
     While storage is down the events wait in memory; a writer keeps what it was given and could not write.
     """
 
-    def __init__(self, open_writer: Callable[[int], EventWriter]) -> None:
-        self._open_writer = open_writer
+    def __init__(
+        self, open_writer: Callable[[int], EventWriter], also: Callable[[Event], None] = lambda event: None
+    ) -> None:
+        """`also` hears every event at once, and has to return at once."""
+        self._open_writer, self._also = open_writer, also
         self._queue: queue.SimpleQueue[Event | _Sync | None] = queue.SimpleQueue()
         self._given_up = threading.Event()
         self._is_whole = True
@@ -55,6 +58,7 @@ class EventLog:
     def emit(self, event: Event) -> None:
         """Returns at once."""
         self._queue.put(event)
+        self._also(event)
 
     def make_ledger_durable(self) -> None:
         """Returns when all ledger entries so far survive a power cut. Raises StorageError, also when it takes too long."""

@@ -68,8 +68,9 @@ class Transitions:
         """The kernel's letter for each rank's process, and its stacks."""
         self._say("stacks", ranks={str(rank): f"{stack.state} {stack.text}" for rank, stack in stacks.items()})
 
-    def _say_storage(self, message: str) -> None:
-        self._say("incident", **{"class": "storage", "message": message})
+    def _say_storage(self, message: str, given_up: bool = False) -> None:
+        """`given_up`: it is over, for this save; else it is tried again."""
+        self._say("incident", **{"class": "storage", "message": message, "given_up": given_up})
 
     def _say(self, kind: str, **data: Any) -> None:
         attempt, step = self._place

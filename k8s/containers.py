@@ -61,9 +61,11 @@ def own_environment(profile: Profile, workload: Workload) -> dict[str, str]:
 
 
 def head_environment(profile: Profile, workload: Workload) -> dict[str, str]:
-    """The head sees no GPU of its node, and a Ray job that is stopped has the time of a save."""
+    """The head sees no GPU of its node, a Ray job that is stopped has the time of a save, and the driver answers Prometheus."""
     wait_s = grace_s(profile, workload) - RAY_END_S
-    return {"NVIDIA_VISIBLE_DEVICES": "void", "RAY_JOB_STOP_WAIT_TIME_S": str(wait_s)}
+    port = profile.monitoring.port
+    metrics = {"ZEROFLEET_METRICS": f"0.0.0.0:{port}"} if port else {}
+    return {"NVIDIA_VISIBLE_DEVICES": "void", "RAY_JOB_STOP_WAIT_TIME_S": str(wait_s), **metrics}
 
 
 def worker_environment(profile: Profile) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from zerofleet.cluster.config import Finding
 from zerofleet.k8s.profile import Profile
 from zerofleet.k8s.rules.lifecycle import lifecycle
+from zerofleet.k8s.rules.monitoring import monitoring
 from zerofleet.k8s.rules.naming import naming
 from zerofleet.k8s.rules.nodes import nodes
 from zerofleet.k8s.rules.security import security
@@ -13,5 +14,7 @@ from zerofleet.k8s.workload import Workload
 
 def lint(profile: Profile, workload: Workload) -> list[Finding]:
     """Errors first; each with its reason, numbers and remedy."""
-    findings = [finding for rule in (naming, nodes, lifecycle, security) for finding in rule(profile, workload)]
+    findings = [
+        finding for rule in (naming, nodes, lifecycle, security, monitoring) for finding in rule(profile, workload)
+    ]
     return sorted(findings, key=lambda finding: finding.level)

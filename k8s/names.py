@@ -18,6 +18,20 @@ OVERRIDES_FILE = "overrides.yaml"
 STOP_FILE = "stop"
 """In the ConfigMap once the run was asked to stop: the kubelet brings it to the head."""
 
+RAY_METRICS, AUTOSCALER_METRICS, DASHBOARD_METRICS = "metrics", "as-metrics", "dash-metrics"
+"""Names of Ray's own ports for a Prometheus, as KubeRay's samples have them."""
+TRAIN_METRICS = "train-metrics"
+"""The driver's."""
+HEAD_PORTS = {
+    "gcs-server": 6379,
+    "dashboard": 8265,
+    "client": 10001,
+    RAY_METRICS: 8080,
+    AUTOSCALER_METRICS: 44217,
+    DASHBOARD_METRICS: 44227,
+}
+"""Of Ray, on the head."""
+
 _LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 

@@ -17,7 +17,18 @@ from zerofleet.k8s.containers import (
     shared_volumes,
     worker_environment,
 )
-from zerofleet.k8s.names import HEAD, STAY, SUBMITTER, WORKER, config_map_name, labels, pod_selector, worker_annotations
+from zerofleet.k8s.names import (
+    HEAD,
+    HEAD_PORTS,
+    STAY,
+    SUBMITTER,
+    TRAIN_METRICS,
+    WORKER,
+    config_map_name,
+    labels,
+    pod_selector,
+    worker_annotations,
+)
 from zerofleet.k8s.profile import HeadPool, Profile, Toleration, WorkerPool
 from zerofleet.k8s.workload import Workload, grace_s, object_store_bytes, shm_bytes
 
@@ -34,6 +45,7 @@ def head_pod(profile: Profile, workload: Workload) -> dict[str, Any]:
     container = {
         "name": HEAD_CONTAINER,
         **_image(profile),
+        "ports": _head_ports(profile),
         "resources": _equal({"cpu": str(pool.cpus), "memory": f"{pool.memory_gib}Gi"}),
         **environment(profile, {**own_environment(profile, workload), **head_environment(profile, workload)}),
         "volumeMounts": [*mounts(profile), {"name": "job", "mountPath": JOB_FOLDER, "readOnly": True}],
@@ -94,6 +106,12 @@ def submitter_pod(profile: Profile, workload: Workload) -> dict[str, Any]:
     }
     spec = {**pod_basics(profile), **_placement(profile.head), "restartPolicy": "Never", "containers": [container]}
     return {"metadata": {"labels": labels(profile, workload, SUBMITTER)}, "spec": spec}
+
+
+def _head_ports(profile: Profile) -> list[dict[str, Any]]:
+    """All of them: once a head names one port, KubeRay's service for it has no others (it finds the dashboard by name)."""
+    own = {TRAIN_METRICS: profile.monitoring.port} if profile.monitoring.port else {}
+    return [{"name": name, "containerPort": number} for name, number in {**HEAD_PORTS, **own}.items()]
 
 
 def worker_resources(profile: Profile) -> dict[str, str]:

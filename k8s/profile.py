@@ -206,6 +206,21 @@ class LimitsConfig(Section):
     """A PodDisruptionBudget that lets no pod be evicted. It holds up the drain of a node until the job has ended."""
 
 
+class MonitoringConfig(Section):
+    port: Annotated[int, Field(ge=0, le=65535)] = 8090
+    """Port of the head pod at which the run's driver answers Prometheus; 0: it does not."""
+    monitor_labels: dict[str, str] = Field(default_factory=lambda: {"release": "prometheus"})
+    """Labels of the PodMonitor and of the rules, by which the Prometheus operator takes them up."""
+    dashboard_labels: dict[str, str] = Field(default_factory=lambda: {"grafana_dashboard": "1"})
+    """Labels of the dashboard's ConfigMap, by which Grafana's sidecar takes it up."""
+    scrape_interval_s: PositiveInt = 15
+    """Seconds between two scrapes."""
+    durable_age_s: PositiveInt = 3600
+    """Somebody is paged when nothing of a run has become durable for so many seconds."""
+    runbook_url: str = "docs/operations.md"
+    """Where the alerts send whoever is paged: the place of docs/operations.md in your wiki; a section of it is added."""
+
+
 class OperatorConfig(Section):
     version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")] = "1.7.0"
     """Version of the KubeRay operator."""
@@ -240,5 +255,7 @@ class Profile(Section):
     """Pod security, service account, Ray's token."""
     lifecycle: LifecycleConfig = LifecycleConfig()
     """Retries, deadlines, and what happens to pods at the end."""
+    monitoring: MonitoringConfig = MonitoringConfig()
+    """Metrics of the runs, alerts, dashboard; docs/metrics.md."""
     limits: LimitsConfig = LimitsConfig()
     """Grace period, shared memory, disruption budget."""

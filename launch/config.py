@@ -15,6 +15,7 @@ import yaml
 
 from zerofleet.cluster.config import ClusterConfig
 from zerofleet.launch.config_fields import ConfigField, config_fields, known_path, unknown_key, validated
+from zerofleet.launch.metrics.config import MetricsConfig
 from zerofleet.launch.recipe_text import Override, parse_mapping, parse_overrides, read_text, set_path
 from zerofleet.launch.silos.config import SilosConfig
 from zerofleet.trainer import frozen
@@ -28,6 +29,8 @@ class JobConfig(TrainConfig):
 
     cluster: ClusterConfig = ClusterConfig()
     """Nodes, ranks, resources and time limits."""
+    metrics: MetricsConfig = MetricsConfig()
+    """Where a Prometheus may scrape the run's driver; docs/metrics.md."""
     silos: SilosConfig | None = None
     """Several runs over data that stays apart, which share their weights every so many steps; docs/silo-runs.md."""
 

@@ -45,6 +45,7 @@ from zerofleet.launch.environment import fingerprint
 from zerofleet.launch.event_log_lines import write_log_line
 from zerofleet.launch.exit_codes import RUN_FAILED
 from zerofleet.launch.lost_ray import begin_anew, judge_loss
+from zerofleet.launch.metrics.live import Metrics, place_of
 from zerofleet.launch.report.write import leave_report
 from zerofleet.launch.requests import RequestWatch
 from zerofleet.launch.stops import Stops, stop_with_parent
@@ -113,8 +114,13 @@ def drive(
     address = handed.address if handed is not None else job.cluster.address
     joined = job.cluster.model_copy(update={"address": address})
     job = job.model_copy(update={"run": here, "cluster": joined})
+    place = place_of(job)
     number = claim(run, overrides, handed)
-    log = EventLog(lambda attempt: Recorder(run, attempt, job.train_config()))
+    metrics = Metrics(run, job, number, place)
+    log = EventLog(lambda attempt: Recorder(run, attempt, job.train_config()), metrics.hear)
+    if (told := metrics.start()) is not None:
+        log.emit(told)
+        write_log_line(told)
     if job.silo is not None:
         stop_with_parent()
     try:
@@ -124,6 +130,7 @@ def drive(
             return SilosDriver(run, job, number, log, stops).run()
         return Driver(run, job, number, log, program, stops).run()
     finally:
+        metrics.close()
         if log.close(min(CLOSE_TIMEOUT_S, job.cluster.stop_timeout_s)):
             leave_report(run)
 
@@ -285,7 +292,10 @@ class Driver:
         init_from = pin_init_from(self._run, self._config.run)
         stage = self._config.train.zero_stage
         arguments = (attempt, checkpoint, world_size, stage, init_from, in_memory, quarantine)
-        return self._run.claim_attempt(*arguments).quarantine
+        record = self._run.claim_attempt(*arguments)
+        said = {name: getattr(record, name) for name in ("start_step", "world_size", "from_memory", "quarantine")}
+        self._emit(Event("claimed", attempt, DRIVER, record.start_step, "load", record.claimed_at, data=said))
+        return record.quarantine
 
     def _commit(self, manifest: Manifest) -> None:
         commit(self._config.checkpoint, self._run, manifest, self._log.make_ledger_durable)

@@ -20,6 +20,7 @@ Heartbeats, progress, goodput and the ledger are readings of the one event strea
 | `stopped`    | rank 0        | a stop was obeyed: the durable step |
 | `error`      | a rank        | `type`, `message`, `traceback`: the exception that ends it; `user` true for a UserError |
 | `state`      | driver        | the controller's state: `from`, `to`, `why` |
+| `claimed`    | driver        | an attempt begins: `start_step`, `world_size`, `from_memory`, and its whole `quarantine` |
 | `verdict`    | driver        | class, action, sentence |
 | `environment` | driver       | what the driver's host is: processor, cores, memory, versions |
 | `prepare`    | driver        | data preparation: `stage`, `fraction` in [0, 1], `detail`, at last with what it came to |

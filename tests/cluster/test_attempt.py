@@ -47,6 +47,7 @@ def test_its_end_is_told_once():
         "rank 3 on node node-1 is a straggler",
         "rank 3 on node node-1 is no straggler any more",
     ]
+    assert [found["is_over"] for found in told] == [False, True]
 
 
 def test_ranks_that_are_alike_are_not_told():

@@ -109,7 +109,7 @@ def test_rank_0_hears_what_has_come_of_a_save():
     until_waiting(h)
     assert [control.settled_step for control in h.group.heard_controls] == [4]
     (incident,) = h.said("incident")
-    assert "step 4 did not become durable: the disk is full" in incident.data["message"]
+    assert "step 4 did not become durable: the disk is full" in incident.data["message"] and incident.data["given_up"]
     assert h.controller.state is State.RUNNING, "training goes on"
 
 

@@ -42,7 +42,7 @@ def test_the_resolved_yaml_gives_the_same_job(recipe):
     )
     assert parse_job(job.to_yaml(), "job.yaml") == job
     sections = [name for name in TrainConfig.model_fields if name != "silo"]  # of a silo only
-    assert list(yaml.safe_load(job.to_yaml())) == [*sections, "cluster"]
+    assert list(yaml.safe_load(job.to_yaml())) == [*sections, "cluster", "metrics"]
 
 
 def test_storage_comes_from_the_environment_unless_given(recipe, tmp_path, monkeypatch):

@@ -233,8 +233,8 @@ class MemorySaver:
                     np.copyto(target, to_numpy(slot.saved_view()).view(np.uint8))
         path = str(buffer.path) if buffer is not None else None
         data = {"path": path, "durable": durable, "replicate": replicate, "checkpoint": asdict(meta.checkpoint)}
-        duration_s = time.time() - start
-        self._source.event("snapshot", meta.step, start, duration_s, world_size=meta.world_size, **data)
+        told = {"world_size": meta.world_size, "bytes": sum(key.num_bytes for key in keys), **data}
+        self._source.event("snapshot", meta.step, start, time.time() - start, **told)
 
 
 class DirectSaver:

@@ -92,6 +92,11 @@ def test_a_run_over_a_slow_network_that_cuts_is_the_run_on_a_local_disk(cli, loc
     assert cli.proxy.injected["delay"] and cli.proxy.injected["cut"] == 3
     assert losses(run) == local_losses, "bitwise"
     assert positions(run) == list(range(32 * STEPS)) and len(run.attempts()) == 1
+    cli.proxy.fault = Fault("delay", delay_s=0.01)
+    longer = cli("resume", "plain", f"train.steps={STEPS + 2}")  # the end of a run has given its memory back
+    assert longer.returncode == 0, longer.stdout + longer.stderr
+    assert [(a.start_step, a.from_memory) for a in run.attempts()] == [(0, False), (STEPS, False)]
+    assert positions(run) == list(range(32 * (STEPS + 2)))
 
 
 @contextlib.contextmanager

@@ -78,7 +78,7 @@ class VerifiedReader:
         start = position = block * checkpoint_format.BLOCK_BYTES
         end = min(start + checkpoint_format.BLOCK_BYTES, self._file.num_bytes)
         places: list[memoryview] = []
-        for piece in [*pieces, Piece(end, memoryview(b""))]:
+        for piece in [*pieces, Piece(end, memoryview(bytearray()))]:
             # What is not wanted has to be read too: the hash is of the whole block.
             places += [memoryview(bytearray(piece.start - position)), piece.target]
             position = piece.end

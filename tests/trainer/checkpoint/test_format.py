@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -20,9 +22,13 @@ OTHER = np.arange(300, dtype=np.float32) * 2
 
 @pytest.fixture(params=[16 * 1024 * 1024, 512])
 def storage(request, tmp_path, monkeypatch):
-    """Two rank files: `w` is cut at 600, `v` lies whole in the second. Blocks of 512 bytes make ranges cross them."""
+    """Blocks of 512 bytes make ranges cross them."""
     monkeypatch.setattr(checkpoint_format, "BLOCK_BYTES", request.param)
-    storage = Storage(str(tmp_path))
+    return saved(Storage(str(tmp_path)))
+
+
+def saved(storage: Storage) -> Storage:
+    """Two rank files: `w` is cut at 600, `v` lies whole in the second."""
     files = [
         write_rank_file(storage, CHECKPOINT, 0, 2, [(FragmentKey("w", "master", 0, 600, "F32"), VALUES[:600])]),
         write_rank_file(
@@ -75,6 +81,14 @@ def test_all_that_is_wanted_is_read_into_place(storage):
     CheckpointReader(storage, CHECKPOINT).fill(wanted, lambda: calls.append(1))
     assert np.array_equal(targets[0], VALUES[:500]) and np.array_equal(targets[1], OTHER)
     assert np.array_equal(targets[2], VALUES[577:700]) and calls
+
+
+def test_the_same_from_an_object_store():
+    """Its files cannot be mapped: they come as bytes, and are copied."""
+    target = np.zeros(1000, np.float32)
+    storage = saved(Storage(f"memory://{uuid.uuid4().hex}"))
+    CheckpointReader(storage, CHECKPOINT).fill([Wanted("w", "master", 0, target)])
+    assert np.array_equal(target, VALUES)
 
 
 def test_nothing_is_read_into_place_unverified(storage):

@@ -100,12 +100,12 @@ def test_a_run_over_a_slow_network_that_cuts_is_the_run_on_a_local_disk(cli, loc
 
 
 @contextlib.contextmanager
-def outage_at(cli, step):
-    """Storage refuses everything from the moment at which rank 0 is at that step. Yields what to give to `submit`, and an event: it has begun."""
+def outage_at(cli, step, outage=REFUSE):
+    """Storage refuses (or swallows) everything from the moment at which rank 0 is at that step. Yields what to give to `submit`, and an event: it has begun."""
     begun = threading.Event()
 
     def strike(arrival):
-        cli.proxy.fault = REFUSE
+        cli.proxy.fault = outage
         begun.set()
         return True
 
@@ -163,13 +163,14 @@ def test_an_export_waits_for_an_outage_to_pass(cli, local_losses):
 
 @pytest.mark.long
 def test_storage_that_stays_away_ends_the_run_and_resume_goes_on_from_memory(cli, local_losses):
-    """Every request is swallowed from the first checkpoint on: the driver ends by itself, and no step is trained twice."""
-    assert cli.submit("gone", *LONG, "--detach", "cluster.stop_timeout_s=3").returncode == 0
-    run = cli.run("gone")
-    wait_for_checkpoint(run)
-    driver = psutil.Process(driver_records(run)[-1].pid)
-    cli.proxy.fault = BLACK_HOLE
-    driver.wait(200)
+    """Every request is swallowed from step 20 on: the driver ends by itself, and no step is trained twice."""
+    with outage_at(cli, 20, BLACK_HOLE) as (fault, begun):
+        faults = json.dumps([fault])
+        submitted = cli.submit("gone", *LONG, "--detach", "cluster.stop_timeout_s=3", ZEROFLEET_FAULTS=faults)
+        assert submitted.returncode == 0
+        assert begun.wait(120)
+        run = cli.run("gone")
+        psutil.Process(driver_records(run)[-1].pid).wait(300)
     cli.proxy.fault = NONE
     assert cli.proxy.injected[BLACK_HOLE.kind]
     done = cli("resume", "gone")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
 
 from tests.k8s.support import CPU, PROFILES, changed_profile, pods_of, rendered, workload
+from zerofleet.k8s.monitoring.__main__ import main
 from zerofleet.k8s.monitoring.alerts import alerts
 from zerofleet.k8s.monitoring.dashboard import PANELS, dashboard, dashboard_json
 from zerofleet.k8s.monitoring.documents import DASHBOARD_FILE, monitoring_documents, network_policy, pod_monitor
@@ -177,9 +176,9 @@ def test_every_query_is_of_the_chosen_runs():
 
 
 @pytest.mark.parametrize("what", ["rules", "dashboard"])
-def test_a_prometheus_and_a_grafana_without_operators_get_files(what):
-    command = [sys.executable, "-m", "zerofleet.k8s.monitoring", what]
-    text = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+def test_a_prometheus_and_a_grafana_without_operators_get_files(what, capsys):
+    main([what])
+    text = capsys.readouterr().out
     if what == "dashboard":
         assert text == dashboard_json()
     else:

@@ -11,10 +11,10 @@ from zerofleet.k8s.profile import LifecycleConfig, MonitoringConfig
 from zerofleet.k8s.to_yaml import to_yaml
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m zerofleet.k8s.monitoring", description=__doc__)
     parser.add_argument("what", choices=("rules", "dashboard"))
-    is_rules = parser.parse_args().what == "rules"
+    is_rules = parser.parse_args(arguments).what == "rules"
     rules = rule_groups(MonitoringConfig(), LifecycleConfig())
     sys.stdout.write(to_yaml([rules]) if is_rules else dashboard_json())
 

@@ -6,27 +6,47 @@ from typing import Any
 
 from zerofleet.k8s.monitoring.alerts import rule_groups
 from zerofleet.k8s.monitoring.dashboard import dashboard_json
-from zerofleet.k8s.names import AUTOSCALER_METRICS, DASHBOARD_METRICS, RAY_METRICS, TRAIN_METRICS
+from zerofleet.k8s.names import AUTOSCALER_METRICS, DASHBOARD_METRICS, HEAD_PORTS, RAY_METRICS, TRAIN_METRICS
 from zerofleet.k8s.profile import Profile
 
 NAME = "zerofleet"
 DASHBOARD_FILE = "zerofleet-runs.json"
 _OPERATOR = "monitoring.coreos.com/v1"
+_RUNS = {"app.kubernetes.io/part-of": "zerofleet"}
+"""Labels of every pod of every run."""
+_OF_RAY = (RAY_METRICS, AUTOSCALER_METRICS, DASHBOARD_METRICS)
 
 
 def monitoring_documents(profile: Profile) -> list[dict[str, Any]]:
     """For whoever sets up a namespace. The cluster needs the Prometheus operator's CRDs."""
-    return [pod_monitor(profile), prometheus_rule(profile), dashboard_config_map(profile)]
+    return [network_policy(profile), pod_monitor(profile), prometheus_rule(profile), dashboard_config_map(profile)]
+
+
+def network_policy(profile: Profile) -> dict[str, Any]:
+    """Prometheus may scrape where otherwise nobody outside of the namespace may ask anything."""
+    own = [profile.monitoring.port] if profile.monitoring.port else []
+    ports = [*own, *(HEAD_PORTS[name] for name in _OF_RAY)]
+    source = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": profile.monitoring.prometheus_namespace}}
+    }
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {**_metadata(profile, {}), "name": f"{NAME}-metrics"},
+        "spec": {
+            "podSelector": {"matchLabels": dict(_RUNS)},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": [source], "ports": [{"protocol": "TCP", "port": port} for port in ports]}],
+        },
+    }
 
 
 def pod_monitor(profile: Profile) -> dict[str, Any]:
     """The pods of all runs: the driver's metrics and Ray's own. A port that a pod has not is no target."""
-    ports = [RAY_METRICS, AUTOSCALER_METRICS, DASHBOARD_METRICS]
-    if profile.monitoring.port:
-        ports.insert(0, TRAIN_METRICS)
+    ports = [*([TRAIN_METRICS] if profile.monitoring.port else []), *_OF_RAY]
     interval = f"{profile.monitoring.scrape_interval_s}s"
     spec = {
-        "selector": {"matchLabels": {"app.kubernetes.io/part-of": "zerofleet"}},
+        "selector": {"matchLabels": dict(_RUNS)},
         "podTargetLabels": ["app.kubernetes.io/instance", "app.kubernetes.io/component"],
         "podMetricsEndpoints": [{"port": port, "path": "/metrics", "interval": interval} for port in ports],
     }

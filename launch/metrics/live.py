@@ -15,7 +15,8 @@ from zerofleet.cluster.probe import code_version
 from zerofleet.launch.config import JobConfig
 from zerofleet.launch.metrics.config import listening
 from zerofleet.launch.metrics.reading import Facts, Reading, Sample
-from zerofleet.trainer.driver_records import driver_records
+from zerofleet.trainer.driver_records import DriverRecord, driver_records
+from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.events import DRIVER, Event
 from zerofleet.trainer.run_folder import RunFolder
 
@@ -27,27 +28,37 @@ class Metrics:
 
     def __init__(self, run: RunFolder, job: JobConfig, number: int, where: tuple[str, int] | None) -> None:
         """`number` is the driver's, which has claimed the run; `where` is the address and port to listen at, None: nobody asks."""
-        self._run, self._where = run, where
-        self._driver = next(record for record in driver_records(run) if record.number == number)
-        self._facts, self._lock, self._began_at = _facts(job), threading.Lock(), time.time()
-        self._reading, self._has_recalled = Reading(self._facts, self._driver, self._began_at), False
+        self._run, self._job, self._number, self._where = run, job, number, where
+        self._began_at, self._lock = time.time(), threading.Lock()
+        self._reading: Reading | None = None
+        """None while what the run did before is still read."""
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._listen, name="metrics", daemon=True)
         self._server: WSGIServer | None = None
 
     def start(self) -> Event | None:
         """Begins to answer. Returns what a user should know: where, or why not; None where nobody asked for it."""
         if self._where is None:
             return None
-        address, port = self._where
         try:
-            found = self._serve(address, port)
+            attempts = self._run.attempts()
+            driver = next(record for record in driver_records(self._run) if record.number == self._number)
+        except StorageError as error:
+            _log.warning("no metrics: %s", error)
+            return None
+        where, number = f"{self._where[0]}:{self._where[1]}", 1 + (attempts[-1].attempt if attempts else 0)
+        try:
+            port = self._serve(*self._where, self._fresh(driver))
         except OSError as error:
-            what = f"no metrics: {address}:{port} cannot be listened at ({error.strerror or error}); the run goes on without"
-            remedy = "metrics.port=0 takes any port that is free"
-            return self._say("incident", f"{what}. {remedy}", **{"class": "metrics"})
-        self._thread.start()
-        return self._say("info", f"metrics for Prometheus: http://{address}:{found}/metrics")
+            what = f"no metrics: {where} cannot be listened at ({error.strerror or error}); the run goes on without"
+            data = {"class": "metrics", "message": f"{what}. metrics.port=0 takes any port that is free"}
+            return Event("incident", number, DRIVER, 0, "init", time.time(), data=data)
+        threading.Thread(target=self._listen, args=(self._fresh(driver),), name="metrics", daemon=True).start()
+        data = {"message": f"metrics for Prometheus: http://{self._where[0]}:{port}/metrics"}
+        return Event("info", number, DRIVER, 0, "init", time.time(), data=data)
+
+    def _fresh(self, driver: DriverRecord) -> Reading:
+        """Of a run that has done nothing."""
+        return Reading(_facts(self._job), driver, self._began_at)
 
     def hear(self, event: Event) -> None:
         """Returns at once."""
@@ -61,46 +72,39 @@ class Metrics:
             self._server.shutdown()
             self._server.server_close()
 
-    def samples(self) -> list[Sample]:
-        """As things stand. While what the run did before is still read, only that it is there: a counter that starts from 0 and then
-        jumps would look like as many failures."""
-        with self._lock:
-            now = time.time()
-            return list(self._reading.samples(now) if self._has_recalled else self._reading.of_run(now))
-
-    def _serve(self, address: str, port: int) -> int:
-        """Returns the port. Raises OSError."""
+    def _serve(self, address: str, port: int, fresh: Reading) -> int:
+        """Returns the port. Raises OSError. While the past is read only what the run is is shown, by `fresh`: a counter that starts from 0 and
+        then jumps would look like as many failures."""
         from prometheus_client import start_http_server
         from prometheus_client.registry import CollectorRegistry
 
         from zerofleet.launch.metrics.families import RunCollector
 
+        def samples() -> list[Sample]:
+            with self._lock:
+                now = time.time()
+                return list(fresh.of_run(now) if self._reading is None else self._reading.samples(now))
+
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(RunCollector(self._run.name, self.samples))
+        registry.register(RunCollector(self._run.name, samples))
         self._server, _ = start_http_server(port, address, registry)
         return int(self._server.server_port)
 
-    def _listen(self) -> None:
+    def _listen(self, reading: Reading) -> None:
         """Whatever happens here, the run goes on."""
-        reading = Reading(self._facts, self._driver, self._began_at)
         try:
             reading.recall(driver_records(self._run), self._run.attempts(), _past(self._run, self._began_at))
         except Exception as error:  # noqa: BLE001
             _log.warning("not all of what the run did before this driver is in its metrics: %s", error)
         reading.begin()
         with self._lock:
-            self._reading, self._has_recalled = reading, True
+            self._reading = reading
         while (event := self._queue.get()) is not None:
             try:
                 with self._lock:
-                    self._reading.hear(event)
+                    reading.hear(event)
             except Exception as error:  # noqa: BLE001
                 _log.exception("an event is not in the metrics: %s: %s", error, event)
-
-    def _say(self, kind: str, message: str, **data: str) -> Event:
-        attempts = self._run.attempts()
-        number = 1 + (attempts[-1].attempt if attempts else 0)
-        return Event(kind, number, DRIVER, 0, "init", time.time(), data={"message": message, **data})
 
 
 def place_of(job: JobConfig) -> tuple[str, int] | None:

@@ -25,12 +25,13 @@ or behind a network policy. The environment variable `ZEROFLEET_METRICS=ADDRESS:
 
 **On Kubernetes** the profile says it (`monitoring.port`, 8090; docs/profile.md): the head's container has a port `train-metrics`, and the driver is told by that
 variable. A namespace needs once, where the Prometheus operator and Grafana's sidecar are there:
+- a **NetworkPolicy** that lets Prometheus (`monitoring.prometheus_namespace`) reach the ports for metrics;
 - a **PodMonitor** of all runs' pods: the driver's port, and Ray's own (`metrics`, `as-metrics`, `dash-metrics`). Labels by which the operator takes it up:
   `monitoring.monitor_labels` (`release: prometheus`);
 - a **PrometheusRule** with the alerts, each with what it means, the command to begin with, and its place in the runbook (`monitoring.runbook_url`);
 - a **ConfigMap** with the dashboard (`monitoring.dashboard_labels`).
 
-`zerofleet.k8s.monitoring.documents.monitoring_documents(profile)` makes the three. Without operators:
+`zerofleet.k8s.monitoring.documents.monitoring_documents(profile)` makes the four. Without operators:
 ```sh
 python -m zerofleet.k8s.monitoring rules > zerofleet-rules.yml          # rule_files of prometheus.yml
 python -m zerofleet.k8s.monitoring dashboard > zerofleet-dashboard.json  # Grafana: Dashboards, New, Import

@@ -27,11 +27,11 @@ from zerofleet.trainer.run_folder import RunFolder
 PROMETHEUS = shutil.which("prometheus")
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed (Debian: prometheus)"),
 ]
 ENDLESS = 10**6
-_DEADLINE_S = 150
+_DEADLINE_S = 240
 
 T = TypeVar("T")
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
 
-from tests.k8s.support import CPU, PROFILES, changed_profile
+from tests.k8s.support import CPU, PROFILES, changed_profile, pods_of, rendered, workload
+from zerofleet.k8s.monitoring.__main__ import main
 from zerofleet.k8s.monitoring.alerts import alerts
 from zerofleet.k8s.monitoring.dashboard import PANELS, dashboard, dashboard_json
-from zerofleet.k8s.monitoring.documents import DASHBOARD_FILE, monitoring_documents, pod_monitor
+from zerofleet.k8s.monitoring.documents import DASHBOARD_FILE, monitoring_documents, network_policy, pod_monitor
 from zerofleet.k8s.profile import LifecycleConfig, MonitoringConfig
 from zerofleet.k8s.to_yaml import to_yaml
 from zerofleet.launch.metrics.catalog import BY_NAME, PREFIX, series_names
@@ -106,20 +105,45 @@ def test_the_age_and_the_runbook_are_the_profiles():
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_the_documents_are_the_same_every_time_and_carry_the_labels_that_operators_look_for(path):
     profile = load_profile(path)
-    monitor, rule, board = monitoring_documents(profile)
-    assert [document["kind"] for document in (monitor, rule, board)] == ["PodMonitor", "PrometheusRule", "ConfigMap"]
-    assert {document["metadata"]["namespace"] for document in (monitor, rule, board)} == {profile.namespace}
+    policy, monitor, rule, board = found = monitoring_documents(profile)
+    kinds = ["NetworkPolicy", "PodMonitor", "PrometheusRule", "ConfigMap"]
+    assert [document["kind"] for document in found] == kinds
+    assert {document["metadata"]["namespace"] for document in found} == {profile.namespace}
+    assert "release" not in policy["metadata"]["labels"]
     assert monitor["metadata"]["labels"]["release"] == rule["metadata"]["labels"]["release"] == "prometheus"
     assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert json.loads(board["data"][DASHBOARD_FILE]) == dashboard()
     assert to_yaml(monitoring_documents(profile)) == to_yaml(monitoring_documents(profile))
 
 
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_what_prometheus_may_reach_is_what_it_scrapes(path):
+    profile = load_profile(path)
+    job = rendered(profile, workload(path))[-1]
+    numbers = {port["name"]: port["containerPort"] for port in pods_of(job)["head"]["spec"]["containers"][0]["ports"]}
+    scraped = {numbers[end["port"]] for end in pod_monitor(profile)["spec"]["podMetricsEndpoints"]}
+    (rule,) = network_policy(profile)["spec"]["ingress"]
+    assert {port["port"] for port in rule["ports"]} == scraped
+    selector = network_policy(profile)["spec"]["podSelector"]["matchLabels"]
+    assert selector == pod_monitor(profile)["spec"]["selector"]["matchLabels"]
+    for pod in pods_of(job).values():
+        assert selector.items() <= pod["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_kubernetes_accepts_the_core_objects(path):
+    """The Prometheus operator's own are of CRDs that are not here."""
+    validate = pytest.importorskip("kubernetes_validate")
+    for document in monitoring_documents(load_profile(path)):
+        if not document["apiVersion"].startswith("monitoring."):
+            validate.validate(document, "1.31", strict=True)
+
+
 def test_labels_are_the_profiles():
     profile = changed_profile(
         CPU, monitoring__monitor_labels={"team": "ml"}, monitoring__dashboard_labels={"board": "yes"}
     )
-    monitor, _, board = monitoring_documents(profile)
+    _, monitor, _, board = monitoring_documents(profile)
     assert "release" not in monitor["metadata"]["labels"] and monitor["metadata"]["labels"]["team"] == "ml"
     assert board["metadata"]["labels"]["board"] == "yes"
 
@@ -152,9 +176,9 @@ def test_every_query_is_of_the_chosen_runs():
 
 
 @pytest.mark.parametrize("what", ["rules", "dashboard"])
-def test_a_prometheus_and_a_grafana_without_operators_get_files(what):
-    command = [sys.executable, "-m", "zerofleet.k8s.monitoring", what]
-    text = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+def test_a_prometheus_and_a_grafana_without_operators_get_files(what, capsys):
+    main([what])
+    text = capsys.readouterr().out
     if what == "dashboard":
         assert text == dashboard_json()
     else:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+import threading
 import time
 import urllib.request
 
@@ -14,7 +16,8 @@ from zerofleet.launch.claims import claim
 from zerofleet.launch.drivers import effective_job
 from zerofleet.launch.metrics.config import VARIABLE, MetricsConfig, listening
 from zerofleet.launch.metrics.live import Metrics
-from zerofleet.trainer.errors import UserError
+from zerofleet.launch.metrics.reading import Reading
+from zerofleet.trainer.errors import StorageError, UserError
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import RunFolder
 
@@ -122,10 +125,31 @@ def test_what_was_before_and_cannot_be_read_is_said_and_the_rest_shown(make_metr
     assert "not all of what the run did before" in caplog.text
 
 
-def test_before_the_past_is_read_nothing_is_counted(make_metrics):
+def test_before_the_past_is_read_nothing_is_counted(make_metrics, monkeypatch):
+    metrics, may_read = make_metrics(0), threading.Event()
+    monkeypatch.setattr(Reading, "recall", lambda *arguments: may_read.wait(20))
+    told = metrics.start()
+    shown = set(re.findall(r"^(zerofleet_\w+)\{", scrape(told), re.MULTILINE))
+    assert shown == {"zerofleet_run_info", "zerofleet_state", "zerofleet_state_age_seconds"}
+    may_read.set()
+    scrape_until(told, 'zerofleet_attempts_total{run="a"} 0.0')
+
+
+def test_storage_that_is_down_costs_the_metrics_and_not_the_run(make_metrics, run, monkeypatch, caplog):
+    def fail(path: str = "") -> list[str]:
+        raise StorageError("no answer")
+
     metrics = make_metrics(0)
-    shown = {sample.name for sample in metrics.samples()}
-    assert shown == {"run_info", "state", "state_age_seconds"}
+    monkeypatch.setattr(run.storage, "list", fail)
+    assert metrics.start() is None and "no metrics: no answer" in caplog.text
+    metrics.hear(step(1))
+    metrics.close()
+
+
+def test_a_driver_that_nobody_asks_reads_nothing(make_metrics, run, monkeypatch):
+    metrics = make_metrics(None)
+    monkeypatch.setattr(run.storage, "list", None)
+    assert metrics.start() is None
 
 
 @pytest.mark.parametrize(

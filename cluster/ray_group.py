@@ -178,7 +178,7 @@ class RayGroup:
             [bundle],
             name=f"{self._spec.namespace}/node-{rank:05d}/{time.time_ns()}",
             lifetime="detached",
-            bundle_label_selector=[{"ray.io/node-id": resources.node_id}],
+            bundle_label_selector=[{**self._ask.labels, "ray.io/node-id": resources.node_id}],
         )
         address = next(n["NodeManagerAddress"] for n in ray.nodes() if n["NodeID"] == resources.node_id)
         agent = (
@@ -392,5 +392,5 @@ def _cluster_nodes() -> list[NodeResources]:
             has, left = node["Resources"], free.get(node["NodeID"], {})
             name = node["NodeManagerHostname"]
             amounts = [amount.get(kind, 0.0) for amount in (has, left) for kind in ("CPU", "GPU")]
-            found.append(NodeResources(node["NodeID"], name, *amounts))
+            found.append(NodeResources(node["NodeID"], name, *amounts, labels=node["Labels"]))
     return found

@@ -385,12 +385,12 @@ def _notices() -> dict[str, float]:
 
 def _cluster_nodes() -> list[NodeResources]:
     """The living nodes that may hold ranks and will stay, with what is free on each."""
-    free, leaving = ray._private.state.available_resources_per_node(), _notices()
+    available, leaving = ray._private.state.available_resources_per_node(), _notices()
     found = []
     for node in ray.nodes():
         if node["Alive"] and node["NodeID"] not in leaving:
-            has, left = node["Resources"], free.get(node["NodeID"], {})
+            has, left = node["Resources"], available.get(node["NodeID"], {})
             name = node["NodeManagerHostname"]
-            amounts = [amount.get(kind, 0.0) for amount in (has, left) for kind in ("CPU", "GPU")]
-            found.append(NodeResources(node["NodeID"], name, *amounts, labels=node["Labels"]))
+            cpus, gpus, *free = (amount.get(kind, 0.0) for amount in (has, left) for kind in ("CPU", "GPU"))
+            found.append(NodeResources(node["NodeID"], name, cpus, gpus, free[0], free[1], node["Labels"]))
     return found

@@ -98,7 +98,7 @@ def check_no_labels(job: JobConfig) -> None:
         who = f"silo {job.silo.name}" if job.silo is not None else "the run"
         raise UserError(
             f"{who} is to run on nodes with the label(s) {words}, and a Ray of its own on this machine has one node without any: name the cluster "
-            "that has them by cluster.address, or take another --backend, or remove the labels"
+            "that has them by cluster.address, or remove the labels"
         )
 
 

@@ -24,9 +24,19 @@ __all__ = [
 """What `k8s` knows of the other packages it knows from here."""
 
 
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+NodeLabels = dict[
+    Annotated[str, Field(pattern=rf"^([a-z0-9]([a-z0-9.-]{{0,251}}[a-z0-9])?/)?{_LABEL}$")],
+    Annotated[str, Field(pattern=f"^{_LABEL}$")],
+]
+"""Plain ones: Ray's selectors have operators too, such as `!x` and `in(x, y)`."""
+
+
 class ClusterConfig(Section):
     address: str = ""
     """`host:port` of the head of a Ray cluster to run on. Empty: the run brings up a Ray of its own on this machine."""
+    labels: NodeLabels = Field(default_factory=dict)
+    """Labels that each of the run's nodes must carry (`ray start --labels=KEY=VALUE`), of a cluster that the run joins."""
     nodes: PositiveInt = 1
     """Nodes of the run, at most; one node agent each."""
     min_nodes: NonNegativeInt = 0

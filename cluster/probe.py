@@ -129,6 +129,7 @@ def _node(node: dict[str, Any], call: Any, free: dict[str, dict[str, float]]) ->
     facts = {
         "node_id": node["NodeID"],
         "name": node["NodeManagerHostname"],
+        "labels": node["Labels"],
         "cpus": has.get("CPU", 0.0),
         "gpus": has.get("GPU", 0.0),
     }

@@ -178,7 +178,7 @@ class RayGroup:
             [bundle],
             name=f"{self._spec.namespace}/node-{rank:05d}/{time.time_ns()}",
             lifetime="detached",
-            bundle_label_selector=[{"ray.io/node-id": resources.node_id}],
+            bundle_label_selector=[{**self._ask.labels, "ray.io/node-id": resources.node_id}],
         )
         address = next(n["NodeManagerAddress"] for n in ray.nodes() if n["NodeID"] == resources.node_id)
         agent = (
@@ -385,12 +385,12 @@ def _notices() -> dict[str, float]:
 
 def _cluster_nodes() -> list[NodeResources]:
     """The living nodes that may hold ranks and will stay, with what is free on each."""
-    free, leaving = ray._private.state.available_resources_per_node(), _notices()
+    available, leaving = ray._private.state.available_resources_per_node(), _notices()
     found = []
     for node in ray.nodes():
         if node["Alive"] and node["NodeID"] not in leaving:
-            has, left = node["Resources"], free.get(node["NodeID"], {})
+            has, left = node["Resources"], available.get(node["NodeID"], {})
             name = node["NodeManagerHostname"]
-            amounts = [amount.get(kind, 0.0) for amount in (has, left) for kind in ("CPU", "GPU")]
-            found.append(NodeResources(node["NodeID"], name, *amounts))
+            cpus, gpus, *free = (amount.get(kind, 0.0) for amount in (has, left) for kind in ("CPU", "GPU"))
+            found.append(NodeResources(node["NodeID"], name, cpus, gpus, free[0], free[1], node["Labels"]))
     return found

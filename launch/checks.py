@@ -78,6 +78,7 @@ def check_machine(job: JobConfig) -> None:
             check_machine(silo_job(job, name, None))
     if job.silos is not None or job.cluster.address:
         return
+    check_no_labels(job)
     cluster, cores = job.cluster, len(os.sched_getaffinity(0))
     needed = math.ceil(cluster.world_size * cluster.cpus_per_rank)
     ranks = f"{cluster.world_size} ranks ({cluster.nodes} nodes x {cluster.ranks_per_node})"
@@ -88,6 +89,17 @@ def check_machine(job: JobConfig) -> None:
         )
     if cluster.world_size > cores:
         sys.stderr.write(f"warning: {ranks} share {cores} cores: they wait for each other in every step\n")
+
+
+def check_no_labels(job: JobConfig) -> None:
+    """For a Ray of the run's own: raises UserError where its one node was to carry labels."""
+    if labels := job.cluster.labels:
+        words = ", ".join(f"{key}={value}" for key, value in sorted(labels.items()))
+        who = f"silo {job.silo.name}" if job.silo is not None else "the run"
+        raise UserError(
+            f"{who} is to run on nodes with the label(s) {words}, and a Ray of its own on this machine has one node without any: name the cluster "
+            "that has them by cluster.address, or remove the labels"
+        )
 
 
 def _share(cores: int, world_size: int) -> float:

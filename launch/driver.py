@@ -37,7 +37,7 @@ from zerofleet.cluster.policy.sizing import Sizes
 from zerofleet.cluster.preparation import Preparation, Progress
 from zerofleet.cluster.snapshot_writer import snapshot_folder
 from zerofleet.cluster.spec import PRELOAD, TRAIN, JobSpec, NodeSpec, SnapshotInfo
-from zerofleet.launch.checks import check_job
+from zerofleet.launch.checks import check_job, check_no_labels
 from zerofleet.launch.claims import Handed, claim
 from zerofleet.launch.config import JobConfig, override_job
 from zerofleet.launch.drivers import driver_records, effective_job, requests_before
@@ -238,6 +238,7 @@ class Driver:
         if address := self._job.cluster.address:
             check_reachable(address)
         else:
+            check_no_labels(self._job)
             check_ever_fits(Ask.of(self._job.cluster), [_this_machine()])
 
     def _controller(self, group: Any, preparation: Preparation, committer: Committer) -> Controller:

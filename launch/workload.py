@@ -36,6 +36,11 @@ def workload_of(job: JobConfig, profile: Profile, num_parameters: int | None = N
             "a job with `silos` is not made into pods yet: run its driver where it reaches the silos' Ray clusters, and name those by "
             "silos.members.NAME.address"
         )
+    if job.cluster.labels:
+        raise UserError(
+            "cluster.labels are those of a Ray cluster that is there already, and a job in pods has one of its own: choose the pods' nodes by "
+            "workers.node_selector of the profile, and remove cluster.labels"
+        )
     job = in_pods(job, profile)
     parameters = num_parameters or parameters_of(job.train_config())
     sizes = StateSizes(

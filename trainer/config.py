@@ -304,6 +304,8 @@ class SiloConfig(Section):
     """Name of the silo: keys its sample order, and signs what it sends."""
     interval_steps: PositiveInt
     """Inner steps between two outer steps."""
+    overlap_steps: NonNegativeInt = 0
+    """Inner steps that go on while an outer step is under way; 0 waits for it."""
     codec: Codec = "fp32"
     """How deltas travel."""
     proximal_mu: float = Field(default=0.0, ge=0)

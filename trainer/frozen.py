@@ -16,6 +16,7 @@ FROZEN = (
     "silo",
     "silos.members",
     "silos.interval_steps",
+    "silos.overlap_steps",
     "silos.strategy",
     "silos.strategy_options",
     "silos.codec",

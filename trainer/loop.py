@@ -128,7 +128,7 @@ class Loop:
         self.feed = Feed.of(self.config, self.cache.train, self.plan, self.config.order_key, self.record.quarantine)
         self.keeper = Keeper(self.reporter, self._make_saver(), self._make_cadence(), self._probe)
         mine = (self.world, self.record.token, self.adapter, self.device, self.reporter, self._control)
-        self.member = Member.of(self.config.silo, *mine, self.keeper.settle, self.feed.num_tokens, self.folder.storage)
+        self.member = Member.of(self.config, *mine, self.keeper.settle, self.feed.num_tokens, self.folder.storage)
         self.waits = Waits(self.keeper.take_stall_s, host_clocks(self.world.local_rank))
 
     def _make_saver(self) -> Saver:

@@ -173,9 +173,11 @@ class Hosts:
         shared: Iterable[Path] = (),
         settings: Mapping[str, str] = QUICK_TO_NOTICE,
         has_job_api: bool = False,
+        labels: Sequence[Mapping[str, str]] = (),
     ) -> None:
         """`shared`: folders that all hosts see; those under /tmp have to be named, the project and its Python are.
-        `settings`: environment variables of every process on every host. `has_job_api`: at `self.job_api`."""
+        `settings`: environment variables of every process on every host. `has_job_api`: at `self.job_api`.
+        `labels`: of the Ray nodes of the first hosts, one by one."""
         self._subnet = f"10.{random.randrange(256)}.{random.randrange(256)}"
         self._num_cpus, self._has_job_api = num_cpus, has_job_api
         modules = [Path(folder).absolute() for folder in PYTHON_PATH.split(os.pathsep)]
@@ -183,6 +185,7 @@ class Hosts:
         folders = {str(folder.resolve()) for folder in (*shared, ROOT, *modules, *installed)}
         self._shared = tuple(sorted(folder for folder in folders if folder.startswith("/tmp/")))
         self._environment = _environment(settings)
+        self._labels = list(labels)
         self._hosts: list[Host] = []
         self._switch = Switch()
         self.ray_address = f"{host_address(self._subnet, 0)}:{GCS_PORT}"
@@ -202,7 +205,8 @@ class Hosts:
     def _make(self) -> Host:
         index = len(self._hosts)
         assert index < MOST_HOSTS, f"at most {MOST_HOSTS} hosts"
-        spec = HostSpec(index, self._subnet, self._num_cpus, self._shared, self._has_job_api)
+        labels = self._labels[index] if index < len(self._labels) else {}
+        spec = HostSpec(index, self._subnet, self._num_cpus, self._shared, self._has_job_api, labels)
         self._hosts.append(Host(spec, self._switch, self._environment))
         return self._hosts[-1]
 

@@ -12,7 +12,8 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from zerofleet.benchmarks.hosts.switch import NETWORK_DEVICE, mac_address
@@ -37,6 +38,8 @@ class HostSpec:
     """Folders under /tmp that all hosts see, as they would see a network disk."""
     has_job_api: bool = False
     """Whether the head has a dashboard, and with it Ray's job API."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of its Ray node."""
 
     @property
     def name(self) -> str:
@@ -130,6 +133,7 @@ def _start_ray(spec: HostSpec) -> str:
         gcs_server_port=GCS_PORT if is_head else None,
         num_cpus=spec.num_cpus,
         num_gpus=0,
+        labels=dict(spec.labels),
         object_store_memory=_OBJECT_STORE_BYTES,
         temp_dir=str(_FOLDER),
         include_dashboard=is_head and spec.has_job_api,

@@ -68,7 +68,8 @@ def _node(facts: dict[str, Any]) -> NodeFound:
     amounts = {name: float(facts[name]) for name in ("cpus", "gpus", "free_cpus", "free_gpus")}
     seen = {key: facts[key] for key in NodeFound.__dataclass_fields__ if key in facts}
     return NodeFound(
-        NodeResources(facts["node_id"], facts["name"], **amounts), **(seen | {"unmet": tuple(facts.get("unmet", ()))})
+        NodeResources(facts["node_id"], facts["name"], **amounts, labels=facts.get("labels", {})),
+        **(seen | {"unmet": tuple(facts.get("unmet", ()))}),
     )
 
 

@@ -113,7 +113,7 @@ def check_job_for_cluster(job: JobConfig) -> None:
         )
     if job.silos is not None:
         raise UserError(
-            "silos each have a Ray of their own and --backend ray runs one job on one cluster: submit without it"
+            "silos have a driver each and --backend ray runs one: submit without it from a host of the cluster, which cluster.address names"
         )
 
 

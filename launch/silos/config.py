@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from zerofleet.cluster.config import NodeLabels
 from zerofleet.trainer.config import (
     Codec,
     NonNegativeInt,
@@ -26,6 +27,8 @@ class SiloMember(SourceFields):
     """What the silo's tokens are multiplied by in the mean of the deltas."""
     address: str | None = None
     """`host:port` of the Ray cluster that the silo runs on, instead of `cluster.address`."""
+    labels: NodeLabels | None = None
+    """Labels that each of the silo's nodes must carry, instead of `cluster.labels`: on a cluster that several silos share, what keeps them apart."""
     nodes: PositiveInt | None = None
     """Nodes of the silo, instead of `cluster.nodes`."""
     ranks_per_node: PositiveInt | None = None
@@ -51,6 +54,8 @@ class SilosConfig(Section):
     """Options of the strategy, such as `lr`, `momentum_factor`, or `mu` of fedprox."""
     interval_steps: PositiveInt = 50
     """Inner steps of each silo between two outer steps; divides `train.steps`."""
+    overlap_steps: NonNegativeInt = 0
+    """Inner steps of the next round that a silo takes while its delta, the outer step and the outer weights are on their way; they are merged after exactly so many, at most `interval_steps`. 0 waits at the end of a round."""
     codec: Codec = "fp32"
     """How deltas travel: 32, 16, 8.125 or 4.25 bits an element. What a round leaves out is added to the next one's delta (error feedback)."""
     privacy: PrivacyConfig | None = None
@@ -67,8 +72,8 @@ class SilosConfig(Section):
     """Seconds after the first silo's delta of a round after which those that have not sent theirs are left out, if the quorum is there."""
     keep_rounds: PositiveInt = 4
     """Newest outer rounds that are kept, for a silo that repeats steps; one that is further behind goes on from the newest outer weights."""
-    listen: str = "127.0.0.1"
-    """Address of this host at which silos reach the outer server."""
+    listen: str = ""
+    """Address of the driver's host at which silos reach the outer server. Empty: 127.0.0.1, or where silos run on a Ray cluster that is joined, the address that this host has towards its head."""
 
     @model_validator(mode="after")
     def _counts_fit(self) -> SilosConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,6 +40,7 @@ from zerofleet.trainer.silos.wire import VARIABLE
 _LOOK_S = 0.2
 """Seconds between two looks at the silos."""
 _HEARTBEAT_S = 10.0
+_LOOPBACK = "127.0.0.1"
 
 
 class SilosDriver:
@@ -83,7 +85,7 @@ class SilosDriver:
             weight_limit(self._job, self._silos) if self._silos.secure_aggregation else None,
         )
         self._rounds = Rounds(terms, OuterStore(self._run.storage, self._silos.keep_rounds), self._hear_round)
-        server = OuterServer(self._rounds, self._silos.listen)
+        server = OuterServer(self._rounds, listen_address(self._job))
         self._watch.start()
         try:
             self._enter(
@@ -231,6 +233,25 @@ class SilosDriver:
     def _emit(self, event: Event) -> None:
         self._log.emit(event)
         write_log_line(event)
+
+
+def listen_address(job: JobConfig) -> str:
+    """Where the outer server listens: what the job says, else loopback, or where that would be each silo's own host, the address of this host
+    towards the head of a cluster that silos run on. Raises UserError where there is no way to it."""
+    assert job.silos is not None
+    addresses = {silo_job(job, name, None).cluster.address for name in job.silos.members} - {""}
+    if job.silos.listen or not addresses:
+        return job.silos.listen or _LOOPBACK
+    host, _, port = min(addresses).rpartition(":")
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+            way.connect((host, int(port)))  # sends nothing: the kernel chooses the address
+            return str(way.getsockname()[0])
+    except OSError as error:
+        raise UserError(
+            f"this host has no way to the Ray cluster at {min(addresses)} ({error}), so silos there would have none to the outer server: set "
+            "silos.listen to an address of this host that they reach"
+        ) from error
 
 
 def faults_of(silo: str, text: str) -> str:

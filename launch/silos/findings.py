@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -31,6 +32,8 @@ def silo_findings(job: JobConfig) -> Iterator[Finding]:
     if job.silo is not None:
         yield Finding("error", "silo", "it is written by zerofleet for the silos of a run: remove it")
     yield from _strategy_findings(silos)
+    yield from _overlap_findings(silos)
+    yield from _place_findings(job, silos)
     yield from _aggregation_findings(silos)
     yield from _privacy_findings(job, silos)
     yield from _masking_findings(silos)
@@ -62,6 +65,47 @@ def _no_proximal_term(own: JobConfig) -> Iterator[str]:
 def _strategy_findings(silos: SilosConfig) -> Iterator[Finding]:
     if silos.strategy == "every_step" and silos.interval_steps != 1:
         yield Finding("error", "silos.interval_steps", f"it is {silos.interval_steps} and every_step takes 1")
+
+
+def _overlap_findings(silos: SilosConfig) -> Iterator[Finding]:
+    """Where an outer step cannot go on beside inner ones."""
+    if not silos.overlap_steps:
+        return
+    why = []
+    if silos.strategy == "every_step":
+        why.append(
+            "every_step takes an outer step after each inner one, and none is left to go on meanwhile: take diloco or fedavg"
+        )
+    elif silos.overlap_steps > silos.interval_steps:
+        why.append(
+            f"it is {silos.overlap_steps} and a round has {silos.interval_steps} inner steps (silos.interval_steps): outer weights are merged before the next "
+            f"delta is made, so take {silos.interval_steps} at most"
+        )
+    if silos.secure_aggregation:
+        why.append(
+            "masks are agreed on by questions and answers of all silos at the end of a round, which inner steps would hold up: take 0 with "
+            "silos.secure_aggregation"
+        )
+    for message in why:
+        yield Finding("error", "silos.overlap_steps", message)
+
+
+def _place_findings(job: JobConfig, silos: SilosConfig) -> Iterator[Finding]:
+    """Silos of one cluster whose labels do not keep them apart."""
+    own = {name: silo_job(job, name, None).cluster for name in silos.members}
+    for one, other in itertools.permutations(own, 2):
+        mine, others = own[one].labels, own[other].labels
+        if own[one].address != own[other].address or not others or not mine.items() <= others.items():
+            continue
+        if not mine:
+            message = (
+                f"silo {one} has no labels and may take the nodes of silo {other}, which has: give it some of its own "
+                f"(silos.members.{one}.labels), or remove those of {other}"
+            )
+            yield Finding("error", "silos.members", message)
+        elif one < other or mine != others:
+            message = f"every node with the labels of silo {other} has those of silo {one}: the two may share nodes"
+            yield Finding("warning", "silos.members", message)
 
 
 def _aggregation_findings(silos: SilosConfig) -> Iterator[Finding]:

@@ -36,7 +36,7 @@ def silo_job(job: JobConfig, name: str, tokenizer: str | None) -> JobConfig:
     assert job.silos is not None
     member, url = job.silos.members[name], f"{job.run.storage.rstrip('/')}/{job.run.name}/{FOLDER}"
     own = {field: getattr(member, field) for field in SourceFields.model_fields}
-    places = {"address": member.address, "nodes": member.nodes, "ranks_per_node": member.ranks_per_node}
+    places = {field: getattr(member, field) for field in ("address", "labels", "nodes", "ranks_per_node")}
     stage = job.train.zero_stage if member.zero_stage is None else member.zero_stage
     return job.model_copy(
         update={
@@ -65,6 +65,7 @@ def _member_config(job: JobConfig, silos: SilosConfig, name: str) -> SiloConfig:
     return SiloConfig(
         name=name,
         interval_steps=silos.interval_steps,
+        overlap_steps=silos.overlap_steps,
         codec=silos.codec,
         proximal_mu=mu,
         privacy=silos.privacy,

@@ -24,7 +24,7 @@ class RoundLosses:
         if event.kind == "step":
             self._steps[silo, event.step] = event
         elif event.kind == "outer" and event.data["state"] == "done":
-            self._last_steps[silo, event.data["round"]] = event.step
+            self._last_steps[silo, event.data["round"]] = event.data.get("handed_over_step", event.step)
 
     def close(self, number: int, silos: Iterable[str]) -> None:
         """The round is closed, with these silos in it."""

@@ -22,18 +22,18 @@ checkpoint checkpoint.interval_steps checkpoint.interval_s checkpoint.snapshot_i
 checkpoint.keep_every_steps checkpoint.export checkpoint.export_dtype
 deepspeed
 tracking tracking.wandb tracking.wandb.enabled tracking.wandb.project tracking.wandb.entity
-silo silo.name silo.interval_steps silo.codec silo.proximal_mu silo.privacy silo.privacy.clip_norm silo.privacy.noise_multiplier silo.privacy.delta
+silo silo.name silo.interval_steps silo.overlap_steps silo.codec silo.proximal_mu silo.privacy silo.privacy.clip_norm silo.privacy.noise_multiplier silo.privacy.delta
 silo.key_file silo.masking silo.masking.weight silo.masking.weight_limit
-cluster cluster.address cluster.nodes cluster.min_nodes cluster.replace_timeout_s cluster.ranks_per_node
+cluster cluster.address cluster.labels cluster.nodes cluster.min_nodes cluster.replace_timeout_s cluster.ranks_per_node
 cluster.cpus_per_rank cluster.gpus_per_rank cluster.placement_timeout_s cluster.start_timeout_s cluster.stall_timeout_s
 cluster.stop_timeout_s cluster.storage_timeout_s cluster.max_failures cluster.max_quarantined_steps
 metrics metrics.port metrics.address
 silos silos.members silos.members.<name> silos.members.<name>.files silos.members.<name>.hub
 silos.members.<name>.hub.id silos.members.<name>.hub.name silos.members.<name>.hub.split
 silos.members.<name>.hub.revision silos.members.<name>.format silos.members.<name>.text_field
-silos.members.<name>.weight silos.members.<name>.address silos.members.<name>.nodes
+silos.members.<name>.weight silos.members.<name>.address silos.members.<name>.labels silos.members.<name>.nodes
 silos.members.<name>.ranks_per_node silos.members.<name>.zero_stage silos.members.<name>.key_file silos.strategy silos.strategy_options
-silos.interval_steps silos.codec
+silos.interval_steps silos.overlap_steps silos.codec
 silos.privacy silos.privacy.clip_norm silos.privacy.noise_multiplier silos.privacy.delta silos.secure_aggregation silos.aggregation silos.trimmed_fraction silos.quorum silos.deadline_s silos.keep_rounds silos.listen
 """.split()  # noqa: SIM905 - a diff shows the one name that changed
 

@@ -11,6 +11,7 @@ from zerofleet.k8s.profile import GIB
 from zerofleet.k8s.workload import summary
 from zerofleet.launch.config import parse_job
 from zerofleet.launch.workload import load_profile, workload_of
+from zerofleet.trainer.errors import UserError
 
 
 def load(path: Path, *overrides: str, num_parameters: int | None = None, **changes):
@@ -92,3 +93,8 @@ def test_the_summary_says_what_is_known():
     assert lines[0] == "1 worker pod(s) x 2 ranks = world size 2, and a head"
     assert "1,000.0 M parameters: 12.00 GB per checkpoint, 12.00 GB of it on a node" in lines[1]
     assert "grace period 210 s: 60 s for the step and the commit, 120 s to write at 100 MB/s, 15 s for Ray" in lines[3]
+
+
+def test_labels_of_a_joined_cluster_are_none_of_pods():
+    with pytest.raises(UserError, match="cluster.labels .* workers.node_selector"):
+        load(CPU, "cluster.labels={party: a}")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 RESIDUAL = "outer_residual"
 """Kind of the fragments that hold what was left out (codecs.ErrorFeedback)."""
+BOUNDARY = "outer_boundary"
+"""Kind of the fragments that hold the silo's weights as they were at the end of the round whose delta is on its way (overlap.py)."""
 GARBAGE_FACTOR = -4.0
 """What an injected fault makes of a delta: the wrong way, and not so long that the inspection of norms would see it."""
 
@@ -32,10 +34,14 @@ Message = tuple[dict[str, Any], bytes]
 """Fields and payload of a question."""
 
 
-def reserve_residuals(adapter: Adapter, config: SiloConfig | None) -> None:
-    """In a silo, room for what its codec leaves out of the deltas, as part of the state that is saved; before anything is saved or loaded."""
-    if config is not None and config.codec != "fp32":
-        adapter.extras[RESIDUAL] = {slot.name: torch.zeros(slot.view.numel()) for slot in master_slots(adapter)}
+def reserve_extras(adapter: Adapter, config: SiloConfig | None) -> None:
+    """In a silo, room for what its codec leaves out of the deltas, and for the weights that a delta on its way is of, as part of the
+    state that is saved; before anything is saved or loaded."""
+    if config is None:
+        return
+    kinds = {RESIDUAL: config.codec != "fp32", BOUNDARY: config.overlap_steps > 0}
+    for kind in (kind for kind, is_needed in kinds.items() if is_needed):
+        adapter.extras[kind] = {slot.name: torch.zeros(slot.view.numel()) for slot in master_slots(adapter)}
 
 
 def master_slots(adapter: Adapter) -> Iterator[Slot]:
@@ -85,9 +91,17 @@ class Outbox:
             for chunk in batch:
                 yield chunk, self._delta(owned[chunk.name], chunk)
 
+    def keep_boundary(self) -> None:
+        """With overlap: the round's delta is of the weights as they are now, whatever becomes of them."""
+        for slot in master_slots(self.adapter):
+            self.adapter.extras[BOUNDARY][slot.name].copy_(slot.view.detach())
+
     def messages(self, number: int, tokens: int) -> Iterator[Message]:
-        """The round's delta, in messages of a few chunks each, the last of which says so; or one that says why there is none."""
-        owned = self._owned()
+        """The round's delta, in messages of a few chunks each, the last of which says so; or one that says why there is none. With overlap
+        another thread may take them while the weights change."""
+        return self._messages(self._owned(), number, tokens)
+
+    def _messages(self, owned: dict[str, Slot], number: int, tokens: int) -> Iterator[Message]:
         feedback = ErrorFeedback(load_codec(self.config.codec))
         for batch, is_last in _batches(owned):
             fields = {"round": number, "tokens": tokens, "is_last": is_last}
@@ -113,12 +127,19 @@ class Outbox:
     def _delta(self, slot: Slot, chunk: Chunk) -> Float32:
         """Outer weights - the silo's [chunk.count]."""
         part = slice(chunk.start - slot.save_start, chunk.start - slot.save_start + chunk.count)
-        delta = self._base[chunk.name][part] - _elements(slot, chunk)
+        delta = self._base[chunk.name][part] - self._ended_with(slot, chunk)
         if self.planted == "nan":
             delta[0] = np.nan
         elif self.planted == "garbage":
             delta *= np.float32(GARBAGE_FACTOR)
         return delta
+
+    def _ended_with(self, slot: Slot, chunk: Chunk) -> Float32:
+        """The silo's weights at the end of the round [chunk.count]."""
+        if (kept := self.adapter.extras.get(BOUNDARY)) is None:
+            return _elements(slot, chunk)
+        first = chunk.start - slot.start
+        return kept[chunk.name].numpy()[first : first + chunk.count]
 
     def _encoded(self, feedback: ErrorFeedback, slot: Slot, chunk: Chunk) -> bytes:
         """Under noise and masks, or with what earlier deltas left out. Raises UnusableDelta."""

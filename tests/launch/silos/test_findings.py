@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from zerofleet.launch.checks import check_job
+from zerofleet.launch.checks import check_job, check_machine
 from zerofleet.launch.config import load_job
 from zerofleet.launch.silos.findings import FEWEST_MASKED, MOST_MASKED_NOISE
 from zerofleet.launch.silos.jobs import silo_job
@@ -16,6 +16,7 @@ from zerofleet.trainer.silos.fixed_point import MASKED
     [
         ("silos.interval_steps=6", "train.steps=20 is no multiple of 6"),
         ("silos.strategy=every_step", "every_step takes 1"),
+        ("silos.overlap_steps=6", "silos.overlap_steps: it is 6 and a round has 5 inner steps"),
         ("silos.quorum=3", "there are 2 silos"),
         ("silos.members={a: {files: [x]}}", "two or more"),
         ("silos.aggregation=median", "a round of 2 silos is too small for `median`, which takes 3"),
@@ -26,6 +27,44 @@ from zerofleet.trainer.silos.fixed_point import MASKED
 def test_what_contradicts_itself_is_refused(recipe, override, says):
     with pytest.raises(UserError, match=says.replace("(", "\\(")):
         check_job(load_job(recipe, [override]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["silos.strategy=every_step", "silos.interval_steps=1"],
+            "silos.overlap_steps: every_step takes an outer step after each",
+        ),
+        (["silos.secure_aggregation=true", "silos.members.c={files: [x]}"], "silos.overlap_steps: masks are agreed on"),
+    ],
+)
+def test_outer_steps_that_cannot_go_on_beside_inner_ones(recipe, overrides, says):
+    with pytest.raises(UserError, match=says):
+        check_job(load_job(recipe, ["silos.overlap_steps=1", *overrides]))
+    check_job(load_job(recipe, ["silos.overlap_steps=5"]))
+
+
+def test_silos_of_one_cluster_that_labels_do_not_keep_apart(recipe, capsys):
+    apart = ["cluster.address=10.0.0.1:6379", "silos.members.a.labels={party: a}", "silos.members.b.labels={party: b}"]
+    check_job(load_job(recipe, apart))
+    assert "share nodes" not in capsys.readouterr().err
+    with pytest.raises(UserError, match="silo b has no labels and may take the nodes of silo a"):
+        check_job(load_job(recipe, apart[:2]))
+    check_job(load_job(recipe, [*apart[:2], "silos.members.b.address=10.0.0.9:6379"]))
+    check_job(load_job(recipe, [*apart[:2], "silos.members.b.labels={party: a, site: x}"]))
+    said = capsys.readouterr().err
+    assert "every node with the labels of silo b has those of silo a: the two may share nodes" in said
+    check_job(load_job(recipe, [apart[0], "cluster.labels={party: a}"]))
+    assert capsys.readouterr().err.count("the two may share nodes") == 1
+    own = silo_job(load_job(recipe, ["cluster.labels={party: z}", apart[1]]), "a", None)
+    assert own.cluster.labels == {"party": "a"}
+
+
+def test_labels_are_those_of_a_cluster_that_is_joined(recipe):
+    job = load_job(recipe, ["cluster.labels={party: a}", "cluster.cpus_per_rank=0.1"])
+    with pytest.raises(UserError, match="silo a is to run on nodes with the label.* party=a, and a Ray of its own"):
+        check_machine(job)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,16 @@ def test_a_repeated_step_counts_once():
     assert [found[1] for found in losses.take()] == [2.0]
 
 
+def test_with_overlap_a_round_ends_where_its_delta_was_handed_over():
+    losses = RoundLosses(2)
+    hear(losses, "a", step(1, 1.0, 10), step(2, 3.0, 10), step(3, 9.0, 10))
+    merged = outer(1, 3)
+    merged.data["handed_over_step"] = 2
+    hear(losses, "a", merged)
+    losses.close(1, ["a"])
+    assert [found[1] for found in losses.take()] == [2.0]
+
+
 def test_a_silo_that_joined_late_has_other_step_numbers():
     losses = RoundLosses(2)
     hear(losses, "a", step(1, 1.0, 10), step(2, 1.0, 10), outer(7, 2))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from zerofleet.launch.commands import (
     audit,
+    bench,
     chaos,
     doctor,
     explain,
@@ -30,7 +31,7 @@ from zerofleet.trainer.errors import ZerofleetError
 
 VERBS = (
     *(submit, validate, status, list_runs, logs, stop, resume, export),
-    *(plan, audit, explain, report, stacks, chaos, doctor, k8s),
+    *(plan, bench, audit, explain, report, stacks, chaos, doctor, k8s),
 )
 
 EPILOG = """\

@@ -12,6 +12,7 @@ from zerofleet.launch.commands import (
     bench,
     chaos,
     doctor,
+    eval,
     explain,
     export,
     k8s,
@@ -31,7 +32,7 @@ from zerofleet.trainer.errors import ZerofleetError
 
 VERBS = (
     *(submit, validate, status, list_runs, logs, stop, resume, export),
-    *(plan, bench, audit, explain, report, stacks, chaos, doctor, k8s),
+    *(plan, bench, eval, audit, explain, report, stacks, chaos, doctor, k8s),
 )
 
 EPILOG = """\

@@ -149,7 +149,8 @@ def judged(found: Seconds, folder: Path, name: str, load: LoadAverage) -> dict[s
         )
         paths.append(folder / f"{name}-{arm}.json")
         result.write(paths[-1])
-    (finding,) = compare(*map(read_result, paths))
+    first, second = map(read_result, paths)
+    (finding,) = compare(first, second)
     assert finding.interval is not None, "there are pairs enough"
     shifts = [math.log(b / a) for a, b in zip(found["A"], found["B"], strict=True)]
     return {

@@ -25,7 +25,7 @@ from zerofleet.benchmarks.statistics import CONFIDENCE
 PAIRED_LEAST_EFFECT = 0.015
 """Arms that took turns: what equal engines in one process differ by."""
 UNPAIRED_LEAST_EFFECT = 0.05
-"""Two sessions: what the same program takes longer on another day on a machine that is shared."""
+"""Two sessions: what the same program may take longer on another day, on a machine that is shared."""
 BUILD_KEYS = ("packages.zerofleet",)
 """Of the fingerprint: what is compared, and may differ."""
 
@@ -50,7 +50,8 @@ class Finding:
 def differences(first: Result, second: Result) -> list[str]:
     """Why two results must not be compared: a sentence per key."""
     found = []
-    pairs = [("benchmark", first.benchmark, second.benchmark), ("options", first.command, second.command)]
+    pairs: list[tuple[str, Any, Any]] = [("benchmark", first.benchmark, second.benchmark)]
+    pairs.append(("options", first.command, second.command))
     ours, theirs = _flat(first.environment), _flat(second.environment)
     keys = sorted(set(ours) | set(theirs))
     pairs += [(f"environment.{key}", ours.get(key), theirs.get(key)) for key in keys if key not in BUILD_KEYS]

@@ -117,6 +117,10 @@ def compare_power(record: Record) -> list[Series]:
     return found
 
 
+def regression(record: Record) -> list[Series]:
+    return [series for name, value in record["figures"].items() for series in _series(name, "", None, [value])]
+
+
 def _by_arm(rounds: Sequence[Record], ours: str) -> Iterator[Series]:
     """Every figure of every arm; only ours are judged."""
     names = dict.fromkeys((arm, figure) for each in rounds for arm, figures in each.items() for figure in figures)

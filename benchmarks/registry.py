@@ -76,6 +76,12 @@ _ALL = (
     ),
     Benchmark("silo_faults", "what faults cost a run of silos", "20 min", extracts.silo_faults),
     Benchmark("fault_matrix", "every fault at every phase", "30 min", extracts.fault_matrix, "root"),
+    Benchmark(
+        "regression",
+        "counts, bytes and ratios that no machine changes, against the agreed ones",
+        "1 min",
+        extracts.regression,
+    ),
     Benchmark("compare_power", "what `bench compare` finds of a planted slowdown", "14 min", extracts.compare_power),
 )
 BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}

@@ -15,7 +15,7 @@ from .test_comparison import ENVIRONMENT, alternated, result, steps
 def bench(*arguments, **environment) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "zerofleet.launch", "bench", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **environment}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=110)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=380)
 
 
 def test_the_list_and_what_is_not_in_it():
@@ -41,6 +41,7 @@ def test_exit_codes_of_a_comparison(tmp_path):
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(400)
 def test_a_sweep_of_the_real_trainer_in_the_common_form(tmp_path):
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"text": f"line {i} " * 40}) + "\n" for i in range(200)))

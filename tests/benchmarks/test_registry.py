@@ -23,7 +23,6 @@ NOT_ONE = {
     "rank_group",
     "ratio_intervals",
     "record",
-    "regression",
     "recovery_trial",
     "registry",
     "simulation",

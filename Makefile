@@ -28,5 +28,5 @@ test-long: install
 
 # The whole matrix: every fault at every phase, as a dated report. Takes half an hour on a quiet machine.
 test-faults: install
-	OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu $(VENV)/python -m zerofleet.benchmarks.fault_matrix \
-		--output benchmarks/results/$$(date +%F)-faults
+	OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu $(VENV)/python -m zerofleet.launch bench fault_matrix \
+		--output benchmarks/results/$$(date +%F)-faults.json

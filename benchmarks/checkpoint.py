@@ -1,6 +1,6 @@
 """Saving, restoring and resizing the state of a ZeRO-1 engine: zerofleet, torch.distributed.checkpoint and ds_to_universal in turn.
 
-    python -m zerofleet.benchmarks.checkpoint --output benchmarks/results/DATE-checkpoint.json
+    zerofleet bench checkpoint --output benchmarks/results/DATE-checkpoint.json
 
 All ways to save and to load take turns in the same two ranks, on the same engine with the same bytes, and a ratio compares
 two trials of one round. The page cache is emptied before every save and before every cold load, which needs root. What was

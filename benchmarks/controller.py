@@ -1,6 +1,6 @@
 """The controller with as many ranks as a large cluster has. Simulated: no rank runs, a group in this process says what they would.
 
-    python -m zerofleet.benchmarks.controller --output benchmarks/results/DATE-controller.json
+    zerofleet bench controller --output benchmarks/results/DATE-controller.json
 
 - poll: one `Controller.step` that takes in a step's event of every rank, the heartbeat and the straggler policy included. Every
   16th also ends a straggler window, every one looks for silent ranks. What the ranks' node agents send is pickled, one list of
@@ -92,8 +92,8 @@ def plan_figures(repetitions: int) -> dict[str, Any]:
     return {name: spread([timed(call) for _ in range(repetitions)]) for name, call in calls.items()}
 
 
-def spread(seconds: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(seconds), "most": max(seconds), "count": len(seconds)}
+def spread(seconds: list[float]) -> dict[str, Any]:
+    return {"median": statistics.median(seconds), "most": max(seconds), "count": len(seconds), "values": seconds}
 
 
 def against_bars(figures: dict[str, Any], plans: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The fault matrix: every fault of fault_matrix.yaml at every phase, each a run of its own, compared with the unbroken run.
 
-    python -m zerofleet.benchmarks.fault_matrix --output benchmarks/results/DATE-faults [--only "kill rank" ...]
+    zerofleet bench fault_matrix --output benchmarks/results/DATE-faults.json [--only "kill rank" ...]
 
 Writes DATE-faults.json and DATE-faults.md, anew after every cell. Exit code 1 when a cell does not hold. A cell is a tiny fp32 Llama on
 two ranks with a snapshot at every step and a checkpoint every seventh. Faults of nodes run over hosts that are network namespaces

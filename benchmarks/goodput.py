@@ -1,6 +1,6 @@
 """Goodput under a fault every minute: counted steps x the unbroken run's median step, by the wall time of the broken run.
 
-    python -m zerofleet.benchmarks.goodput --output benchmarks/results/DATE-goodput.json [--minutes 15] [--interval-s 60]
+    zerofleet bench goodput --output benchmarks/results/DATE-goodput.json [--minutes 15] [--interval-s 60]
 
 A calibration run tells how many steps fill the time; then the same job runs twice: unbroken, and with a fault every
 `interval-s` seconds from its first step on, of a random kind at a random rank (the seed is printed). The wall time is that of the whole

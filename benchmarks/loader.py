@@ -1,6 +1,6 @@
 """Tokens per second and core of zerofleet's feed, litdata and MosaicML streaming, fully shuffled; and the time to resume anywhere.
 
-    python -m zerofleet.benchmarks.loader --output benchmarks/results/DATE-loader.json
+    zerofleet bench loader --output benchmarks/results/DATE-loader.json
 
 Each loader lives in a process of its own, bound to the same core, and reads the same sequences from files of its own format that are
 in the page cache. They take turns for a second each, in an order that is turned around every round, and a ratio compares two of one
@@ -49,7 +49,7 @@ INSTALL = """\
 python -m venv PEERS
 PEERS/bin/pip install --no-deps litdata==0.2.76 lightning-utilities==0.15.3 tifffile==2026.3.3 obstore==0.12.1 \\
     mosaicml-streaming==0.13.0 Brotli==1.2.1 zstd==1.5.7.2 python-snappy==0.7.3 cramjam==2.14.0 catalogue==2.0.10 pillow==13.0.0
-PYTHONPATH=PEERS/lib/python3.11/site-packages python -m zerofleet.benchmarks.loader ..."""
+PYTHONPATH=PEERS/lib/python3.11/site-packages zerofleet bench loader ..."""
 """Without --no-deps they would take other versions of torch, numpy and transformers with them."""
 
 Trial = dict[str, float]

@@ -1,6 +1,6 @@
 """Step time of zerofleet over a bare DeepSpeed loop: same model, batch, precision, clipping and loss, steps alternating.
 
-    torchrun --nproc-per-node 2 -m zerofleet.benchmarks.overhead --output benchmarks/results/DATE-overhead.json
+    zerofleet bench overhead --output benchmarks/results/DATE-overhead.json
 
 All engines live in the same processes and take turns step by step, so whatever else the machine does falls on all. There
 are two of each kind, built in the order A B B A, so that no kind has the advantage of having been built first. A pair is

@@ -1,6 +1,6 @@
 """The planner against real ranks: peak memory of every rank of small and medium models, over stages, precisions and two families.
 
-    python -m zerofleet.benchmarks.plan_memory --output benchmarks/results/DATE-plan-memory.json
+    zerofleet bench plan_memory --output benchmarks/results/DATE-plan-memory.json
 
 What is counted: the most pages that a rank has had for itself: the highest resident set (VmHWM), less what it shares with the process that it was
 forked from (its resident set after the last step less `Private_*` in /proc/PID/smaps: torch, DeepSpeed, transformers), which is there once

@@ -1,6 +1,6 @@
 """Preparation of text against the tokenizer alone on the same cores, and killed five times on its way.
 
-    python -m zerofleet.benchmarks.preparation --megabytes 1000 --pairs 5 --output benchmarks/results/DATE-preparation
+    zerofleet bench preparation --megabytes 1000 --pairs 5 --output benchmarks/results/DATE-preparation.json
 
 Text is made of the readable files of this machine (source, documentation), as lines of JSON in files of 8 MB; where that is less than what is asked
 for, it is taken again. Both arms run in a process of their own, alternately, with text and tokenizer given and files in the page cache:

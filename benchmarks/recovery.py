@@ -1,6 +1,6 @@
 """kill -9 of one of two ranks to the end of the next new step, and the cold start: zerofleet, Ray Train and torchrun in turn.
 
-    python -m zerofleet.benchmarks.recovery --rounds 7 --output benchmarks/results/DATE-recovery.json
+    zerofleet bench recovery --rounds 7 --output benchmarks/results/DATE-recovery.json
 
 One trial starts a system's command, waits until a step of the round's choice is finished, kills rank 1 a random moment
 later, and waits for a step that nobody had finished before. A round has one trial of each system, in the order A B C, with

@@ -1,6 +1,6 @@
 """What becomes of a run of silos, and of its loss, when one of them is slow, dead, back again, sends NaN or garbage, or joins late.
 
-    python -m zerofleet.benchmarks.silo_faults --output benchmarks/results/DATE-silo-faults [--only NAME ...] [key=value ...]
+    zerofleet bench silo_faults --output benchmarks/results/DATE-silo-faults.json [--only NAME ...] [key=value ...]
 
 Three small silos of text from the Python that runs this, one rank each; c is the one that it happens to. Every run is submitted as a user would. The loss is the held-out one of
 silo a after the last outer step, when all have the outer weights. Writes OUTPUT.md, the table, and OUTPUT.json. Overrides change all runs.
@@ -263,14 +263,14 @@ def page(rows: Sequence[Found], environment: dict[str, Any], overrides: Sequence
     facts = f"{environment['processor']}, {environment['cores']} cores"
     told = "\n".join(f"- {row.name}: {text}" for row in rows for text in row.incidents)
     return (
-        f"# Faults of one silo of three\n\nMade by `python -m zerofleet.benchmarks.silo_faults {' '.join(overrides)}`; {facts}. {NUM_ROUNDS} rounds of "
+        f"# Faults of one silo of three\n\nMade by `zerofleet bench silo_faults {' '.join(overrides)}`; {facts}. {NUM_ROUNDS} rounds of "
         f"{INTERVAL} steps, DiLoCo, quorum 2 of 3, deadline 5 s. The held-out loss is silo a's after the last outer step.\n\n{table(rows)}\n"
         f"## What the runs said\n{told or 'nothing'}\n"
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m zerofleet.benchmarks.silo_faults", description=__doc__)
+    parser = argparse.ArgumentParser(prog="zerofleet bench silo_faults", description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--output", type=Path, required=True, help="path without its ending")
     parser.add_argument("--only", action="append", choices=[scenario.name for scenario in SCENARIOS], default=[])

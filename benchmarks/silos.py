@@ -1,6 +1,6 @@
 """DiLoCo over silos against data parallel on the same tokens: held-out loss, and bytes between silos.
 
-    python -m zerofleet.benchmarks.silos --output benchmarks/results/DATE-silos.json [--seeds 3] [key=value ...]
+    zerofleet bench silos --output benchmarks/results/DATE-silos.json [--seeds 3] [key=value ...]
 
 For each seed two runs: the recipe of the silos as it is, and one run over the mixture of their data whose global batch is that of all
 silos together: as many tokens in as many steps, from the same initial weights and with the same tokenizer. Both models are then asked for
@@ -180,7 +180,7 @@ def plot(rounds: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m zerofleet.benchmarks.silos", description=__doc__)
+    parser = argparse.ArgumentParser(prog="zerofleet bench silos", description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, required=True)

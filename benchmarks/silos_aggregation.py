@@ -1,7 +1,7 @@
 """The weighted mean of silos' deltas: throughput and peak memory against Flower's `aggregate` on the same arrays.
 
     pip install --no-deps --target PEER flwr==1.42.0 iterators pycryptodome
-    PYTHONPATH=PEER python -m zerofleet.benchmarks.silos_aggregation --output benchmarks/results/DATE-aggregation.json [--pairs 15]
+    PYTHONPATH=PEER zerofleet bench silos_aggregation --output benchmarks/results/DATE-aggregation.json [--pairs 15]
 
 Throughput: all deltas lie in memory as fp32 arrays, a layer each, and both sides turn them into new arrays. One thread each, taking turns within a
 pair (ours, Flower, ours, ...), the first pair thrown away: it compiles and touches the memory. Ours with as many threads as there are cores is measured in the same pairs, and so

@@ -61,7 +61,8 @@ class ClusterConfig(Section):
     """Seconds that the start of an attempt (its claim is a file in storage) is tried again while storage is down."""
     max_failures: NonNegativeInt = 3
     """Failures in a row, without a later step or a new checkpoint between them, after which the run stops. The count starts anew with progress."""
-
+    max_hours: Annotated[float, Field(ge=0)] = 0.0
+    """Hours of wall time that all attempts of the run may take together, waiting and restarts included; then it saves at the end of its step, stops and exits with code 3. What it may cost, by the hourly price of its nodes, is a limit of this kind. 0: none."""
     max_quarantined_steps: NonNegativeInt = 3
     """Steps of the whole run whose samples may be left out because they gave a non-finite gradient, or a loss spike, twice from the same state; the next one stops the run. 0 leaves nothing out."""
 

@@ -9,9 +9,11 @@ from typing import Any
 from zerofleet.cluster.policy.failure import Decision
 from zerofleet.cluster.stacks import RankStack
 from zerofleet.cluster.state import State
-from zerofleet.cluster.verdict import Verdict
+from zerofleet.cluster.verdict import TIME_LIMIT, Verdict
 from zerofleet.trainer.events import DRIVER, Event
 
+_TIMEOUT = 3
+"""Exit code."""
 _OUTCOMES = {"retry": "Trying again", "quarantine": "Going on", "stop": "Stopping"}
 
 
@@ -22,6 +24,7 @@ class Transitions:
         self.state = State.PENDING
         self.why = ""
         self.exit_code = 0
+        self._limit = ""
         self._entered_at = 0.0
         self._emit = emit
 
@@ -35,9 +38,14 @@ class Transitions:
         ended = {"exit_code": self.exit_code} if state.is_final else {}
         self._say("state", **{"from": before.value, "to": state.value, "why": why, **ended})
 
+    def limit(self, sentence: str) -> None:
+        """The run has had its hours: says so, and a stop from here on is for that reason. Who calls this asks for one, too."""
+        self._limit = sentence
+        self._say("verdict", **{"class": TIME_LIMIT, "action": "stop"}, sentence=sentence, rank=None, node=None)
+
     def _stopped(self, now: float, why: str, exit_code: int = 0) -> None:
-        self.exit_code = exit_code
-        self._enter(State.STOPPED, now, why)
+        self.exit_code = exit_code or (_TIMEOUT if self._limit else 0)
+        self._enter(State.STOPPED, now, f"{why}; {self._limit}" if self._limit else why)
 
     def _fail(self, now: float, why: str, exit_code: int = 1, is_user_error: bool = False) -> None:
         self.exit_code = exit_code

@@ -11,6 +11,8 @@ from zerofleet.cluster.stacks import RankStack
 from zerofleet.trainer.events import PHASES, Event
 
 Class = Literal["user bug", "host OOM", "device OOM", "node", "network", "preemption", "storage", "data", "hang"]
+TIME_LIMIT = "time limit"
+"""The class of a verdict that no failure has led to: the run has had its hours."""
 
 _BY_TYPE: dict[str, Class] = {
     "CheckpointUnusable": "storage",

@@ -63,6 +63,12 @@ def cluster_findings(job: JobConfig) -> Iterator[Finding]:
             "cluster.min_nodes",
             f"it is {cluster.min_nodes} and cluster.nodes, the most that the run takes, is {cluster.nodes}: lower it, or raise cluster.nodes",
         )
+    if cluster.max_hours and job.silos is not None:
+        yield Finding(
+            "error",
+            "cluster.max_hours",
+            "a run of silos does not keep it yet: remove it, and stop the run with `zerofleet stop` when its time has come",
+        )
     if cluster.gpus_per_rank == 0 and job.model.attn_implementation == "flash_attention_2":
         yield Finding(
             "error",

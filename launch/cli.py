@@ -9,8 +9,10 @@ from collections.abc import Sequence
 
 from zerofleet.launch.commands import (
     audit,
+    bench,
     chaos,
     doctor,
+    eval,
     explain,
     export,
     k8s,
@@ -30,7 +32,7 @@ from zerofleet.trainer.errors import ZerofleetError
 
 VERBS = (
     *(submit, validate, status, list_runs, logs, stop, resume, export),
-    *(plan, audit, explain, report, stacks, chaos, doctor, k8s),
+    *(plan, bench, eval, audit, explain, report, stacks, chaos, doctor, k8s),
 )
 
 EPILOG = """\

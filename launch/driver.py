@@ -34,6 +34,7 @@ from zerofleet.cluster.local import reap_leftovers
 from zerofleet.cluster.own_ray import OwnRay
 from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits
 from zerofleet.cluster.policy.sizing import Sizes
+from zerofleet.cluster.policy.time_limit import TimeLimit, driven_s
 from zerofleet.cluster.preparation import Preparation, Progress
 from zerofleet.cluster.snapshot_writer import snapshot_folder
 from zerofleet.cluster.spec import PRELOAD, TRAIN, JobSpec, NodeSpec, SnapshotInfo
@@ -147,6 +148,7 @@ class Driver:
         self._last_attempt = attempts[-1].attempt if attempts else 0
         interval_s = _LOCAL_REQUEST_INTERVAL_S if run.storage.is_local else _REMOTE_REQUEST_INTERVAL_S
         self._started_at = psutil.Process().create_time()
+        self._limit = self._time_limit()
         self._watch = RequestWatch(run, requests_before(run), interval_s)
         self._newest, self._lost_ray = (self._last_attempt + 1, 0), threading.Event()
         self._faults = os.environ.get(FAULTS_VARIABLE, "")
@@ -218,6 +220,9 @@ class Driver:
         self._watch.start()
         try:
             while not controller.state.is_final:
+                if over := self._limit.look(time.time(), self._newest[1], self._config.train.steps):
+                    controller.limit(over)
+                    self._stops.ask()
                 controller.step(time.monotonic())
             self._stand_aside(0.0)
         except Exception as error:
@@ -278,6 +283,14 @@ class Driver:
             grace_s=cluster.replace_timeout_s,
             placement_timeout_s=cluster.placement_timeout_s,
         )
+
+    def _time_limit(self) -> TimeLimit:
+        """What is left of the run's hours after all other drivers."""
+        hours, before = self._job.cluster.max_hours, 0.0
+        if hours:
+            others = [record.started_at for record in driver_records(self._run) if record.number != self._number]
+            before = driven_s(others, (event for event in self._run.events() if event.start < self._started_at))
+        return TimeLimit(hours, before, self._started_at)
 
     def _select(self, excluded: frozenset[Origin], snapshots: Sequence[SnapshotInfo]) -> Selection:
         """The newest state: in memory when that is as new as what storage holds, since it is there already."""

@@ -30,6 +30,10 @@ class Stops:
         """Whether there was a signal."""
         return self._asked
 
+    def ask(self) -> None:
+        """A stop that the driver itself asks for; a signal after it is the first one still."""
+        self._pending.append("stop")
+
     def take(self) -> list[str]:
         taken, self._pending = self._pending, []
         return taken

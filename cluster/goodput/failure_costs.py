@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from zerofleet.cluster.goodput.ledger import Ledger
 from zerofleet.cluster.goodput.timeline import Label, Span
+from zerofleet.cluster.verdict import TIME_LIMIT
 from zerofleet.trainer.events import Event
 
 COSTS: tuple[Label, ...] = ("lost work", "detect", "restart")
@@ -33,7 +34,11 @@ class FailureCost:
 def failure_costs(ledger: Ledger) -> list[FailureCost]:
     """By attempt. All of them together cost what the ledger has under COSTS, resizes apart."""
     events = ledger.history.events
-    found = {event.attempt: _judged(event) for event in events if event.kind == "verdict"}
+    found = {
+        event.attempt: _judged(event)
+        for event in events
+        if event.kind == "verdict" and event.data["class"] != TIME_LIMIT
+    }
     turns = [event for event in events if event.kind == "state" and event.data["to"] in ("RECOVERING", "RESIZING")]
     current: FailureCost | None = None
     for span in ledger.spans:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from zerofleet.launch.chatter import chatter_apart
 from zerofleet.launch.drivers import effective_job
 from zerofleet.launch.exit_codes import OK
 from zerofleet.trainer.config import Precision
@@ -34,10 +31,10 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     folder = RunFolder.open(arguments.run)
-    checkpoint = None if arguments.step is None else _at_step(folder, arguments.step)
+    checkpoint = None if arguments.step is None else at_step(folder, arguments.step)
     dtype = arguments.dtype or effective_job(folder).checkpoint.export_dtype
     said: list[str] = []
-    with _chatter_apart():
+    with chatter_apart():
         try:
             from zerofleet.trainer.checkpoint.export import export
         except ImportError as error:
@@ -48,30 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _at_step(folder: RunFolder, step: int) -> CheckpointId:
-    """The newest attempt's checkpoint of a step."""
+def at_step(folder: RunFolder, step: int) -> CheckpointId:
+    """The newest attempt's checkpoint of a step. Raises NotFoundError."""
     found = folder.checkpoints()
-    at_step = [checkpoint for checkpoint in found if checkpoint.step == step]
-    if not at_step:
+    matching = [checkpoint for checkpoint in found if checkpoint.step == step]
+    if not matching:
         there = ", ".join(str(known) for known in sorted({checkpoint.step for checkpoint in found})) or "none"
         raise NotFoundError(f"run {folder.name!r} has no checkpoint of step {step}; it has: {there}")
-    return at_step[-1]
-
-
-@contextlib.contextmanager
-def _chatter_apart() -> Iterator[None]:
-    """Keeps what torch and transformers write off the screen, also that of their C++ parts."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    with tempfile.TemporaryFile() as chatter:
-        os.dup2(chatter.fileno(), 1)
-        os.dup2(chatter.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for descriptor, target in zip(saved, (1, 2), strict=True):
-                os.dup2(descriptor, target)
-                os.close(descriptor)
+    return matching[-1]

@@ -289,6 +289,19 @@ def test_a_stop_drains_to_a_durable_checkpoint():
     assert "step 6" in controller.why
 
 
+def test_a_run_that_has_had_its_hours_saves_and_stops_for_that_reason():
+    h = harness(lambda a: [step(a, 5)])
+    h.run_until("RUNNING")
+    h.group.on_control["stop"] = [[checkpoint(1, 6)], ended(1, "stopped", 6)]
+    h.controller.limit("the run has had 2 h")
+    h.requests = ["stop"]
+    controller = h.run()
+    assert (controller.state, controller.exit_code) == (State.STOPPED, 3)
+    assert "step 6 is durable" in controller.why and "has had 2 h" in controller.why
+    (verdict,) = h.said("verdict")
+    assert (verdict.data["class"], verdict.data["action"]) == ("time limit", "stop")
+
+
 def test_what_the_ranks_are_doing_is_told_on_request_and_the_run_goes_on():
     h = harness(lambda a: [step(a, 5)])
     h.run_until("RUNNING")

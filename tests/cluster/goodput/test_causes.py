@@ -13,6 +13,7 @@ from zerofleet.cluster.goodput.account import Account, Cause
 from zerofleet.cluster.goodput.causes import best_setting, explain
 from zerofleet.cluster.goodput.failure_costs import COSTS
 from zerofleet.cluster.goodput.ledger import Ledger
+from zerofleet.cluster.verdict import TIME_LIMIT
 from zerofleet.trainer.config import TrainConfig
 
 IN_MEMORY = "snapshots in memory: 3 buffers, 75 MiB per node each"
@@ -176,6 +177,12 @@ def test_failures_cost_what_the_ledger_has_under_their_labels():
     assert [failure.kind for failure in found.failures] == ["node", "node", "driver lost"]
     assert sum(f.cost_s for f in found.failures) == pytest.approx(sum(found.ledger.labels[label] for label in COSTS))
     assert found.failures[0].seconds["lost work"] == pytest.approx(4.25)
+
+
+def test_hours_that_are_over_are_no_failure():
+    story = begun().steps(10)
+    story.say("verdict", **{"class": TIME_LIMIT, "action": "stop", "sentence": "the run has had 2 h"})
+    assert account(story.finish()).failures == []
 
 
 def test_a_resize_is_no_failure_and_no_part_of_one_before_it():

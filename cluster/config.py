@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,6 +12,7 @@ from zerofleet.trainer.errors import NotFoundError, UserError, ZerofleetError
 from zerofleet.trainer.lint import Finding
 
 __all__ = [
+    "Check",
     "ClusterConfig",
     "Finding",
     "NonNegativeInt",
@@ -22,6 +24,15 @@ __all__ = [
     "ZerofleetError",
 ]
 """What `k8s` knows of the other packages it knows from here."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of what `doctor` reports. `text` ends with the remedy unless `level` is ok."""
+
+    level: Literal["ok", "warn", "fail"]
+    name: str
+    text: str
 
 
 class ClusterConfig(Section):

@@ -75,28 +75,36 @@ def role_rules(rights: Iterable[Right]) -> list[dict[str, Any]]:
     ]
 
 
-def check_permissions(api: Api, profile: Profile) -> None:
-    """Raises UserError with everything that is not allowed, as a Role's rules."""
-    missing = [
+def missing_rights(api: Api, profile: Profile) -> list[Right]:
+    """Those of `needed` that whoever asks has not."""
+    return [
         (kind, sub, lacking)
         for kind, sub, verbs in needed(profile)
         if (lacking := _refused(api, profile, kind, sub, verbs))
     ]
-    if missing:
-        rules = "".join(
-            f'\n  - {{apiGroups: ["{kind.group}"], resources: [{kind.plural}{f"/{sub}" if sub else ""}], verbs: [{", ".join(verbs)}]}}'
-            for kind, sub, verbs in missing
-        )
+
+
+def spelled(rights: Iterable[Right]) -> str:
+    """As the rules of a Role, a line each."""
+    return "".join(
+        f'\n  - {{apiGroups: ["{kind.group}"], resources: [{kind.plural}{f"/{sub}" if sub else ""}], verbs: [{", ".join(verbs)}]}}'
+        for kind, sub, verbs in rights
+    )
+
+
+def check_permissions(api: Api, profile: Profile) -> None:
+    """Raises UserError with everything that is not allowed, as a Role's rules."""
+    if missing := missing_rights(api, profile):
         raise UserError(
             f"you may not do in namespace {profile.namespace} what a run needs. Ask the platform team for a Role with these rules, bound "
-            f"to you:{rules}"
+            f"to you (`zerofleet k8s bootstrap` writes one):{spelled(missing)}"
         )
 
 
-def _refused(api: Api, profile: Profile, kind: Kind, sub: str, verbs: tuple[str, ...]) -> list[str]:
+def _refused(api: Api, profile: Profile, kind: Kind, sub: str, verbs: tuple[str, ...]) -> tuple[str, ...]:
     with ThreadPoolExecutor(len(verbs)) as pool:
         allowed = pool.map(lambda verb: _allowed(api, profile.namespace, kind, sub, verb), verbs)
-        return [verb for verb, is_allowed in zip(verbs, allowed, strict=True) if not is_allowed]
+        return tuple(verb for verb, is_allowed in zip(verbs, allowed, strict=True) if not is_allowed)
 
 
 def _allowed(api: Api, namespace: str, kind: Kind, sub: str, verb: str) -> bool:

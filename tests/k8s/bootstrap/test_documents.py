@@ -185,23 +185,24 @@ def test_workers_in_their_hosts_network_are_heard():
 
 
 @pytest.mark.parametrize(("name", "path"), [("h100", H100), ("efa", H100), ("kueue on one pool", CPU)])
-def test_the_quota_covers_the_largest_run_and_every_resource_that_its_pods_ask_for(name, path):
+def test_the_quota_covers_as_many_runs_as_there_are_nodes_and_every_resource_that_their_pods_ask_for(name, path):
     profile = variant(name)
-    job = rendered(profile, workload(path, f"cluster.nodes={profile.workers.max_nodes}", profile=profile))[-1]
+    job = rendered(profile, workload(path, "cluster.nodes=1", profile=profile))[-1]
     documents = bootstrap(profile)
     (queue,) = of_kind(documents, "ClusterQueue")
     (group,) = queue["spec"]["resourceGroups"]
     flavors = {flavor["metadata"]["name"]: flavor["spec"] for flavor in of_kind(documents, "ResourceFlavor")}
     used: dict[tuple[str, str], Fraction] = {}
-    for what, template in pods_of(job).items():
-        count = profile.workers.max_nodes if what == "workers" else 1
+    for template in pods_of(job).values():
         selector = template["spec"].get("nodeSelector", {})
         (flavor,) = [
             each["name"] for each in group["flavors"] if flavors[each["name"]].get("nodeLabels", {}) == selector
         ]
         for resource, text in template["spec"]["containers"][0]["resources"]["requests"].items():
             assert resource in group["coveredResources"]
-            used[flavor, resource] = used.get((flavor, resource), Fraction(0)) + count * amount(text)
+            used[flavor, resource] = used.get((flavor, resource), Fraction(0)) + profile.workers.max_nodes * amount(
+                text
+            )
     quota = {
         (flavor["name"], entry["name"]): amount(entry["nominalQuota"])
         for flavor in group["flavors"]

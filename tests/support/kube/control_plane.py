@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shlex
@@ -48,10 +49,15 @@ class ControlPlane:
             pytest.skip(reason)
         self.folder = folder
         self.port = 20000 + 10 * random.randrange(1000)
-        done = subprocess.run([SCRIPT, "start", folder, str(self.port)], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
         self.kubeconfig = folder / "kubeconfig"
-        self._load_crds((*CRDS, *more_crds))
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.stop)
+            done = subprocess.run(
+                [SCRIPT, "start", folder, str(self.port)], capture_output=True, text=True, timeout=120
+            )
+            assert done.returncode == 0, done.stderr
+            self._load_crds((*CRDS, *more_crds))
+            undo.pop_all()
 
     @property
     def url(self) -> str:

@@ -51,8 +51,9 @@ def collect(api: Api, namespace: str) -> Found:
         except ApiError as error:
             if error.status not in (403, 404) or kind in (RAY_JOB, POD):
                 raise
-            unseen.append(kind.plural)
-            return ()
+            if error.status == 403:
+                unseen.append(kind.plural)
+            return ()  # 404: this cluster has no such kind, and so none of them
 
     small = tuple((kind, each) for kind in _SMALL for each in listed(kind, _OF_RUNS, content=False))
     clusters = tuple(each for each in listed(RAY_CLUSTER, "") if _is_ours(each))

@@ -118,3 +118,5 @@ def test_what_carries_our_labels_is_collected_and_secrets_without_their_content(
     assert [each["metadata"]["name"] for each in seen.clusters] == ["first-abc"]
     assert seen.unseen == ("poddisruptionbudgets",) and "PLANTED" not in str(seen)
     assert [kind for kind, _ in seen.small] == [SECRET]
+    del api.objects[BUDGET.path("training")]  # a cluster without the kind has none of them
+    assert collect(api, "training").unseen == ()

@@ -218,6 +218,8 @@ class LimitsConfig(Section):
 class MonitoringConfig(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 8090
     """Port of the head pod at which the run's driver answers Prometheus; 0: it does not."""
+    prometheus_operator: bool = False
+    """The cluster has the Prometheus operator: `k8s bootstrap` writes a PodMonitor, rules and a dashboard for it."""
     monitor_labels: dict[str, str] = Field(default_factory=lambda: {"release": "prometheus"})
     """Labels of the PodMonitor and of the rules, by which the Prometheus operator takes them up."""
     dashboard_labels: dict[str, str] = Field(default_factory=lambda: {"grafana_dashboard": "1"})

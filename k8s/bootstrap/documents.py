@@ -10,9 +10,24 @@ from zerofleet.k8s.bootstrap.network import network
 from zerofleet.k8s.bootstrap.platform_object import Document
 from zerofleet.k8s.bootstrap.queues import queues
 from zerofleet.k8s.bootstrap.storage import storage
+from zerofleet.k8s.monitoring.documents import monitoring_documents
 from zerofleet.k8s.profile import Profile
 
-CONCERNS: tuple[Callable[[Profile], Iterator[Document]], ...] = (namespace, access, network, storage, queues)
+
+def monitoring(profile: Profile) -> Iterator[Document]:
+    """Without the Prometheus operator its kinds are unknown, and applying anything of the file would fail."""
+    if profile.monitoring.prometheus_operator:
+        yield from monitoring_documents(profile)
+
+
+CONCERNS: tuple[Callable[[Profile], Iterator[Document]], ...] = (
+    namespace,
+    access,
+    network,
+    storage,
+    queues,
+    monitoring,
+)
 """In the order in which they are applied: the namespace first, since most of the others lie in it."""
 
 

@@ -12,6 +12,7 @@ from zerofleet.k8s.paths import (
     BUDGET,
     LOCAL_QUEUE,
     POD_GROUP,
+    POD_MONITOR,
     RAY_CLUSTER,
     RAY_JOB,
     VOLCANO_QUEUE,
@@ -25,6 +26,7 @@ _REMEDIES = {
     "ray.io": "install KubeRay {operator}",
     "kueue.x-k8s.io": "install Kueue 0.19, or set queue.kind",
     "scheduling.volcano.sh": "install Volcano 1.15, or set queue.kind",
+    "monitoring.coreos.com": "install the Prometheus operator, or set monitoring.prometheus_operator: false",
     "policy": "Kubernetes 1.21 is the first with it; upgrade, or set limits.disruption_budget: false",
 }
 _OF_QUEUE: dict[str, list[Kind]] = {
@@ -47,6 +49,8 @@ def kinds(api: Api, profile: Profile | None) -> Iterator[Check]:
         needed.append(BUDGET)
     if profile:
         needed += _OF_QUEUE[profile.queue.kind]
+    if profile and profile.monitoring.prometheus_operator:
+        needed.append(POD_MONITOR)
     operator, missing = (profile.operator if profile else OperatorConfig()).version, []
     for root, group in itertools.groupby(needed, lambda kind: kind.root):
         served = _served(api, root)

@@ -30,6 +30,7 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "store inside": (CPU, {"network__egress": [{"namespace": "minio", "ports": [9000]}, {"cidr": "10.9.0.0/16"}]}),
     "storage class": (CPU, {"storage__storage_class": "nfs"}),
+    "monitored": (CPU, {"monitoring": {"prometheus_operator": True}}),
     "nobody's": (CPU, {"security": {}, "storage__size_gib": 0}),
 }
 

@@ -21,6 +21,7 @@ from zerofleet.k8s.quantity import amount
 
 every = pytest.mark.parametrize("name", VARIANTS)
 CORE = {
+    "ConfigMap": "V1ConfigMap",
     "Namespace": "V1Namespace",
     "ServiceAccount": "V1ServiceAccount",
     "Role": "V1Role",
@@ -29,6 +30,8 @@ CORE = {
     "PersistentVolumeClaim": "V1PersistentVolumeClaim",
 }
 CUSTOM = {"ClusterQueue", "LocalQueue", "ResourceFlavor", "Topology", "Queue"}
+MONITORING = {"PodMonitor", "PrometheusRule"}
+"""Of the Prometheus operator, whose CRDs are not beside the project: tests/k8s/monitoring reads them."""
 
 
 @every
@@ -55,7 +58,7 @@ def test_core_objects_are_whole_for_the_official_client(name):
     client = pytest.importorskip("kubernetes.client")
     api = client.ApiClient()
     for document in bootstrap(variant(name)):
-        assert document["kind"] in {*CORE, *CUSTOM}
+        assert document["kind"] in {*CORE, *CUSTOM, *MONITORING}
         if model := CORE.get(document["kind"]):
             assert (
                 api.sanitize_for_serialization(api.deserialize(json.dumps(document), model, "application/json"))
@@ -249,6 +252,11 @@ def test_a_claim_is_made_when_its_size_is_said():
         "resources": {"requests": {"storage": "100Gi"}},
     }
     assert of_kind(bootstrap(variant("h100")), "PersistentVolumeClaim") == []
+
+
+def test_monitoring_is_there_where_its_operator_is():
+    assert {document["kind"] for document in bootstrap(variant("monitored"))} >= MONITORING
+    assert not (MONITORING | {"ConfigMap"}) & {document["kind"] for document in bootstrap(variant("cpu"))}
 
 
 def test_what_stays_to_be_done_by_hand_is_said():

@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from tests.k8s.health.support import FORBIDDEN, FakeApi, lines
-from tests.k8s.support import CPU, H100, rendered, workload
+from tests.k8s.support import CPU, H100, changed_profile, rendered, workload
 from zerofleet.k8s.api import ApiError
 from zerofleet.k8s.health.examine import examine
 from zerofleet.k8s.health.server import dropped, job, kinds, rights
@@ -67,6 +67,12 @@ def test_kinds_that_are_not_served_are_named_with_what_brings_them():
         "fail kinds: the cluster does not serve workloads (kueue.x-k8s.io/v1beta2), localqueues (kueue.x-k8s.io/v1beta2): install Kueue 0.19, "
         "or set queue.kind",
     ]
+
+
+def test_prometheus_kinds_are_asked_for_where_its_operator_is_said_to_be():
+    profile = changed_profile(CPU, monitoring__prometheus_operator=True)
+    (said,) = lines(kinds(FakeApi(SERVED), profile))
+    assert said.startswith("fail kinds: the cluster does not serve podmonitors (monitoring.coreos.com/v1)")
 
 
 def test_rights_that_lack_are_said_as_a_roles_rules():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,6 +12,7 @@ from zerofleet.trainer.errors import NotFoundError, UserError, ZerofleetError
 from zerofleet.trainer.lint import Finding
 
 __all__ = [
+    "Check",
     "ClusterConfig",
     "Finding",
     "NonNegativeInt",
@@ -23,13 +25,21 @@ __all__ = [
 ]
 """What `k8s` knows of the other packages it knows from here."""
 
-
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 NodeLabels = dict[
     Annotated[str, Field(pattern=rf"^([a-z0-9]([a-z0-9.-]{{0,251}}[a-z0-9])?/)?{_LABEL}$")],
     Annotated[str, Field(pattern=f"^{_LABEL}$")],
 ]
 """Plain ones: Ray's selectors have operators too, such as `!x` and `in(x, y)`."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of what `doctor` reports. `text` ends with the remedy unless `level` is ok."""
+
+    level: Literal["ok", "warn", "fail"]
+    name: str
+    text: str
 
 
 class ClusterConfig(Section):

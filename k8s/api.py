@@ -35,6 +35,9 @@ _PASSING = frozenset((429, 500, 502, 503, 504))
 
 _log = logging.getLogger(__name__)
 
+_ANY = "application/json, */*"
+_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+_LIST_OF_METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 PATCHES = {"merge": "application/merge-patch+json", "json": "application/json-patch+json"}
 
 
@@ -82,12 +85,25 @@ class Api:
         self._client, self.namespace = load_client(context)
         """`namespace`: the context's own."""
 
+    @property
+    def url(self) -> str:
+        """Where the API server is."""
+        return str(self._client.configuration.host)
+
     def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
         return self._json("GET", path, query)
 
-    def create(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def get_metadata(self, path: str) -> dict[str, Any]:
+        """An object's metadata without its content: what a Secret holds stays on the server."""
+        return self._json("GET", path, None, accept=_METADATA)
+
+    def list_metadata(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """The same of all objects, as a list's `items`."""
+        return self._json("GET", path, query, accept=_LIST_OF_METADATA)
+
+    def create(self, path: str, body: dict[str, Any], query: Mapping[str, str] | None = None) -> dict[str, Any]:
         """A create whose answer was lost is tried again, and then finds its own object: ApiError 409."""
-        return self._json("POST", path, None, body)
+        return self._json("POST", path, query, body)
 
     def patch(self, path: str, body: Any, kind: str = "merge") -> dict[str, Any]:
         """`kind`: `merge` (a part of the object) or `json` (operations)."""
@@ -127,12 +143,15 @@ class Api:
         query: Mapping[str, str] | None,
         body: Any = None,
         content: str = "application/json",
+        accept: str = _ANY,
     ) -> dict[str, Any]:
         pauses, began, is_said = Pauses(), time.monotonic(), False
         deadline = began + self._patience_s
         while True:
             try:
-                response = self._fresh(lambda: self._send(method, path, query, body, content, REQUEST_TIMEOUT_S))
+                response = self._fresh(
+                    lambda: self._send(method, path, query, body, content, REQUEST_TIMEOUT_S, accept)
+                )
                 return dict(json.loads(response.read() or b"{}"))
             except ApiError as error:
                 pause_s = pauses.next(error)
@@ -172,6 +191,7 @@ class Api:
         body: Any,
         content: str,
         timeout: float | tuple[float, float],
+        accept: str = _ANY,
     ) -> Any:
         """The client's response, of a success. Raises ApiError."""
         from kubernetes.client.exceptions import ApiException
@@ -179,7 +199,7 @@ class Api:
 
         with self._lock:
             client = self._client
-        headers = {"Accept": "application/json, */*", "User-Agent": "zerofleet"}
+        headers = {"Accept": accept, "User-Agent": "zerofleet"}
         if body is not None:
             headers["Content-Type"] = content
         url = f"{client.configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")

@@ -46,7 +46,7 @@ def head_pod(profile: Profile, workload: Workload) -> dict[str, Any]:
         "name": HEAD_CONTAINER,
         **_image(profile),
         "ports": _head_ports(profile),
-        "resources": _equal({"cpu": str(pool.cpus), "memory": f"{pool.memory_gib}Gi"}),
+        "resources": _equal(head_resources(profile)),
         **environment(profile, {**own_environment(profile, workload), **head_environment(profile, workload)}),
         "volumeMounts": [*mounts(profile), {"name": "job", "mountPath": JOB_FOLDER, "readOnly": True}],
         "securityContext": container_security(),
@@ -101,7 +101,7 @@ def submitter_pod(profile: Profile, workload: Workload) -> dict[str, Any]:
     container = {
         "name": SUBMITTER_CONTAINER,
         **_image(profile),
-        "resources": {"requests": {"cpu": "500m", "memory": "200Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
+        "resources": {"requests": submitter_requests(), "limits": {"cpu": "1", "memory": "1Gi"}},
         "securityContext": container_security(),
     }
     spec = {**pod_basics(profile), **_placement(profile.head), "restartPolicy": "Never", "containers": [container]}
@@ -112,6 +112,16 @@ def _head_ports(profile: Profile) -> list[dict[str, Any]]:
     """All of them: once a head names one port, KubeRay's service for it has no others (it finds the dashboard by name)."""
     own = {TRAIN_METRICS: profile.monitoring.port} if profile.monitoring.port else {}
     return [{"name": name, "containerPort": number} for name, number in {**HEAD_PORTS, **own}.items()]
+
+
+def submitter_requests() -> dict[str, str]:
+    """KubeRay's own for it."""
+    return {"cpu": "500m", "memory": "200Mi"}
+
+
+def head_resources(profile: Profile) -> dict[str, str]:
+    """Requests and limits of the head."""
+    return {"cpu": str(profile.head.cpus), "memory": f"{profile.head.memory_gib}Gi"}
 
 
 def worker_resources(profile: Profile) -> dict[str, str]:
@@ -138,17 +148,24 @@ def _equal(resources: dict[str, str]) -> dict[str, Any]:
     return {"requests": dict(resources), "limits": dict(resources)}
 
 
-def _placement(pool: HeadPool | WorkerPool) -> dict[str, Any]:
+def node_selector(pool: HeadPool | WorkerPool) -> dict[str, str]:
+    """Labels of the nodes that pods of this pool go to."""
     selector = dict(sorted(pool.node_selector.items()))
     if isinstance(pool, WorkerPool) and pool.gpu_product:
         selector["nvidia.com/gpu.product"] = pool.gpu_product
+    return selector
+
+
+def _placement(pool: HeadPool | WorkerPool) -> dict[str, Any]:
+    selector = node_selector(pool)
     found: dict[str, Any] = {"nodeSelector": selector} if selector else {}
     if pool.tolerations:
-        found["tolerations"] = [_toleration(toleration) for toleration in pool.tolerations]
+        found["tolerations"] = [toleration(each) for each in pool.tolerations]
     return found
 
 
-def _toleration(toleration: Toleration) -> dict[str, str]:
+def toleration(toleration: Toleration) -> dict[str, str]:
+    """As the API spells it."""
     value = {} if toleration.value is None else {"value": toleration.value}
     return {"key": toleration.key, "operator": toleration.operator, **value, "effect": toleration.effect}
 

@@ -14,6 +14,7 @@ from zerofleet.cluster.config import NonNegativeInt, PositiveFloat, PositiveInt,
 GIB = 2**30
 
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -104,6 +105,10 @@ class StorageConfig(Section):
     """Secret whose keys become environment variables (AWS_ACCESS_KEY_ID, ...)."""
     workload_identity: bool = False
     """The service account itself may use the object store (EKS, GKE and Azure annotate it): no `secret` is needed."""
+    size_gib: NonNegativeInt = 0
+    """Size in GiB of the claim that `k8s bootstrap` makes; 0: it makes none, the claim is there already."""
+    storage_class: str | None = None
+    """StorageClass of that claim; none: the cluster's default."""
     write_mb_per_s: PositiveFloat = 200.0
     """Megabytes per second that one node writes to storage, at least: the time of the last save is reckoned with it."""
 
@@ -120,6 +125,8 @@ class QueueConfig(Section):
     """What admits the job as a whole. With `none` pods start as nodes get free."""
     name: str | None = None
     """Kueue: the LocalQueue in this namespace. Volcano: the queue."""
+    cluster_queue: str | None = None
+    """Kueue: a ClusterQueue that is there already, for the LocalQueue that `k8s bootstrap` makes. Without one it makes a ClusterQueue too, whose quota are `workers.max_nodes` nodes."""
     priority_class: str | None = None
     """Kueue: the WorkloadPriorityClass. Volcano: the PriorityClass of all pods together."""
     topology: Topology | None = None
@@ -157,6 +164,8 @@ class SecurityConfig(Section):
     """Group id that owns mounted volumes; none leaves it to the namespace (OpenShift)."""
     service_account: DnsLabel | None = None
     """ServiceAccount of all pods; it needs no rights. Without one, the namespace's default."""
+    submitter_groups: list[str] = Field(default_factory=list)
+    """Groups of users, as the API server knows them, that `k8s bootstrap` lets submit. Without any its Role is bound to nobody."""
     auth: Literal["token", "disabled"] = "token"
     """Whether Ray asks for a token. KubeRay makes it and gives it to the pods."""
     auth_secret: DnsLabel | None = None
@@ -211,6 +220,8 @@ class MonitoringConfig(Section):
     """Port of the head pod at which the run's driver answers Prometheus; 0: it does not."""
     prometheus_namespace: DnsLabel = "monitoring"
     """Namespace that Prometheus runs in: the network lets it reach the ports for metrics."""
+    prometheus_operator: bool = False
+    """The cluster has the Prometheus operator: `k8s bootstrap` writes a PodMonitor, rules and a dashboard for it."""
     monitor_labels: dict[str, str] = Field(default_factory=lambda: {"release": "prometheus"})
     """Labels of the PodMonitor and of the rules, by which the Prometheus operator takes them up."""
     dashboard_labels: dict[str, str] = Field(default_factory=lambda: {"grafana_dashboard": "1"})
@@ -223,7 +234,27 @@ class MonitoringConfig(Section):
     """Where the alerts send whoever is paged: the place of docs/operations.md in your wiki; a section of it is added."""
 
 
+class Peer(Section):
+    cidr: str | None = None
+    """Addresses, such as `10.0.8.0/24`; either this or `namespace`."""
+    namespace: DnsLabel | None = None
+    """All pods of this namespace, such as that of a store inside the cluster."""
+    ports: list[Port] = Field(default_factory=list)
+    """Ports of the peer; none named: all."""
+    protocol: Literal["TCP", "UDP"] = "TCP"
+    """Protocol of these ports."""
+
+
+class NetworkConfig(Section):
+    egress: list[Peer] = Field(default_factory=list)
+    """What pods may reach outside of their namespace besides DNS: the object store, wandb, the hub. Images and volumes are the nodes' business."""
+    node_cidrs: list[str] = Field(default_factory=list)
+    """Addresses of the nodes: workers speak from them with `fabric.host_network`."""
+
+
 class OperatorConfig(Section):
+    namespace: DnsLabel = "kuberay-operator"
+    """Namespace that the operator runs in: it asks the head about the job."""
     version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")] = "1.7.0"
     """Version of the KubeRay operator."""
     feature_gates: list[str] = Field(default_factory=list)
@@ -253,6 +284,8 @@ class Profile(Section):
     """Run folders, prepared data and caches."""
     queue: QueueConfig = QueueConfig()
     """Who admits the job."""
+    network: NetworkConfig = NetworkConfig()
+    """What pods may reach, for the NetworkPolicies of `k8s bootstrap`."""
     security: SecurityConfig = SecurityConfig()
     """Pod security, service account, Ray's token."""
     lifecycle: LifecycleConfig = LifecycleConfig()

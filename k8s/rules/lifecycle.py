@@ -18,14 +18,15 @@ _RULE_ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
 
 
 def lifecycle(profile: Profile, workload: Workload) -> Iterator[Finding]:
-    yield from _queue(profile)
+    yield from queue_findings(profile)
     yield from _deletion(profile.lifecycle)
     yield from _autoscaling(profile, workload)
     yield from _deadlines(profile)
     yield from _grace(profile, workload)
 
 
-def _queue(profile: Profile) -> Iterator[Finding]:
+def queue_findings(profile: Profile) -> Iterator[Finding]:
+    """What of the queue needs no workload to be judged."""
     queue = profile.queue
     if queue.kind == "none":
         for field in ("name", "priority_class", "max_execution_s"):
@@ -44,6 +45,8 @@ def _queue(profile: Profile) -> Iterator[Finding]:
         yield from _kueue(profile.lifecycle)
     if queue.kind == "volcano" and queue.max_execution_s is not None:
         yield error("queue.max_execution_s", "only Kueue reads it: use lifecycle.active_deadline_s with Volcano")
+    if queue.kind != "kueue" and queue.cluster_queue is not None:
+        yield error("queue.cluster_queue", "only Kueue has ClusterQueues: remove it, or set queue.kind to kueue")
     yield from _topology(queue)
 
 

@@ -36,7 +36,7 @@ def version(text: str) -> tuple[int, ...]:
 
 def naming(profile: Profile, workload: Workload) -> Iterator[Finding]:
     yield from _name(workload)
-    yield from _labels(profile)
+    yield from label_findings(profile)
     yield from _image(profile)
     yield from _versions(profile)
 
@@ -65,7 +65,8 @@ def _name(workload: Workload) -> Iterator[Finding]:
         )
 
 
-def _labels(profile: Profile) -> Iterator[Finding]:
+def label_findings(profile: Profile) -> Iterator[Finding]:
+    """Of the profile's own labels."""
     for key, value in profile.labels.items():
         if key.startswith(_RESERVED):
             yield error(

@@ -29,14 +29,15 @@ _TAKEN_FOLDERS = ("/dev", "/etc", "/proc", "/sys", "/tmp/ray", "/usr")
 
 
 def security(profile: Profile, workload: Workload) -> Iterator[Finding]:
-    yield from _pod_security(profile)
+    yield from pod_security_findings(profile)
     yield from _tokens(profile)
     yield from _environment(profile, workload)
     yield from _secrets(profile, workload)
     yield from _storage(profile, workload)
 
 
-def _pod_security(profile: Profile) -> Iterator[Finding]:
+def pod_security_findings(profile: Profile) -> Iterator[Finding]:
+    """What the namespace would refuse of the pods."""
     fabric, level, user = profile.fabric, profile.security.pod_security, profile.security.run_as_user
     refused = f"a namespace with pod security `{level}` refuses the workers"
     if fabric.ipc_lock and level != "privileged":

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from zerofleet.cluster.config import Check
 from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits, plan
 from zerofleet.launch.backends.cluster_report import ClusterFound, check_ray, described_code, problems
 from zerofleet.launch.backends.ray_cluster import RayCluster, check_job_for_cluster
 from zerofleet.launch.backends.ray_jobs import ClusterUnreachable
-from zerofleet.launch.check import Check
 from zerofleet.launch.config import load_job
 from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.run_folder import default_storage

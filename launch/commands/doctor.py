@@ -1,4 +1,5 @@
-"""`zerofleet doctor`: is this machine ready to train? One line per check, with a remedy where it is not."""
+"""`zerofleet doctor`: is this machine, or a cluster, ready to train? One line per check, with a remedy where it is not. With --leaks: what
+has been left there."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 import psutil
 from packaging.requirements import Requirement
 
-from zerofleet.launch.check import Check
+from zerofleet.cluster.config import Check
+from zerofleet.launch.backends.options import BACKENDS
 from zerofleet.launch.exit_codes import OK, RUN_FAILED
 from zerofleet.trainer import ops
 from zerofleet.trainer.errors import StorageError, UserError
@@ -33,32 +35,69 @@ _MIN_DISK_GIB = 5
 def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser(
         "doctor",
-        help="check this machine, clear stale build locks and leftovers of dead drivers; or check a Ray cluster",
+        help="check this machine, clear stale build locks and leftovers of dead drivers; or check a Ray or Kubernetes cluster; or find leaks",
     )
+    parser.add_argument("--backend", choices=BACKENDS, help="what to check (default: this machine)")
     parser.add_argument(
         "--address",
         metavar="URL",
         help="a Ray cluster's job API, http(s)://HOST:8265, to check in place of this machine",
     )
-    parser.add_argument("--recipe", metavar="FILE", help="with --address: whether this job fits there")
+    parser.add_argument(
+        "--context", metavar="NAME", help="kuberay: context of the kubeconfig (default: the current one)"
+    )
+    parser.add_argument(
+        "--profile", metavar="PROFILE", help="kuberay: YAML file of the platform, which the cluster is held against"
+    )
+    parser.add_argument("--recipe", metavar="FILE", help="with a cluster: whether this job fits there")
+    parser.add_argument(
+        "--leaks",
+        action="store_true",
+        help="find what dead drivers, or ended runs on Kubernetes, have left; removes nothing",
+    )
+    parser.add_argument(
+        "--namespace",
+        metavar="NAME",
+        help="kuberay, --leaks: where to look (default: the profile's, else the context's)",
+    )
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.recipe is not None and arguments.address is None:
-        raise UserError("--recipe goes with --address; on this machine `zerofleet plan RECIPE` says what fits")
     failed = False
-    for check in _cluster(arguments.address, arguments.recipe) if arguments.address is not None else examine():
+    for check in _chosen(arguments):
         failed |= check.level == "fail"
         sys.stdout.write(f"{check.level:<5} {check.name:<12} {check.text}\n")
         sys.stdout.flush()
     return RUN_FAILED if failed else OK
 
 
-def _cluster(address: str, recipe: str | None) -> Iterator[Check]:
-    from zerofleet.launch.backends.ray_checks import examine_cluster  # an HTTP client, which the other verbs do without
+def _chosen(arguments: argparse.Namespace) -> Iterator[Check]:
+    """The checks that the options ask for. The clients of clusters are imported where they are needed. Raises UserError."""
+    place = arguments.backend or ("ray" if arguments.address is not None else "local")
+    if place != "kuberay" and (arguments.profile or arguments.context or arguments.namespace):
+        raise UserError("--profile, --context and --namespace are about Kubernetes: they go with --backend kuberay")
+    if place != "ray" and arguments.address is not None:
+        raise UserError("--address is the place of a Ray cluster's job API: it goes with --backend ray")
+    if place == "local" and arguments.recipe is not None:
+        raise UserError(
+            "--recipe goes with --address or --backend kuberay; on this machine `zerofleet plan RECIPE` says what fits"
+        )
+    if place == "kuberay":
+        from zerofleet.launch.backends import kuberay_checks
 
-    return examine_cluster(address, recipe)
+        if arguments.leaks:
+            return kuberay_checks.find_leaks(arguments.context, arguments.namespace, arguments.profile)
+        return kuberay_checks.examine_kubernetes(arguments.context, arguments.profile, arguments.recipe)
+    if place == "ray":
+        if arguments.leaks:
+            raise UserError("--leaks looks at this machine, or at Kubernetes: run it on the hosts of the Ray cluster")
+        if arguments.address is None:
+            raise UserError("--backend ray needs --address: the cluster's job API, http(s)://HOST:8265")
+        from zerofleet.launch.backends.ray_checks import examine_cluster
+
+        return examine_cluster(arguments.address, arguments.recipe)
+    return leaks() if arguments.leaks else examine()
 
 
 def examine() -> Iterator[Check]:
@@ -181,3 +220,18 @@ def leftovers() -> Check:
         return Check("warn", "leftovers", f"not looked for: {error.name} is not installed")
     ended = [f"the local Ray of run {leftover.run} (pid {leftover.head.pid})" for leftover in reap_leftovers()]
     return Check("warn", "leftovers", f"ended {', '.join(ended)}") if ended else Check("ok", "leftovers", "none")
+
+
+def leaks() -> Iterator[Check]:
+    """What dead drivers have left on this machine."""
+    try:
+        from zerofleet.cluster.leaks import local_leaks
+    except ImportError as error:
+        yield Check("warn", "leaks", f"not looked for: {error.name} is not installed")
+        return
+    found = False
+    for check in local_leaks():
+        found = True
+        yield check
+    if not found:
+        yield Check("ok", "leaks", "none on this machine")

@@ -1,4 +1,5 @@
-"""`zerofleet k8s render RECIPE --profile PROFILE`: a job as YAML for Kubernetes, checked; nothing is created."""
+"""`zerofleet k8s render RECIPE --profile PROFILE` and `k8s bootstrap --profile PROFILE`: a job, or what must exist before the first, as YAML for
+Kubernetes, checked; nothing is created."""
 
 from __future__ import annotations
 
@@ -7,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zerofleet.k8s.bootstrap.documents import bootstrap as platform_documents
+from zerofleet.k8s.bootstrap.documents import summary as platform_summary
+from zerofleet.k8s.bootstrap.rules import lint_platform
 from zerofleet.k8s.lint import lint
 from zerofleet.k8s.rayjob import documents
 from zerofleet.k8s.to_yaml import to_yaml
@@ -23,14 +27,27 @@ if TYPE_CHECKING:
 
 
 def add_parser(verbs: Verbs) -> None:
-    group = verbs.add_parser("k8s", help="Kubernetes: render a job")
+    group = verbs.add_parser("k8s", help="Kubernetes: render a job, or what must exist before the first")
     actions = group.add_subparsers(dest="action", metavar="ACTION", required=True)
     parser = actions.add_parser("render", help="write a job as YAML (KubeRay's RayJob), and say what is wrong with it")
     parser.add_argument("recipe", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, such as run.name=first")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write (default: standard output)")
+    _add_output(parser)
     add_profile(parser, required=True)
     parser.set_defaults(handler=render)
+    parser = actions.add_parser(
+        "bootstrap",
+        help="write what must exist in the cluster before the first run: namespace, rights, network, queues, storage",
+    )
+    _add_output(parser)
+    parser.add_argument(
+        "--profile", required=True, metavar="PROFILE", help="YAML file of the platform: docs/profile.md"
+    )
+    parser.set_defaults(handler=bootstrap)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write (default: standard output)")
 
 
 def render(arguments: argparse.Namespace) -> int:
@@ -40,11 +57,22 @@ def render(arguments: argparse.Namespace) -> int:
     workload = workload_of(job, profile, arguments.num_parameters)
     refuse_errors(lint(profile, workload))
     text = to_yaml(documents(profile, workload), ["rendered by zerofleet k8s render", *summary(profile, workload)])
-    if arguments.output is None:
+    return _write(text, arguments.output)
+
+
+def bootstrap(arguments: argparse.Namespace) -> int:
+    profile = load_profile(arguments.profile)
+    refuse_errors(lint_platform(profile))
+    comment = ["rendered by zerofleet k8s bootstrap", *platform_summary(profile)]
+    return _write(to_yaml(platform_documents(profile), comment), arguments.output)
+
+
+def _write(text: str, output: Path | None) -> int:
+    if output is None:
         sys.stdout.write(text)
         return OK
     try:
-        arguments.output.write_text(text)
+        output.write_text(text)
     except OSError as error:
-        raise UserError(f"--output {arguments.output} cannot be written: {error.strerror}") from error
+        raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
     return OK

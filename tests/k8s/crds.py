@@ -14,6 +14,20 @@ import pytest
 
 SHARED = Path(__file__).parents[3] / "shared"
 RAY_JOBS = SHARED / "crds/kuberay/ray.io_rayjobs.yaml"
+FILES = {
+    "RayJob": RAY_JOBS,
+    **{
+        kind: SHARED / f"crds/kueue/kueue.x-k8s.io_{plural}.yaml"
+        for kind, plural in {
+            "ClusterQueue": "clusterqueues",
+            "LocalQueue": "localqueues",
+            "ResourceFlavor": "resourceflavors",
+            "Topology": "topologies",
+        }.items()
+    },
+    "Queue": SHARED / "crds/volcano/scheduling.volcano.sh_queues.yaml",
+}
+"""CRDs by the kind that they define."""
 TOOL = SHARED / "tools/crd_strict.py"
 
 
@@ -31,14 +45,14 @@ def _tool() -> ModuleType:
 
 
 @cache
-def _schema() -> tuple[dict[str, Any], jsonschema.Draft202012Validator]:
-    _, _, raw = _tool().load_crd(RAY_JOBS, "v1")
+def _schema(kind: str, version: str) -> tuple[dict[str, Any], jsonschema.Draft202012Validator]:
+    _, _, raw = _tool().load_crd(FILES[kind], version)
     return raw, jsonschema.Draft202012Validator(_tool().strict_schema(raw))
 
 
 def refusals(document: dict[str, Any]) -> list[str]:
-    """What a strict API server would say of a RayJob: unknown fields, types, lists; and its CEL rules, where `cel` is installed."""
-    raw, validator = _schema()
+    """What a strict API server would say of a custom resource: unknown fields, types, lists; and its CEL rules, where `cel` is installed."""
+    raw, validator = _schema(document["kind"], document["apiVersion"].partition("/")[2])
     tool, stored = _tool(), copy.deepcopy(document)
     tool.apply_defaults(raw, stored)
     found = [f"{error.json_path}: {error.message[:200]}" for error in validator.iter_errors(stored)]

@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from zerofleet.launch.cli import main
 from zerofleet.launch.commands import doctor
 from zerofleet.trainer import ops
 
@@ -65,9 +66,32 @@ def test_little_space_warns_with_the_remedy(tmp_path, least, level):
 
 
 def test_any_failure_is_in_the_exit_code(monkeypatch, capsys):
-    from zerofleet.launch.cli import main
-
     monkeypatch.setattr(doctor, "examine", lambda: iter([doctor.Check("ok", "a", "x"), doctor.Check("fail", "b", "y")]))
     assert main(["doctor"]) == 1
     monkeypatch.setattr(doctor, "examine", lambda: iter([doctor.Check("warn", "a", "x")]))
     assert main(["doctor"]) == 0
+
+
+def test_options_that_belong_to_another_place_are_refused(capsys):
+    for arguments, said in (
+        (["--profile", "x"], "go with --backend kuberay"),
+        (["--backend", "kuberay", "--address", "http://h:8265"], "goes with --backend ray"),
+        (["--backend", "ray"], "needs --address"),
+        (["--backend", "ray", "--address", "http://h:8265", "--leaks"], "on the hosts of the Ray cluster"),
+        (["--recipe", "x"], "goes with --address or --backend kuberay"),
+        (["--backend", "kuberay", "--recipe", "x"], "give --profile too"),
+    ):
+        assert main(["doctor", *arguments]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["doctor", "--backend", "kuberay", "--profile", "no-such.yaml"]) == 4
+
+
+def test_leaks_are_told_and_nothing_is_removed(capsys, monkeypatch):
+    from zerofleet.cluster import leaks
+
+    monkeypatch.setattr(leaks, "local_leaks", lambda: iter([]))
+    assert main(["doctor", "--leaks"]) == 0
+    assert capsys.readouterr().out.split() == ["ok", "leaks", "none", "on", "this", "machine"]
+    monkeypatch.setattr(leaks, "local_leaks", lambda: iter([doctor.Check("warn", "snapshots", "of a")]))
+    assert main(["doctor", "--leaks"]) == 0
+    assert capsys.readouterr().out == "warn  snapshots    of a\n"

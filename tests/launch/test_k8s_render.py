@@ -40,6 +40,18 @@ def test_three_documents_to_standard_output_or_a_file(call, tmp_path):
     assert code == 2 and "cannot be written" in err
 
 
+def test_the_platform_is_written_without_a_recipe(call, tmp_path):
+    code, out, err = call("k8s", "bootstrap", "--profile", CPU)
+    assert (code, err) == (0, "") and out.startswith("# rendered by zerofleet k8s bootstrap\n")
+    assert next(yaml.safe_load_all(out))["kind"] == "Namespace"
+    assert call("k8s", "bootstrap", "--profile", CPU, "-o", str(tmp_path / "platform.yaml")) == (0, "", "")
+    assert (tmp_path / "platform.yaml").read_text() == out
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(Path(CPU).read_text() + "queue: {kind: kueue, name: q}\n")
+    code, out, err = call("k8s", "bootstrap", "--profile", str(wrong))
+    assert (code, out) == (2, "") and "workers.max_nodes: it is not known" in err
+
+
 def test_overrides_reach_the_job_that_the_head_reads(call):
     _, out, _ = call(*RENDER, "run.name=first", "train.steps=50")
     config_map = next(yaml.safe_load_all(out))

@@ -19,7 +19,7 @@ from tests.support.kube.proxy import Proxy
 from tests.support.ranks import job
 from zerofleet.k8s.api import Api
 from zerofleet.k8s.paths import CLAIM
-from zerofleet.k8s.permissions import needed
+from zerofleet.k8s.permissions import needed, role_rules
 from zerofleet.launch.workload import load_profile
 
 ROOT = Path(__file__).parents[3]
@@ -86,14 +86,7 @@ class Cluster:
     def _allow_alice(self) -> None:
         """What the documentation asks the platform team for, and no more."""
         profile = load_profile(self.profile())
-        rules = [
-            {
-                "apiGroups": [kind.group],
-                "resources": [f"{kind.plural}/{sub}" if sub else kind.plural],
-                "verbs": list(verbs),
-            }
-            for kind, sub, verbs in needed(profile)
-        ]
+        rules = role_rules(needed(profile))
         rules.append({"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["get", "create"]})  # for `logs --rank`
         group, metadata = "rbac.authorization.k8s.io", {"name": "submitter", "namespace": self.namespace}
         role = {"apiVersion": f"{group}/v1", "kind": "Role", "metadata": metadata, "rules": rules}

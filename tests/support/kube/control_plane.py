@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shlex
@@ -10,9 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 SHARED = Path(__file__).parents[4] / "shared"
 SCRIPT = SHARED / "kube/control-plane"
@@ -40,16 +43,21 @@ def why_not() -> str:
 class ControlPlane:
     """`kubeconfig` is that of its administrator."""
 
-    def __init__(self, folder: Path) -> None:
-        """Skips the test when there is none. `folder` must not exist."""
+    def __init__(self, folder: Path, more_crds: Sequence[str] = ()) -> None:
+        """Skips the test when there is none. `folder` must not exist. `more_crds`: besides CRDS, paths in ../shared/crds."""
         if reason := why_not():
             pytest.skip(reason)
         self.folder = folder
         self.port = 20000 + 10 * random.randrange(1000)
-        done = subprocess.run([SCRIPT, "start", folder, str(self.port)], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
         self.kubeconfig = folder / "kubeconfig"
-        self._load_crds()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.stop)
+            done = subprocess.run(
+                [SCRIPT, "start", folder, str(self.port)], capture_output=True, text=True, timeout=120
+            )
+            assert done.returncode == 0, done.stderr
+            self._load_crds((*CRDS, *more_crds))
+            undo.pop_all()
 
     @property
     def url(self) -> str:
@@ -61,19 +69,16 @@ class ControlPlane:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def _load_crds(self) -> None:
-        adapt = [sys.executable, SHARED / "kube/crd_for_120.py", *(SHARED / "crds" / name for name in CRDS)]
+    def _load_crds(self, names: Sequence[str]) -> None:
+        adapt = [sys.executable, SHARED / "kube/crd_for_120.py", *(SHARED / "crds" / name for name in names)]
         adapted = subprocess.run(adapt, capture_output=True, text=True, check=True, timeout=120).stdout
         command = ["kubectl", f"--kubeconfig={self.kubeconfig}", "create", "--validate=false", "-f", "-"]
         # What it creates it cannot always read back at once: whether all is there is asked below.
         subprocess.run(command, input=adapted, capture_output=True, text=True, timeout=60)
         deadline = time.monotonic() + 60
-        for path in (
-            "ray.io/v1/rayjobs",
-            "ray.io/v1/rayclusters",
-            "kueue.x-k8s.io/v1beta2/workloads",
-            "scheduling.volcano.sh/v1beta1/podgroups",
-        ):
+        for crd in yaml.safe_load_all(adapted):
+            (version,) = [each["name"] for each in crd["spec"]["versions"] if each["storage"]]
+            path = f"{crd['spec']['group']}/{version}/{crd['spec']['names']['plural']}"
             while subprocess.run([*command[:2], "get", "--raw", f"/apis/{path}"], capture_output=True).returncode:
                 assert time.monotonic() < deadline, f"{path} is not served"
                 time.sleep(0.3)

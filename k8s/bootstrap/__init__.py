@@ -1,0 +1,1 @@
+"""What must exist in a cluster before the first run, as documents for whoever owns it. Nothing here creates anything."""

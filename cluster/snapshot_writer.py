@@ -31,6 +31,8 @@ MEMORY = Path("/dev/shm")
 """The file system in memory that every Linux host has."""
 _NICE = 19
 """The ranks go first: what is written in the background takes what they leave."""
+_REMEMBERED = 32
+"""Files that were written last: whoever orders one of them again is told of it, since a commit of it may be under way."""
 _TOLD_EVERY = 10
 """Failures between two reminders that storage does not take a snapshot."""
 
@@ -73,6 +75,7 @@ class SnapshotWriter:
 
     def __init__(self, storage: Storage, emit: Emit) -> None:
         self._storage, self._emit = storage, emit
+        self._written: dict[tuple[CheckpointId, int], Written] = {}
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="snapshot-writer", daemon=True)
@@ -102,7 +105,9 @@ class SnapshotWriter:
                     order.pinned.close()
 
     def _write(self, order: Order, started: float) -> None:
-        snapshot = order.pinned
+        snapshot, known = order.pinned, self._written.get((order.checkpoint, order.rank))
+        if known is not None and self._is_there(known):
+            return self._say("written", order, started, **known.to_dict())
         if snapshot is None or snapshot.meta.checkpoint != order.checkpoint:
             why = "its buffer was not free, or was overwritten before it could be pinned"
             return self._say_unwritten(order, started, why)
@@ -120,8 +125,17 @@ class SnapshotWriter:
             draft = Draft.from_dict(meta.draft) if meta.draft else None
             # All of them: their rank tells the newest after its next step, and of those before nobody may have heard either.
             arguments = (meta.checkpoint, meta.rank, meta.world_size, rank_file, digests.result(), draft, meta.events)
-            written = Written(*arguments)
+            written = self._written[order.checkpoint, order.rank] = Written(*arguments)
+            if len(self._written) > _REMEMBERED:
+                del self._written[next(iter(self._written))]
             self._say("written", order, started, **written.to_dict())
+
+    def _is_there(self, written: Written) -> bool:
+        try:
+            path = written.checkpoint.rank_file(written.rank, written.world_size)
+            return self._storage.size(path) == written.rank_file.num_bytes
+        except (FileNotFoundError, StorageError):
+            return False
 
     def _write_file(self, order: Order, snapshot: Snapshot, started: float) -> RankFile | None:
         """Until storage takes it. None when this writer is closed before: that is told here."""

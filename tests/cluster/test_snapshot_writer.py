@@ -82,11 +82,28 @@ def test_what_is_committed_is_never_written_again(run, writer, heard, tmp_path):
     written = [Written.from_dict(e.data) for e in heard.of("written", count=2)]
     commit(CheckpointConfig(), run, assemble(written), lambda: None)
     file = run.storage.local_path(FOUR.rank_file(0, 2))
-    before = file.stat().st_ino
-    writer.order(paths[0], 0, FOUR)
+    before = file.stat().st_mtime_ns
+    another = SnapshotWriter(run.storage, heard)  # of an agent that has not written it
+    another.order(paths[0], 0, FOUR)
     assert "FileExistsError" in heard.of("unwritten")[0].data["message"]
-    assert file.stat().st_ino == before
+    another.close()
+    assert file.stat().st_mtime_ns == before
     CheckpointReader(run.storage, FOUR).check_blocks()
+
+
+def test_what_is_ordered_again_is_left_as_it_is_and_told_again(run, writer, heard, tmp_path):
+    """A commit of it may be under way, which would find its file missing."""
+    path = snapshot(tmp_path / "shm", FOUR, 0)
+    writer.order(path, 0, FOUR)
+    (first,) = heard.of("written")
+    file = run.storage.local_path(FOUR.rank_file(0, 2))
+    before = file.stat().st_mtime_ns
+    writer.order(path, 0, FOUR)
+    again = heard.of("written", count=2)[1]
+    assert again.data == first.data and file.stat().st_mtime_ns == before
+    file.unlink()
+    writer.order(path, 0, FOUR)
+    assert heard.of("written", count=3)[2].data["rank_file"] == first.data["rank_file"] and file.exists()
 
 
 def test_a_snapshot_is_pinned_until_it_is_written(run, heard, tmp_path, monkeypatch):

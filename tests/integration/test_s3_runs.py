@@ -173,7 +173,7 @@ def test_storage_that_stays_away_ends_the_run_and_resume_goes_on_from_memory(cli
         psutil.Process(driver_records(run)[-1].pid).wait(300)
     cli.proxy.fault = NONE
     assert cli.proxy.injected[BLACK_HOLE.kind]
-    done = cli("resume", "gone")
+    done = cli("resume", "gone", "cluster.stop_timeout_s=100")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [(a.attempt, a.from_memory) for a in run.attempts()] == [(1, False), (2, True)]
     assert losses(run) == local_losses, "bitwise"

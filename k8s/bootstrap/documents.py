@@ -15,9 +15,11 @@ from zerofleet.k8s.profile import Profile
 
 
 def monitoring(profile: Profile) -> Iterator[Document]:
-    """Without the Prometheus operator its kinds are unknown, and applying anything of the file would fail."""
+    """Prometheus's way in, however it is told what to scrape. Without its operator the kinds of the rest are unknown, and applying them would fail."""
+    way_in, *of_operator = monitoring_documents(profile)
+    yield way_in
     if profile.monitoring.prometheus_operator:
-        yield from monitoring_documents(profile)
+        yield from of_operator
 
 
 CONCERNS: tuple[Callable[[Profile], Iterator[Document]], ...] = (

@@ -31,7 +31,7 @@ variable. A namespace needs once, where the Prometheus operator and Grafana's si
 - a **PrometheusRule** with the alerts, each with what it means, the command to begin with, and its place in the runbook (`monitoring.runbook_url`);
 - a **ConfigMap** with the dashboard (`monitoring.dashboard_labels`).
 
-`zerofleet k8s bootstrap` writes the four where the profile says `monitoring.prometheus_operator: true`. Without operators:
+`zerofleet k8s bootstrap` writes the first, and the others where the profile says `monitoring.prometheus_operator: true`. Without operators:
 ```sh
 python -m zerofleet.k8s.monitoring rules > zerofleet-rules.yml          # rule_files of prometheus.yml
 python -m zerofleet.k8s.monitoring dashboard > zerofleet-dashboard.json  # Grafana: Dashboards, New, Import

@@ -169,6 +169,15 @@ def test_nobody_else_reaches_them_but_the_operator_the_heads_dashboard(name, pat
     )
 
 
+def test_prometheus_reaches_the_ports_for_metrics_with_its_operator_and_without():
+    for name in ("cpu", "monitored"):
+        policies, pods = connections(name, CPU)
+        prometheus, other = Pod("monitoring", {"app": "prometheus"}), Pod("elsewhere", {"app": "prometheus"})
+        for port, is_open in ((8090, True), (8080, True), (6379, False), (8265, False)):
+            assert allowed(policies, prometheus, pods["head"], port) == is_open
+            assert not allowed(policies, other, pods["head"], port)
+
+
 def test_pods_reach_outside_what_the_profile_names_only():
     policies, pods = connections("h100", H100)
     assert allowed(policies, pods["workers"], Pod(address="52.216.1.1"), 443)

@@ -168,14 +168,17 @@ def test_inner_steps_go_on_while_a_delta_is_on_its_way(tmp_path, tiny_corpus, ti
 def test_a_kill_between_handing_over_and_merging_changes_no_bit(
     tmp_path, tiny_corpus, tiny_cache, overlap_steps, step, codec
 ):
-    """The state that it goes on from has the delta on its way: it is sent once more."""
+    """The state that it goes on from has the delta on its way, in the second case with an inner step behind it: it is sent once more. The server has
+    forgotten the first one, so it is this one that counts."""
     whole = silos_of(tmp_path / "whole", tiny_corpus, tiny_cache, overlap_steps, codec)
     expected = whole.both((2, 1), (1, 1))
     broken = silos_of(tmp_path / "broken", tiny_corpus, tiny_cache, overlap_steps, codec)
+    first = broken.run("a", 2, 1, Plan(kill_at=(1, step)), checkpoint__interval_steps=1)
+    saved = broken.manifest("a")
+    assert saved.step == step - 1 and saved.scalars.engine["outer_handed_over"] == 2, "on its way in what was saved"
+    broken.forget()
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(broken.run, "b", 1, 1)
-        first = broken.run("a", 2, 1, Plan(kill_at=(1, step)))
-        assert broken.manifest("a").scalars.engine["outer_handed_over"] == 2, "it is on its way in what was saved"
         second = broken.run("a", 2, 1)
     assert first.errors or -9 in first.exit_codes
     assert not second.errors and not other.result().errors

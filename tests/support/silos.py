@@ -48,9 +48,17 @@ class Silos:
         self.events: list[tuple[str, dict[str, Any]]] = []
         weights = dict.fromkeys(names, 1.0)
         self.terms = Terms(weights, load_strategy(strategy), load_codec(codec), quorum, deadline_s, **agreed)
-        self.rounds = Rounds(self.terms, OuterStore(Storage(str(folder)), 4), lambda *event: self.events.append(event))
+        self.rounds = self._rounds()
         self.server = OuterServer(self.rounds)
         self._silo = {"interval_steps": INTERVAL, "codec": codec, **silo}
+
+    def _rounds(self) -> Rounds:
+        store = OuterStore(Storage(str(self.folder)), 4)
+        return Rounds(self.terms, store, lambda *event: self.events.append(event))
+
+    def forget(self) -> None:
+        """As a new driver of the run: what is durable is known, a round that is open begins anew."""
+        self.rounds = self.server._rounds = self._rounds()
 
     def config(self, name: str, stage: int, **changes: Any) -> TrainConfig:
         silo = SiloConfig(name=name, **self._silo)

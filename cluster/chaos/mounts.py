@@ -15,6 +15,7 @@ from typing import Protocol
 from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.run_folder import RunFolder
 
+_TRIES = 50
 ROOM_BYTES = 4 * 2**30
 """What the file system in memory may hold while it is not full; it takes only what is written."""
 
@@ -41,9 +42,15 @@ class RoomyFolder:
         _mount("-t", "tmpfs", "-o", f"size={ROOM_BYTES}", "tmpfs", str(folder))
 
     def fill(self) -> None:
-        """From now on there is no room."""
-        status = os.statvfs(self._folder)
-        _mount("-o", f"remount,size={(status.f_blocks - status.f_bfree) * status.f_frsize}", str(self._folder))
+        """From now on there is no room. Raises MountError."""
+        for tries_left in reversed(range(_TRIES)):
+            status = os.statvfs(self._folder)
+            size = (status.f_blocks - status.f_bfree) * status.f_frsize
+            try:
+                return _mount("-o", f"remount,size={size}", str(self._folder))
+            except MountError:  # the kernel makes it no smaller than what it holds, and the run has just written more
+                if not tries_left:
+                    raise
 
     def empty(self) -> None:
         """There is room again."""

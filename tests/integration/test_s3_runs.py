@@ -118,7 +118,7 @@ def test_training_goes_on_through_an_outage_and_nothing_is_lost(cli, local_losse
         assert cli.submit("outage", *LONG, "--detach", ZEROFLEET_FAULTS=json.dumps([fault])).returncode == 0
         assert begun.wait(120)
         run = cli.run("outage")
-        time.sleep(OUTAGE_S)  # the outage itself
+        time.sleep(2 * OUTAGE_S)  # the outage itself: a save that begins late in it is to be refused for good, too
         before = {checkpoint.step for checkpoint in run.checkpoints()}
         cli.proxy.fault = NONE
         assert wait_for_end(cli, "outage") == "FINISHED"

@@ -144,7 +144,7 @@ def test_a_run_is_stopped_with_a_checkpoint_and_goes_on(cluster, tiny_corpus):
 
     stopped = cluster("stop", "first", *on, timeout_s=120)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    assert "run first is STOPPED at step" in stopped.stdout and "zerofleet resume first" in stopped.stdout
+    assert "run first is STOPPED at step" in stopped.stdout and "resume first --backend kuberay" in stopped.stdout
     (saved,) = run.checkpoints()
     assert saved.step == max(losses(run))
     assert log.end(30) == 0 and "STOPPED" in log.text

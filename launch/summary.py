@@ -12,10 +12,9 @@ from zerofleet.launch.words import command, pasteable, run_argument
 from zerofleet.trainer.run_folder import REPORT, RunFolder
 
 
-def summarise(run: RunFolder, progress: Progress) -> dict[str, Any]:
-    """The facts, for people and for --json."""
+def told_facts(progress: Progress) -> dict[str, Any]:
+    """What a run's events tell, wherever it is driven."""
     return {
-        "run": run.name,
         "state": progress.state,
         "why": progress.why,
         "step": progress.step,
@@ -23,9 +22,17 @@ def summarise(run: RunFolder, progress: Progress) -> dict[str, Any]:
         "loss": progress.loss,
         "heldout_loss_first": progress.evals[0][1] if progress.evals else None,
         "heldout_loss_last": progress.evals[-1][1] if progress.evals else None,
-        "checkpoints": [checkpoint.step for checkpoint in run.checkpoints()],
         "incidents": len(progress.incidents),
         "export": progress.export_path,
+    }
+
+
+def summarise(run: RunFolder, progress: Progress) -> dict[str, Any]:
+    """The facts, for people and for --json."""
+    return {
+        "run": run.name,
+        **told_facts(progress),
+        "checkpoints": [checkpoint.step for checkpoint in run.checkpoints()],
         "folder": run.storage.path(),
     }
 

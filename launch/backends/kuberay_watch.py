@@ -17,7 +17,7 @@ from zerofleet.launch.backends.pod_events import PodEvents
 from zerofleet.launch.exit_codes import INTERRUPTED, OK, RUN_FAILED, USER_MISTAKE
 from zerofleet.launch.progress import Progress
 from zerofleet.launch.screens import Screen, choose_screen
-from zerofleet.launch.summary import heldout_line, write_rows
+from zerofleet.launch.summary import heldout_line, told_facts, write_rows
 from zerofleet.launch.watch import asked_to_stop
 from zerofleet.launch.words import command
 from zerofleet.trainer.errors import UserError
@@ -142,16 +142,8 @@ def summarise(place: Place, progress: Progress, storage: str) -> dict[str, Any]:
     return {
         "run": place.name,
         "namespace": place.namespace,
-        "state": progress.state,
-        "why": progress.why,
-        "step": progress.step,
-        "steps": progress.total_steps,
-        "loss": progress.loss,
-        "heldout_loss_first": progress.evals[0][1] if progress.evals else None,
-        "heldout_loss_last": progress.evals[-1][1] if progress.evals else None,
+        **told_facts(progress),
         "last_checkpoint": progress.last_checkpoint,
-        "incidents": len(progress.incidents),
-        "export": progress.export_path,
         "folder": f"{storage.rstrip('/')}/{place.name}",
     }
 

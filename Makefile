@@ -1,10 +1,10 @@
-# Every target makes .venv first, when it is not there. `make test` is what CI runs.
+# Every target makes .venv first, when it is not there. CI runs `make test` and then `make test-further`.
 VENV := .venv/bin
 EXTRAS := train,k8s,s3,bench,dev
 # Two at a time, each file by one of them: what takes long in most tests is a single process that starts.
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: install lint test test-unit test-integration test-long test-faults
+.PHONY: install lint test test-unit test-integration test-further test-long test-faults
 
 install:
 	@./launch/install.sh $(EXTRAS)
@@ -20,7 +20,11 @@ test-unit: install
 	$(PYTEST) -m "not integration"
 
 test-integration: install
-	$(PYTEST) -m "integration and not long"
+	$(PYTEST) -m "integration and not further and not long"
+
+# Further cases, and the parts of it that few use: a quarter of an hour more.
+test-further: install
+	$(PYTEST) -m "further and not long"
 
 # What takes minutes each: runs killed and resized 20 times, every ZeRO stage on up to 8 ranks.
 test-long: install

@@ -43,6 +43,7 @@ def test_medians_are_by_arm_and_figure():
 
 
 @pytest.mark.integration
+@pytest.mark.further
 @pytest.mark.timeout(400)
 def test_the_whole_path_at_a_tiny_size(tmp_path, monkeypatch):
     """Every load in it is compared bitwise by the benchmark itself."""

@@ -14,6 +14,7 @@ from zerofleet.benchmarks.hosts.harness import Hosts, why_not
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.further,
     pytest.mark.timeout(300),
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]

@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.cli import Cli, assert_audited, positions
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.further, pytest.mark.timeout(600)]
 
 
 def test_a_run_ends_when_its_hours_are_over_and_goes_on_with_more(tmp_path, tiny_corpus, tiny_cache):

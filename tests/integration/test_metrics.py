@@ -27,6 +27,7 @@ from zerofleet.trainer.run_folder import RunFolder
 PROMETHEUS = shutil.which("prometheus")
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.further,
     pytest.mark.timeout(600),
     pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed (Debian: prometheus)"),
 ]

@@ -24,7 +24,7 @@ from zerofleet.k8s.to_yaml import to_yaml
 from zerofleet.launch import cli
 from zerofleet.launch.backends import kuberay_checks
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.further, pytest.mark.timeout(300)]
 
 GROUP = "ml-users"
 """Of user alice (../shared/kube)."""

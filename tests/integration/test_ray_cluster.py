@@ -24,6 +24,7 @@ def cli(tmp_path, tiny_corpus):
     return Cli(tmp_path, tiny_corpus)
 
 
+@pytest.mark.further
 def test_a_job_is_sent_trains_and_leaves_no_secret(cli, tmp_path, tiny_cache):
     """The cluster has some other zerofleet: this one's code is sent, and found before it."""
     for package in ("cluster", "launch", "trainer"):

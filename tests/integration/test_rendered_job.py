@@ -27,7 +27,7 @@ from zerofleet.launch.workload import workload_of
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.sizing import CHECKPOINT_BYTES_PER_PARAMETER, parameters_of
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.further, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 STEPS = 400

@@ -56,6 +56,7 @@ def test_kill_9_of_a_rank_at_a_random_step_changes_nothing(cli, unbroken, seed):
     assert_audited(run, STEPS)
 
 
+@pytest.mark.further
 def test_steps_that_ranks_did_after_their_driver_was_killed_are_all_in_the_ledger(cli):
     """More of them than a snapshot remembers."""
     steps = 600
@@ -141,6 +142,7 @@ def test_resume_says_which_checkpoint_is_damaged_and_takes_the_one_before(cli, s
     assert positions(run) == list(range(60 * 32))
 
 
+@pytest.mark.further
 def test_of_two_resumes_at_once_one_goes_on_and_the_other_says_who_does(cli, slow_unbroken):
     assert cli.submit("twice", *SLOW, "--detach").returncode == 0
     stop_in_the_middle(cli, "twice")

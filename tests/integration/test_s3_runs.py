@@ -113,6 +113,7 @@ def outage_at(cli, step, outage=REFUSE):
         yield {"kind": "storage_outage", "rank": 0, "step": step, "for_s": OUTAGE_S, "gate": gate.path}, begun
 
 
+@pytest.mark.further
 def test_training_goes_on_through_an_outage_and_nothing_is_lost(cli, local_losses):
     with outage_at(cli, 20) as (fault, begun):
         assert cli.submit("outage", *LONG, "--detach", ZEROFLEET_FAULTS=json.dumps([fault])).returncode == 0
@@ -130,6 +131,7 @@ def test_training_goes_on_through_an_outage_and_nothing_is_lost(cli, local_losse
     assert any(re.search(r"training goes on.*nothing has become durable since", t) for t in told), told
 
 
+@pytest.mark.further
 def test_a_claim_waits_for_an_outage_to_pass(cli, local_losses):
     """A rank is killed while storage is down: the restart waits for storage, and goes on from memory."""
     with outage_at(cli, 20) as (fault, begun):
@@ -146,6 +148,7 @@ def test_a_claim_waits_for_an_outage_to_pass(cli, local_losses):
     assert any("the train cannot start: storage is down since" in t for t in incidents(run))
 
 
+@pytest.mark.further
 def test_an_export_waits_for_an_outage_to_pass(cli, local_losses):
     assert cli.submit("export", *LONG, "--detach").returncode == 0
     run = cli.run("export")

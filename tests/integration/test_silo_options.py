@@ -8,7 +8,7 @@ import pytest
 from tests.support.ranks import Plan
 from tests.support.silos import Silos
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.integration, pytest.mark.further, pytest.mark.timeout(500)]
 
 MU = 30.0
 """Far above any sensible one, so that its effect is not rounding."""

@@ -25,7 +25,7 @@ from zerofleet.trainer.model import build_model, check
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.schedule import learning_rate
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.further, pytest.mark.timeout(400)]
 
 OUTER_RATE, MOMENTUM = 0.7, 0.9
 """Those of diloco."""

@@ -13,6 +13,7 @@ from zerofleet.benchmarks.hosts.harness import Hosts, why_not
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.further,
     pytest.mark.timeout(400),
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]

@@ -19,7 +19,7 @@ from zerofleet.trainer.silos.privacy import epsilon_of
 from zerofleet.trainer.silos.wire import Connection
 from zerofleet.trainer.storage import Storage
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.integration, pytest.mark.further, pytest.mark.timeout(500)]
 
 
 PRIVACY = {"clip_norm": 0.01, "noise_multiplier": 0.5, "delta": 1e-6}

@@ -148,6 +148,7 @@ def test_a_silo_whose_driver_is_killed_comes_back_and_no_bit_changes(cli, unbrok
     assert cli.losses("back") == unbroken
 
 
+@pytest.mark.further
 def test_a_silo_that_fails_for_good_is_left_behind_when_the_quorum_is_there(cli):
     fault = {"kind": "raise", "rank": 0, "step": 6, "attempt": None, "silo": "b"}
     done = cli.submit("left", "silos.quorum=1", ZEROFLEET_FAULTS=json.dumps([fault]))
@@ -160,6 +161,7 @@ def test_a_silo_that_fails_for_good_is_left_behind_when_the_quorum_is_there(cli)
     assert run.storage.exists("export/model.safetensors")
 
 
+@pytest.mark.further
 def test_without_the_quorum_the_run_fails_and_says_why(cli):
     fault = {"kind": "raise", "rank": 0, "step": 6, "attempt": None, "silo": "b"}
     done = cli.submit("few", ZEROFLEET_FAULTS=json.dumps([fault]))
@@ -168,6 +170,7 @@ def test_without_the_quorum_the_run_fails_and_says_why(cli):
     assert not cli.run("few").storage.exists("export")
 
 
+@pytest.mark.further
 def test_a_run_that_was_stopped_goes_on_and_no_bit_changes(cli, unbroken):
     assert cli.submit("stopped", "--detach").returncode == 0
     wait_until(lambda: max(losses(cli.silo("stopped", "a")), default=0) >= 3)
@@ -179,6 +182,7 @@ def test_a_run_that_was_stopped_goes_on_and_no_bit_changes(cli, unbroken):
     assert cli.losses("stopped") == unbroken
 
 
+@pytest.mark.further
 def test_a_run_whose_driver_was_killed_goes_on_and_no_bit_changes(cli, unbroken):
     assert cli.submit("orphaned", "--detach").returncode == 0
     wait_until(lambda: max(losses(cli.silo("orphaned", "a")), default=0) >= 5)
@@ -201,6 +205,7 @@ def test_status_and_audit_look_into_every_silo(cli, unbroken):
     assert facts["silos"]["a"]["positions"] == STEPS * 8
 
 
+@pytest.mark.further
 def test_private_silos_under_masks_as_a_recipe_asks_for_them(cli):
     """Three silos; `status` tells what they have spent."""
     third = f"silos.members.c={{files: [{cli.folder}/a/*.txt], ranks_per_node: 1}}"

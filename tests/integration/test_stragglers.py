@@ -9,7 +9,7 @@ import pytest
 from tests.support.ranks import Plan, job, run_attempt
 from zerofleet.cluster.policy.stragglers import WINDOW_STEPS, WINDOWS, Straggler, Stragglers
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.integration, pytest.mark.further, pytest.mark.timeout(200)]
 
 STEPS = WINDOW_STEPS * WINDOWS + 4
 

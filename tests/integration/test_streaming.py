@@ -90,6 +90,7 @@ def test_a_rank_is_killed_while_it_streams_from_s3(tmp_path, tiny_corpus, tiny_c
     assert len(cli.shards) * SHARD_SEQUENCES < tiny_cache.train.num_sequences, "the corpus was never there as a whole"
 
 
+@pytest.mark.further
 def test_a_shard_that_is_gone_stops_the_run_and_it_goes_on_when_it_is_back(
     tmp_path, tiny_corpus, tiny_cache, s3, reference
 ):

@@ -136,6 +136,7 @@ def test_torchrun_trains_the_same_losses_resumes_and_says_a_users_mistake(tmp_pa
     assert wrong.returncode != 0 and "the model's vocabulary only 10" in wrong.stderr
 
 
+@pytest.mark.further
 def test_torchrun_leaves_a_run_to_its_living_driver_and_does_not_forget_what_it_was_resumed_with(tmp_path, tiny_corpus):
     """The driver here is this process."""
     config = job(tmp_path, tiny_corpus).model_dump(mode="json")
@@ -166,6 +167,7 @@ def test_torchrun_leaves_a_run_to_its_living_driver_and_does_not_forget_what_it_
         assert not run.attempts() and not list(run.read("events"))
 
 
+@pytest.mark.further
 @pytest.mark.parametrize("whom", ["torchrun", "rank 0"])
 def test_ranks_whose_torchrun_was_killed_or_of_which_rank_0_is_asked_save_and_end(
     tmp_path, tiny_corpus, tiny_cache, whom

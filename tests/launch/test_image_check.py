@@ -69,6 +69,7 @@ def test_training_that_fails_is_told_with_its_last_words(monkeypatch):
 
 
 @pytest.mark.integration
+@pytest.mark.further
 @pytest.mark.timeout(600)
 def test_it_trains_here():
     check = image_check.train()

@@ -35,7 +35,7 @@ from zerofleet.launch.environment import fingerprint
 
 MATRIX = Path(__file__).with_name("fault_matrix.yaml")
 RANKS = 2
-CELL_TIMEOUT_S = 240.0
+CELL_TIMEOUT_S = 360.0
 """A cell that takes longer has failed: nothing may wait without bound."""
 WORDS = "whatever fails no sample is lost or seen twice and every second of the bill is accounted for by the ledger"
 

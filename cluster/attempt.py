@@ -158,6 +158,11 @@ class Attempt:
             return False
         return self.done_at is not None if self.stage is Stage.TRAIN else self._failed_at is None
 
+    @property
+    def has_trained(self) -> bool:
+        """Whether its ranks have trained as far as they should, and are gone."""
+        return self.stage is Stage.TRAIN and self.has_ended()
+
     def _ended_without_a_word(self) -> bool:
         return self.stage is Stage.TRAIN and self._num_exited == self.num_ranks > 0 and self.done_at is None
 

@@ -65,8 +65,7 @@ class Controller(Transitions):
         self._excluded: frozenset[Origin] = frozenset()
         self._skips = Skips()
         self._heartbeat_at = float("-inf")
-        self._late = ""
-        self._last_step = 0
+        self._late, self._last_step = "", 0
         self._saves, self._replicas = Saves(), Replicas()
         self._sizer, self._num_steps = Sizer(sizes), num_steps
         self._limits = Limits(config.stall_timeout_s, group.world_size)
@@ -339,11 +338,10 @@ class Controller(Transitions):
         return True
 
     def _judge(self, now: float) -> Verdict:
-        silent, stacks = self._suspicion.silent, self._suspicion.stacks
-        if silent:
-            self._say_stacks(stacks)
+        if silent := self._suspicion.silent:
+            self._say_stacks(self._suspicion.stacks)
         self._kill(now)
-        return judge(self._attempt.evidence(silent, self._late, stacks if silent else None))
+        return judge(self._attempt.evidence(silent, self._late, self._suspicion.stacks if silent else None))
 
     def _newest(self) -> str:
         """The newest checkpoint of the run, in words."""
@@ -373,6 +371,8 @@ class Controller(Transitions):
         reached, is_durable = end.look(self._saves, now, self._config.stop_timeout_s, self._newest)
         if reached is not None:
             self.keep_snapshots, self._end = self.keep_snapshots and not is_durable, None
+            if is_durable and self._attempt.has_trained:
+                return self._next_stage(now)  # what was to end the run has come right meanwhile
             self._finish(now, reached.state, reached.why, reached.exit_code)
 
     def _lost_end(self, now: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -69,12 +70,16 @@ class StaleLock:
 
 
 def extensions_root() -> Path:
-    """Where extensions lie: `TORCH_EXTENSIONS_DIR`, else the virtual environment that they were built for, else torch's
-    own folder in the user's cache (there two environments would rebuild each other's ops in turn)."""
+    """Where extensions lie: `TORCH_EXTENSIONS_DIR`, else the virtual environment that they were built for, by the path that it is
+    called by, else torch's own folder in the user's cache.
+
+    What is built holds the paths of the environment's headers. Two environments that share a folder, and two paths to one
+    environment (a link, a second mount), would find each other's ops outdated: ranks would compile, in turn.
+    """
     if folder := os.environ.get("TORCH_EXTENSIONS_DIR"):
         return Path(folder)
     if _in_own_venv():
-        return Path(sys.prefix) / "torch_extensions"
+        return Path(sys.prefix) / "torch_extensions" / hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torch_extensions"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+import pytest
+
 from tests.cluster.fakes import FakeSelection, Harness, ended, error_of, event, exit_of, harness, step
 from zerofleet.cluster.commits import Outcome
 from zerofleet.cluster.config import ClusterConfig
@@ -125,6 +127,18 @@ def test_a_last_state_that_cannot_be_made_durable_is_tried_once_more_from_memory
     assert (controller.state, controller.exit_code) == (State.FAILED, 1)
     assert "step 2 is in the nodes' memory only (the disk is full)" in controller.why
     assert controller.keep_snapshots
+
+
+@pytest.mark.parametrize(("how", "state"), [("finished", State.FINISHED), ("stopped", State.STOPPED)])
+def test_a_last_state_that_is_durable_at_the_second_try_ends_the_run_as_it_should(how, state):
+    h = harness(lambda a: [step(1, 2), snapshot(1, 2, True), ended(1, how, 2)])
+    until_waiting(h)
+    h.selections = [in_memory(2)]
+    h.outcomes = [lost(2)]
+    until_waiting(h)
+    h.outcomes = [durable(2)]
+    controller = h.run()
+    assert (controller.state, controller.exit_code, controller.keep_snapshots) == (state, 0, False)
 
 
 def failing(attempt):

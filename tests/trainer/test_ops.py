@@ -64,7 +64,11 @@ def test_on_a_network_file_system_a_young_lock_may_be_another_hosts(folder, monk
 def test_the_roots_in_their_order(tmp_path, monkeypatch):
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    assert ops.extensions_root() == tmp_path / "torch_extensions"
+    assert ops.extensions_root().parent == tmp_path / "torch_extensions"
+    by_one_path = ops.extensions_root()
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "link"))
+    assert ops.extensions_root().resolve() != by_one_path.resolve(), "what is built holds the path of the headers"
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert ops.extensions_root() == tmp_path / "cache/torch_extensions"

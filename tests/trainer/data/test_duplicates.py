@@ -159,7 +159,7 @@ def test_the_choice_does_not_depend_on_the_order(seed):
     texts = contents([f"{number}" for number in range(25)])
     lengths = draw.integers(1, 4, 25)
     kept = unlike(texts, lengths, signatures)
-    assert 1 <= kept.sum() < 25
+    assert kept.any()  # rarely no two of them are alike enough, and all are kept
     order = draw.permutation(25)
     assert np.array_equal(unlike(texts[order], lengths[order], signatures[order]), kept[order])
 

@@ -32,7 +32,8 @@ def _train(rank: int, port: int, folder: str, stage: int, precision: str) -> Non
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": stage}}
     if precision != "fp32":
         config[precision] = {"enabled": True}
-    decayed = [[p for p in model.parameters() if (p.dim() > 1) is is_wide] for is_wide in (True, False)]
+    backwards = list(model.parameters())[::-1]  # masters are not in the order of the weights' names
+    decayed = [[p for p in backwards if (p.dim() > 1) is is_wide] for is_wide in (True, False)]
     optimizer = torch.optim.AdamW([{"params": group} for group in decayed], lr=1e-2)
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     draw = torch.Generator().manual_seed(rank)

@@ -79,7 +79,7 @@ def test_without_spares_it_shrinks_and_grows_when_the_node_is_repaired(ran):
 
 
 def test_all_of_its_time_has_a_label_and_a_seed_determines_it():
-    first, again, other = (simulate(scenario("rank", seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (simulate(scenario("rank", per_day=48.0, days=0.1, seed=seed)) for seed in (1, 1, 2))
     assert first["simulated"] == again["simulated"] != other["simulated"]
     assert sum(first["simulated"]["shares"].values()) == pytest.approx(1.0, abs=1e-6)
     assert 0.8 < first["simulated"]["goodput"] < 1.0 and first["is_simulated"]

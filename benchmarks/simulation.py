@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from zerofleet.cluster.attempt import Stage
 from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.controller import Controller
-from zerofleet.cluster.group import Departure, Placement
 from zerofleet.cluster.hooks import Hooks, Origin
 from zerofleet.cluster.policy.sizing import Sizes
-from zerofleet.cluster.spec import JobSpec, SnapshotInfo
-from zerofleet.cluster.stacks import RankStack
+from zerofleet.cluster.simulation.group import ECHO, SimulatedGroup
+from zerofleet.cluster.spec import JobSpec
 from zerofleet.cluster.state import State
 from zerofleet.trainer.checkpoint.select import Selection
 from zerofleet.trainer.config import TrainConfig
@@ -27,77 +25,6 @@ from zerofleet.trainer.run_folder import RunFolder
 
 RANKS_PER_NODE = 8
 STEP_S = 1.0
-STACK = 'Thread 0x1 (most recent call first):\n  File "distributed_c10d.py", line 100 in all_reduce\n'
-BUSY_STACK = 'Thread 0x1 (most recent call first):\n  File "model.py", line 7 in forward\n'
-
-
-class SimulatedGroup:
-    """Ranks without processes. `batch` is what the next poll hears, pickled as one list of events per node."""
-
-    def __init__(self, num_ranks: int, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self.num_nodes = num_ranks // RANKS_PER_NODE
-        self.batch: list[bytes] = []
-        self.unpickle_s = 0.0
-        """Of the newest poll."""
-        self.on_stacks: dict[int, RankStack] = {}
-
-    @property
-    def world_size(self) -> int:
-        return self.num_nodes * RANKS_PER_NODE
-
-    @property
-    def is_whole(self) -> bool:
-        return True
-
-    def say(self, events: list[Event]) -> None:
-        nodes = range(0, len(events), RANKS_PER_NODE)
-        self.batch = [pickle.dumps(events[node : node + RANKS_PER_NODE]) for node in nodes]
-
-    def poll(self, timeout_s: float) -> list[Event]:
-        began = self._clock()
-        events = [event for node in self.batch for event in pickle.loads(node)]
-        self.unpickle_s, self.batch = self._clock() - began, []
-        return events
-
-    def resize(self, num_nodes: int) -> None:
-        self.num_nodes = num_nodes
-
-    def departing(self) -> list[Departure]:
-        return []
-
-    def release(self, departures: Sequence[Departure]) -> None:
-        raise AssertionError("nobody leaves")
-
-    def available(self) -> list[str]:
-        return [f"node-{number:05d}" for number in range(self.num_nodes)]
-
-    def place(self, *_: Any, **__: Any) -> Placement:
-        return Placement()
-
-    def start(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def control(self, *_: Any) -> None:
-        pass
-
-    def kill(self) -> list[Event]:
-        return []
-
-    def snapshots(self) -> list[SnapshotInfo]:
-        return []
-
-    def stacks(self) -> dict[int, RankStack]:
-        return self.on_stacks
-
-    def persist(self, *_: Any) -> None:
-        pass
-
-    def replicated(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def close(self, *_: Any, **__: Any) -> None:
-        pass
 
 
 class Simulation:
@@ -106,7 +33,7 @@ class Simulation:
     def __init__(self, num_ranks: int, folder: Path, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self.num_ranks, self.now, self.step_number = num_ranks, 1000.0, 0
-        self.group = SimulatedGroup(num_ranks, clock)
+        self.group = SimulatedGroup(num_ranks, RANKS_PER_NODE, clock)
         run = RunFolder(str(folder), "simulated")
         self.recorder = Recorder(run, 1, _config(folder))
         hooks = Hooks(
@@ -166,13 +93,7 @@ class Simulation:
 
     def one_fails(self) -> list[Event]:
         """The cause is heard last."""
-        echo: dict[str, Any] = {
-            "type": "DistBackendError",
-            "message": "Connection closed by peer",
-            "frames": [],
-            "user": False,
-        }
-        echoes = [self.event("error", rank, traceback="", **echo) for rank in range(1, self.num_ranks)]
+        echoes = [self.event("error", rank, **ECHO) for rank in range(1, self.num_ranks)]
         return [*echoes, self._exit(0, signal=9, code=None)]
 
     def _exit(self, rank: int, **data: Any) -> Event:
@@ -200,8 +121,7 @@ class Simulation:
 
     def hang(self) -> None:
         """Nobody says anything any more; rank 7 computes, the others wait."""
-        waits, computes = RankStack("S", STACK, True), RankStack("R", BUSY_STACK, False)
-        self.group.on_stacks = dict.fromkeys(range(self.num_ranks), waits) | {7: computes}
+        self.group.hang(busy_rank=7)
 
 
 def _config(folder: Path) -> TrainConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from zerofleet.trainer.config import NonNegativeInt, PositiveFloat, PositiveInt, Section
 from zerofleet.trainer.errors import NotFoundError, UserError, ZerofleetError
@@ -42,6 +42,9 @@ class Check:
     text: str
 
 
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
 class ClusterConfig(Section):
     address: str = ""
     """`host:port` of the head of a Ray cluster to run on. Empty: the run brings up a Ray of its own on this machine."""
@@ -71,10 +74,20 @@ class ClusterConfig(Section):
     """Seconds that the start of an attempt (its claim is a file in storage) is tried again while storage is down."""
     max_failures: NonNegativeInt = 3
     """Failures in a row, without a later step or a new checkpoint between them, after which the run stops. The count starts anew with progress."""
-    max_hours: Annotated[float, Field(ge=0)] = 0.0
-    """Hours of wall time that all attempts of the run may take together, waiting and restarts included; then it saves at the end of its step, stops and exits with code 3. What it may cost, by the hourly price of its nodes, is a limit of this kind. 0: none."""
+    max_hours: NonNegativeFloat = 0.0
+    """Hours of wall time that all attempts of the run may take together, waiting and restarts included; then it saves at the end of its step, stops and exits with code 3. 0: none."""
+    max_cost: NonNegativeFloat = 0.0
+    """What all attempts of the run may cost together, in the currency of `price_per_hour`: all `nodes` are reckoned with, whether they are there or not. Then it stops as with `max_hours`. 0: none."""
+    price_per_hour: NonNegativeFloat = 0.0
+    """Of one node, for `max_cost`."""
     max_quarantined_steps: NonNegativeInt = 3
     """Steps of the whole run whose samples may be left out because they gave a non-finite gradient, or a loss spike, twice from the same state; the next one stops the run. 0 leaves nothing out."""
+
+    @model_validator(mode="after")
+    def _has_a_price(self) -> ClusterConfig:
+        if self.max_cost and not self.price_per_hour:
+            raise ValueError("`max_cost` is reckoned with `price_per_hour`, what one node costs: set it too")
+        return self
 
     @property
     def world_size(self) -> int:

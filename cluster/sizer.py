@@ -21,6 +21,8 @@ class Sizer:
         self._sizes = sizes
         self._presence = Presence(sizes.settle_s)
         self._before, self._since, self._resize_s = 0, 0.0, _RESIZE_S
+        self._grows_to = 0
+        """Nodes that the next attempt was decided to have, which are to come up yet."""
         self._began_at: float | None = None
         self._durations: deque[float] = deque(maxlen=100)
 
@@ -34,7 +36,7 @@ class Sizer:
         if nodes != self._before:
             self._durations.clear()
             self._since = now
-        self._before, self._began_at = nodes, now
+        self._before, self._grows_to, self._began_at = nodes, 0, now
 
     def stepped(self, event: Event, now: float) -> None:
         """A step's result. The first of an attempt tells what a restart costs."""
@@ -49,7 +51,7 @@ class Sizer:
     def gather(self, placement: Placement, since: float, now: float) -> Decision:
         """Before an attempt: begin with the nodes that are there, or wait, or give up."""
         settled = len(self._presence.settled(now))
-        nodes = Gathered(self._before, placement.num_ready, settled, since, placement.missing)
+        nodes = Gathered(max(self._before, self._grows_to), placement.num_ready, settled, since, placement.missing)
         return gather(self._sizes, nodes, now)
 
     def at_commit(self, steps_left: int, steps_at_risk: int, now: float) -> Decision:
@@ -57,4 +59,6 @@ class Sizer:
         step_s = statistics.median(self._durations) if self._durations else 0.0
         settled = len(self._presence.settled(now))
         running = Running(self._before, settled, steps_left, step_s, self._resize_s, steps_at_risk, self._since)
-        return at_boundary(self._sizes, running, now)
+        decision = at_boundary(self._sizes, running, now)
+        self._grows_to = decision.nodes if decision.action == "grow" else 0
+        return decision

@@ -63,10 +63,10 @@ def cluster_findings(job: JobConfig) -> Iterator[Finding]:
             "cluster.min_nodes",
             f"it is {cluster.min_nodes} and cluster.nodes, the most that the run takes, is {cluster.nodes}: lower it, or raise cluster.nodes",
         )
-    if cluster.max_hours and job.silos is not None:
+    if (cluster.max_hours or cluster.max_cost) and job.silos is not None:
         yield Finding(
             "error",
-            "cluster.max_hours",
+            "cluster.max_hours" if cluster.max_hours else "cluster.max_cost",
             "a run of silos does not keep it yet: remove it, and stop the run with `zerofleet stop` when its time has come",
         )
     if cluster.gpus_per_rank == 0 and job.model.attn_implementation == "flash_attention_2":

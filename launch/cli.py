@@ -15,12 +15,14 @@ from zerofleet.launch.commands import (
     eval,
     explain,
     export,
+    import_model,
     k8s,
     list_runs,
     logs,
     plan,
     report,
     resume,
+    simulate,
     stacks,
     status,
     stop,
@@ -31,8 +33,8 @@ from zerofleet.launch.exit_codes import INTERRUPTED
 from zerofleet.trainer.errors import ZerofleetError
 
 VERBS = (
-    *(submit, validate, status, list_runs, logs, stop, resume, export),
-    *(plan, bench, eval, audit, explain, report, stacks, chaos, doctor, k8s),
+    *(submit, validate, status, list_runs, logs, stop, resume, export, import_model),
+    *(plan, simulate, bench, eval, audit, explain, report, stacks, chaos, doctor, k8s),
 )
 
 EPILOG = """\

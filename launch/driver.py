@@ -286,11 +286,12 @@ class Driver:
 
     def _time_limit(self) -> TimeLimit:
         """What is left of the run's hours after all other drivers."""
-        hours, before = self._job.cluster.max_hours, 0.0
-        if hours:
+        cluster, before = self._job.cluster, 0.0
+        if cluster.max_hours or cluster.max_cost:
             others = [record.started_at for record in driver_records(self._run) if record.number != self._number]
             before = driven_s(others, (event for event in self._run.events() if event.start < self._started_at))
-        return TimeLimit(hours, before, self._started_at)
+        price = cluster.nodes * cluster.price_per_hour
+        return TimeLimit(cluster.max_hours, before, self._started_at, cluster.max_cost, price)
 
     def _select(self, excluded: frozenset[Origin], snapshots: Sequence[SnapshotInfo]) -> Selection:
         """The newest state: in memory when that is as new as what storage holds, since it is there already."""

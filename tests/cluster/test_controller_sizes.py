@@ -140,6 +140,17 @@ def test_it_grows_when_nodes_are_back_and_a_step_has_become_durable():
     assert [s for s in h.states() if s in ("RESIZING", "PLACING")] == ["PLACING", "RESIZING", "PLACING"]
 
 
+def test_it_waits_for_the_agent_that_it_grows_by():
+    """Else it would go on as it was, and be stopped again to grow at every commit. An agent takes seconds to come up."""
+    h = one_of_three()
+    h.group.names = ["a", "b", "c"]
+    grown(h)
+    h.run_until("RESIZING")
+    h.group.placements = [*[Placement("2 node agent(s) have not come up", num_ready=1)] * 8, Placement()]
+    assert h.run().state is State.FINISHED
+    assert h.world_sizes == [2, 6]
+
+
 def test_without_new_nodes_it_stays_as_it_is():
     h = one_of_three()
     grown(h)

@@ -32,3 +32,17 @@ def test_the_time_of_all_drivers_counts_and_it_is_said_once():
 @pytest.mark.parametrize(("max_hours", "step"), [(0.0, 5), (1.0, 10)])
 def test_without_a_limit_or_after_the_last_step_nothing_is_over(max_hours, step):
     assert TimeLimit(max_hours, 0.0, 0.0).look(100 * HOUR_S, step, 10) == ""
+
+
+def test_what_it_may_cost_is_reckoned_with_the_price_of_all_nodes():
+    limit = TimeLimit(0.0, before_s=HOUR_S, started_at=5000.0, max_cost=150.0, price_per_hour=60.0)
+    assert limit.look(5000 + 1.4 * HOUR_S, 5, 10) == ""
+    sentence = limit.look(5000 + 1.5 * HOUR_S, 5, 10)
+    assert "for 2.5 h at 60 an hour together, which is 150, and cluster.max_cost is 150:" in sentence
+    assert sentence.endswith("Resume it with a larger cluster.max_cost")
+
+
+def test_the_limit_that_is_reached_first_is_told():
+    both = {"max_cost": 100.0, "price_per_hour": 10.0}
+    assert "cluster.max_hours is 5" in TimeLimit(5.0, 0.0, 0.0, **both).look(6 * HOUR_S, 1, 2)
+    assert "cluster.max_cost is 100" in TimeLimit(50.0, 0.0, 0.0, **both).look(10 * HOUR_S, 1, 2)

@@ -25,6 +25,7 @@ from zerofleet.launch.commands import (
     status,
     stop,
     submit,
+    top,
     validate,
 )
 from zerofleet.launch.exit_codes import INTERRUPTED
@@ -32,7 +33,7 @@ from zerofleet.trainer.errors import ZerofleetError
 
 VERBS = (
     *(submit, validate, status, list_runs, logs, stop, resume, export),
-    *(plan, bench, eval, audit, explain, report, stacks, chaos, doctor, k8s),
+    *(plan, bench, eval, audit, explain, report, top, stacks, chaos, doctor, k8s),
 )
 
 EPILOG = """\

@@ -112,8 +112,7 @@ class _Scale:
 
 
 def _steps(scale: _Scale) -> str:
-    places = [(scale.x_share(step), f"{step:,.0f}") for step in ticks.within(scale.left, scale.right)]
-    return axis([(place, f"step {name}" if place == places[-1][0] else name) for place, name in places])
+    return axis([(scale.x_share(step), f"{step:,.0f}") for step in ticks.within(scale.left, scale.right)])
 
 
 def _draw(line: Line, scale: _Scale) -> str:

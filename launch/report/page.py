@@ -116,7 +116,7 @@ def _training(report: Report) -> str:
     )
     drawn = "".join(charts)
     note = (
-        "<p><small>The figure at the right is the last one. Bands go from the least to the largest of the steps that share a point; dashed "
+        "<p><small>Over steps; the figure at the right is the last one. Bands go from the least to the largest of the steps that share a point; dashed "
         "lines are restarts.</small></p>"
     )
     return section("Training", f"<div class=charts>{drawn}</div>{note}") if drawn else ""
@@ -150,7 +150,7 @@ def _why(report: Report) -> str:
     causes, wall_s = report.explanation.causes, max(report.ledger.wall_s, 1e-9)
     items = "".join(
         f"<li><b>{text(c.name)}</b>, {c.cost_s:,.1f} s ({c.cost_s / wall_s:.0%}): {text(c.evidence)}"
-        f"{f'<br>{text(c.remedy)}' if c.remedy else ''}</li>"
+        f"{f'<br><span class=unit>{text(c.remedy)}</span>' if c.remedy else ''}</li>"
         for c in causes
     )
     best = best_setting(list(causes))

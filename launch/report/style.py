@@ -29,14 +29,14 @@ h1{font-size:1.6em;line-height:1.2;margin:.2em 0 .7em;overflow-wrap:anywhere}
 h2{font-size:1.15em;margin:2.2em 0 .8em;padding-bottom:.25em;border-bottom:1px solid var(--rule)}
 p{margin:.6em 0}small,.unit,.x,.y,.facts div>span,th,time{color:var(--dim)}.bad{color:var(--bad);font-weight:600}.good{color:var(--good)}
 .n,.facts b,.x,.y,time{font-variant-numeric:tabular-nums}
-.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(136px,1fr));gap:8px}
-.facts div{background:var(--card);border-radius:6px;padding:8px 10px}.facts b,.facts div>span{display:block}.facts b{font-size:1.2em;line-height:1.35}.facts div>span{font-size:13px}
+.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:8px}
+.facts div{background:var(--card);border-radius:6px;padding:8px 10px}.facts b,.facts div>span{display:block}.facts b{font-size:1.1em;line-height:1.35}.facts div>span{font-size:13px}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:24px 28px}
 figure{margin:0;min-width:0}figcaption{display:flex;flex-wrap:wrap;gap:0 10px;align-items:baseline;font-size:14px;margin-bottom:4px}
 figcaption b:last-child{margin-left:auto}
 .plot{display:flex}.plot svg{flex:1;min-width:0;height:160px;background:var(--card);border-radius:4px}
-.y{position:relative;width:52px;flex:none;font-size:12px}.y span{position:absolute;right:7px;white-space:nowrap;transform:translateY(-50%);line-height:1}
-.x{position:relative;height:20px;margin-left:52px;font-size:12px}.x span{position:absolute;top:3px;transform:translateX(-50%);white-space:nowrap}
+.y{position:relative;width:56px;flex:none;font-size:12px}.y span{position:absolute;right:7px;white-space:nowrap;transform:translateY(-50%);line-height:1}
+.x{position:relative;height:20px;margin-left:56px;font-size:12px}.x span{position:absolute;top:3px;transform:translateX(-50%);white-space:nowrap}
 .x span.first{transform:none}.x span.last{transform:translateX(-100%)}
 path{vector-effect:non-scaling-stroke}.grid{fill:none;stroke:var(--rule)}.line{fill:none;stroke:var(--c);stroke-width:1.6}.band{fill:var(--c);opacity:.22}
 .dots{stroke:var(--c);stroke-width:6;stroke-linecap:round}.mark{stroke:var(--dim);stroke-dasharray:3 3}
@@ -50,7 +50,7 @@ box-shadow:0 0 0 1px var(--bg);font:600 9px/14px system-ui,sans-serif;text-align
 .x.rowed{margin-left:104px}td.mini-cell{min-width:260px}.mini{height:12px;margin-top:5px}.mini .limit{stroke:var(--fg);stroke-width:2}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:13px}td,th{padding:4px 14px 4px 0;text-align:left;vertical-align:top}
 th{font-weight:500;white-space:nowrap}td{border-top:1px solid var(--rule)}.n,.k{white-space:nowrap}td.k{color:var(--dim)}td.n,th.n{text-align:right}
-.event{display:grid;grid-template-columns:120px 76px 1fr;gap:0 10px;padding:5px 0;border-top:1px solid var(--rule);font-size:14px}.event p{margin:0;min-width:0}
+.event{display:grid;grid-template-columns:120px 76px 1fr;gap:0 10px;padding:5px 0;border-top:1px solid var(--rule);font-size:14px}.event:first-of-type{border-top:0}.event p{margin:0;min-width:0}
 .event time,.event span{font-size:13px;white-space:nowrap}
 .tag{display:inline-block;min-width:16px;padding:0 4px;margin-right:6px;border-radius:8px;background:var(--fg);color:var(--bg);font:600 10px/16px system-ui,sans-serif;text-align:center}
 pre{background:var(--card);padding:10px;border-radius:6px;overflow-x:auto;font-size:12px}summary{cursor:pointer}

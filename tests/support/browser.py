@@ -1,6 +1,6 @@
 """A headless Chromium, driven by its DevTools protocol over a pipe: no library, no open port.
 
-    python -m tests.support.browser PAGE PNG [--width 390] [--height 1200] [--dark]
+    python -m tests.support.browser PAGE PNG [--width 390] [--height 1200] [--top 900] [--dark]
 
 takes a picture, as those in docs/ were taken. Protocol: https://chromedevtools.github.io/devtools-protocol/; `--remote-debugging-pipe`
 reads commands from descriptor 3 and answers on 4, each ended by a NUL.
@@ -160,10 +160,12 @@ def main() -> None:
     parser.add_argument("png", type=Path)
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--height", type=int, help="of the picture; the whole page without")
+    parser.add_argument("--top", type=int, default=0, help="of the picture, where it has a height")
     parser.add_argument("--dark", action="store_true")
     options = parser.parse_args()
     with Browser() as browser:
         browser.open(options.page, options.width, options.height or 900, options.dark)
+        browser.value(f"scrollTo(0, {options.top})")
         options.png.write_bytes(browser.picture(is_whole=options.height is None))
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from tests.launch.report.test_page import HOSTILE, killed, report
 from tests.support import browser
+from tests.support.sample_report import sample
 from zerofleet.launch.report.page import page
 
 pytestmark = [
@@ -33,12 +34,12 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     story = killed()
     story.say("incident", message=f"/a/very/long/path{'/and/longer' * 40} {HOSTILE} {'x' * 400}", **{"class": "node"})
-    (folder / "plain.html").write_text(page(report(killed())))
+    (folder / "sample.html").write_text(page(sample()))
     (folder / "hostile.html").write_bytes(page(report(story, "n" * 200)).encode())
     return folder
 
 
-@pytest.mark.parametrize("name", ["plain", "hostile"])
+@pytest.mark.parametrize("name", ["sample", "hostile"])
 @pytest.mark.parametrize(("width", "is_dark"), [(1440, False), (1440, True), (390, False), (390, True)])
 def test_it_is_shown(chromium, pages, name, width, is_dark):
     path = pages / f"{name}.html"

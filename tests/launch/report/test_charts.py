@@ -38,7 +38,7 @@ def test_marks_outside_are_not_drawn_and_a_flat_line_divides_by_nothing():
 def test_steps_below_are_whole_and_stay_inside():
     drawing = chart("a", [Line("x", downsample([(step, 1.0 + step) for step in range(1, 101)]))])
     below = re.findall(r'<span( class=\w+)? style="left:([\d.]+)%">([^<]*)</span>', drawing.split("class=x>")[1])
-    assert [name for *_, name in below] == ["25", "50", "75", "step 100"]
+    assert [name for *_, name in below] == ["25", "50", "75", "100"]
     assert below[-1][0] == " class=last" and float(below[-1][1]) == 100
 
 

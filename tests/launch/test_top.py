@@ -8,12 +8,14 @@ import pytest
 from rich.console import Console
 
 from tests.support.histories import BEGAN, Story
+from zerofleet.benchmarks.s3.server import BUCKET, S3Server, environment
 from zerofleet.cluster.goodput.history import end_of
 from zerofleet.cluster.goodput.ledger import Ledger
 from zerofleet.launch.progress import Progress
 from zerofleet.launch.top.board import Board
 from zerofleet.launch.top.picture import MOST_RANKS, picture, silo_picture, sparkline
 from zerofleet.trainer.events import Event
+from zerofleet.trainer.storage import Storage
 
 GIB = 2**30
 
@@ -131,3 +133,20 @@ def test_a_pipe_gets_one_picture(zerofleet, drive):
     code, out, _ = zerofleet("top", "a")
     assert code == 0 and "a  FINISHED" in out and "step 3 of 3" in out and "rank 1 was killed" in out
     assert zerofleet("top", "b")[0] == 4
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(120)
+def test_a_run_in_an_object_store(zerofleet, drive, tmp_path, monkeypatch):
+    pytest.importorskip("moto", reason="the S3 server of the tests is moto, of the dev extra")
+    drive("recover")
+    assert zerofleet("submit", "recipe.yaml", "run.name=a")[0] == 0
+    with S3Server() as server:
+        for name, value in environment(server.port).items():
+            monkeypatch.setenv(name, value)
+        stored = Storage(f"s3://{BUCKET}/runs/a")
+        for path in (tmp_path / "runs/a").rglob("*"):
+            if path.is_file():
+                stored.create(str(path.relative_to(tmp_path / "runs/a")), path.read_bytes())
+        code, out, _ = zerofleet("top", f"s3://{BUCKET}/runs/a")
+    assert code == 0 and "a  FINISHED" in out and "step 3 of 3" in out

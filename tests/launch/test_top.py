@@ -136,6 +136,7 @@ def test_a_pipe_gets_one_picture(zerofleet, drive):
 
 
 @pytest.mark.integration
+@pytest.mark.further
 @pytest.mark.timeout(120)
 def test_a_run_in_an_object_store(zerofleet, drive, tmp_path, monkeypatch):
     pytest.importorskip("moto", reason="the S3 server of the tests is moto, of the dev extra")

@@ -25,7 +25,7 @@ STYLE = (
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:1120px;padding:20px 16px 40px;background:var(--bg);color:var(--fg);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans","Liberation Sans",sans-serif;overflow-wrap:break-word;-webkit-text-size-adjust:100%}
-h1{font-size:1.6em;line-height:1.2;margin:.2em 0 .7em;overflow-wrap:anywhere}
+h1{font-size:1.6em;line-height:1.2;margin:.2em 0 .7em}
 h2{font-size:1.15em;margin:2.2em 0 .8em;padding-bottom:.25em;border-bottom:1px solid var(--rule)}
 p{margin:.6em 0}small,.unit,.x,.y,.facts div>span,th,time{color:var(--dim)}.bad{color:var(--bad);font-weight:600}.good{color:var(--good)}
 .n,.facts b,.x,.y,time{font-variant-numeric:tabular-nums}

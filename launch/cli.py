@@ -27,6 +27,7 @@ from zerofleet.launch.commands import (
     status,
     stop,
     submit,
+    top,
     validate,
 )
 from zerofleet.launch.exit_codes import INTERRUPTED
@@ -34,7 +35,7 @@ from zerofleet.trainer.errors import ZerofleetError
 
 VERBS = (
     *(submit, validate, status, list_runs, logs, stop, resume, export, import_model),
-    *(plan, simulate, bench, eval, audit, explain, report, stacks, chaos, doctor, k8s),
+    *(plan, simulate, bench, eval, audit, explain, report, top, stacks, chaos, doctor, k8s),
 )
 
 EPILOG = """\

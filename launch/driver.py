@@ -47,6 +47,7 @@ from zerofleet.launch.event_log_lines import write_log_line
 from zerofleet.launch.exit_codes import RUN_FAILED
 from zerofleet.launch.lost_ray import begin_anew, judge_loss
 from zerofleet.launch.metrics.live import Metrics, place_of
+from zerofleet.launch.planning.rank_plan import rank_plan
 from zerofleet.launch.report.write import leave_report
 from zerofleet.launch.requests import RequestWatch
 from zerofleet.launch.stops import Stops, stop_with_parent
@@ -161,6 +162,8 @@ class Driver:
             self._fail(error)
             raise
         self._say("environment", **fingerprint())
+        if plan := rank_plan(self._job):
+            self._say("plan", **plan)
         for leftover in reap_leftovers():
             self._say("info", message=f"ended the Ray that a killed driver of run {leftover.run} had left behind")
         if self._faults:

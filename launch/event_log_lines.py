@@ -18,7 +18,9 @@ FORMAT = "ZEROFLEET_LOG_FORMAT"
 STEP_INTERVAL_S = 1.0
 """JSON: seconds between two steps, and two reports of the preparation. The last one before something else happens is always told."""
 
-_UNTOLD = frozenset(("phase", "heartbeat", "snapshot", "replicated", "written", "unwritten", "recalled", "ranks"))
+_UNTOLD = frozenset(
+    ("phase", "heartbeat", "snapshot", "replicated", "written", "unwritten", "recalled", "ranks", "plan")
+)
 _FREQUENT = frozenset(("step", "prepare"))
 
 

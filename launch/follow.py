@@ -33,10 +33,10 @@ class _Place:
 
 
 class EventTail:
-    """All events of a run but the ranks' `phase` signs of life, each given out once, over segments and attempts."""
+    """All events of a run, each given out once, over segments and attempts; the ranks' `phase` signs of life only with `has_signs`."""
 
-    def __init__(self, run: RunFolder) -> None:
-        self._storage = run.storage
+    def __init__(self, run: RunFolder, has_signs: bool = False) -> None:
+        self._storage, self._skipped = run.storage, () if has_signs else (_PHASE,)
         self._places: dict[str, _Place] = {}
         self._read_events: list[Event] = []
         """What was read and not given out yet, since storage failed before the poll was through."""
@@ -69,7 +69,7 @@ class EventTail:
         data = self._storage.read(path, place.offset, size)
         whole = data[: data.rfind(b"\n") + 1]
         place.offset += len(whole)
-        return [self._parse(line, path) for line in whole.splitlines() if not line.startswith(_PHASE)]
+        return [self._parse(line, path) for line in whole.splitlines() if not line.startswith(self._skipped)]
 
     def _parse(self, line: bytes, path: str) -> Event:
         """Raises StorageError for what is no event."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from zerofleet.launch.backends.jobs import DriverJob
@@ -11,6 +12,7 @@ from zerofleet.launch.drivers import DriverRecord, driver_records, effective_job
 from zerofleet.launch.follow import EventTail
 from zerofleet.launch.progress import Progress
 from zerofleet.trainer.driver_records import OTHER_HOST_SILENCE_S
+from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import AttemptRecord, RunFolder
 
 _DRIVER_SILENCE_S = 30.0
@@ -34,12 +36,16 @@ class RunView:
     """The newest driver's job, where that was handed to a cluster; it may not have begun yet."""
 
     @staticmethod
-    def of(run: RunFolder) -> RunView:
-        drivers, attempts, job, tail = driver_records(run), run.attempts(), effective_job(run), EventTail(run)
+    def of(run: RunFolder, also: Callable[[Event], None] | None = None) -> RunView:
+        """`also` hears every event too, the ranks' signs of life among them."""
+        drivers, attempts, job = driver_records(run), run.attempts(), effective_job(run)
+        tail = EventTail(run, has_signs=also is not None)
         by_torchrun = frozenset(a.attempt for a in attempts if not any(driver.claimed(a) for driver in drivers))
         progress = Progress(job.train.steps, by_torchrun)
         for event in tail.poll():
             progress.apply(event)
+            if also is not None:
+                also(event)
         newest, jobs = drivers[-1] if drivers else None, job_records(run)
         is_newest = bool(jobs) and (newest is None or jobs[-1].number >= newest.number)
         return RunView(run, job, newest, attempts, progress, tail, DriverJob(jobs[-1]) if is_newest else None)

@@ -4,8 +4,8 @@ Heartbeats, progress, goodput and the ledger are readings of the one event strea
 
 | kind         | from          | data |
 |---|---|---|
-| `phase`      | every rank    | a phase begins: a sign of life; `phase` is one of `PHASES`. For `step`, sent at the end of each step with its duration, `own_s` (see own_time), `data_s` and `stall_s` (see waits) |
-| `step`       | rank 0        | loss, grad_norm, learning_rate, tokens, tokens_per_second, mfu, mfu_causal, own_s, data_s, stall_s, where there is some compile_s and paging_s (see waits), `ledger` (a LedgerEntry) |
+| `phase`      | every rank    | a phase begins: a sign of life; `phase` is one of `PHASES`. For `step`, sent at the end of each step with its duration, `own_s` (see own_time), `data_s` and `stall_s` (see waits), now and then `memory_bytes` (see memory_use) |
+| `step`       | rank 0        | loss, grad_norm, learning_rate, tokens, tokens_per_second, mfu, mfu_causal, own_s, data_s, stall_s, where there is some compile_s and paging_s (see waits), now and then memory_bytes, `ledger` (a LedgerEntry) |
 | `eval`       | rank 0        | loss, tokens |
 | `snapshot`   | every rank    | its state is in memory: `path` of the buffer (None: none was free), `durable`, `replicate`: where it is to go |
 | `replicated` | agent         | the node's buddy has its snapshots of a step: `checkpoint`, `world_size`, `message` (why not; else empty) |
@@ -23,9 +23,10 @@ Heartbeats, progress, goodput and the ledger are readings of the one event strea
 | `claimed`    | driver        | an attempt begins: `start_step`, `world_size`, `from_memory`, and its whole `quarantine` |
 | `verdict`    | driver        | class, action, sentence |
 | `environment` | driver       | what the driver's host is: processor, cores, memory, versions |
+| `plan`       | driver        | what a rank is planned to take at its peak: `memory_bytes` of the host, `device_bytes` of a GPU, `parts`, `moment`, `ranks`; see launch/planning/rank_plan.py |
 | `prepare`    | driver        | data preparation: `stage`, `fraction` in [0, 1], `detail`, at last with what it came to |
 | `skipped`    | rank 0        | `message`: an fp16 step that overflowed and was not applied |
-| `ranks`      | recorder      | sums since the last one over the steps of each of `ranks`: `steps`, `own_s`, `data_s`, `stall_s` |
+| `ranks`      | recorder      | sums since the last one over the steps of each of `ranks`: `steps`, `own_s`, `data_s`, `stall_s`; so far in the attempt the most `memory_bytes` and `device_bytes`, and `snapshot_step`, the newest in all ranks' memory |
 | `exit`       | node agent    | code, signal, pid, node and what the kernel said: a rank process has gone |
 | `node_lost`  | driver        | node: its agent does not answer any more |
 | `heartbeat`  | driver        | every 10 s: the driver is alive |

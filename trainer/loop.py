@@ -39,7 +39,7 @@ from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.schedule import learning_rate
 from zerofleet.trainer.silos.member import Member
 from zerofleet.trainer.spikes import RecentLosses
-from zerofleet.trainer.waits import Waits, host_clocks
+from zerofleet.trainer.waits import Waits
 from zerofleet.trainer.world import World
 
 _SPIKE = 100.0  # what an injected spike multiplies a rank's loss with
@@ -129,7 +129,7 @@ class Loop:
         self.keeper = Keeper(self.reporter, self._make_saver(), self._make_cadence(), self._probe)
         mine = (self.world, self.record.token, self.adapter, self.device, self.reporter, self._control)
         self.member = Member.of(self.config, *mine, self.keeper.settle, self.feed.num_tokens, self.folder.storage)
-        self.waits = Waits(self.keeper.take_stall_s, host_clocks(self.world.local_rank))
+        self.waits = Waits.on(self.device, self.world.local_rank, self.keeper.take_stall_s)
 
     def _make_saver(self) -> Saver:
         """To memory where there is an agent and room, else to storage. Collective."""

@@ -86,6 +86,20 @@ class Ledger:
         return found
 
     @cached_property
+    def rank_memory(self) -> dict[tuple[int, int], dict[str, int]]:
+        """By attempt and rank, the most `memory_bytes` and `device_bytes` that it had of its own, as far as they are known."""
+        found: dict[tuple[int, int], dict[str, int]] = defaultdict(dict)
+        for event in self.history.events:
+            if event.kind != "ranks":
+                continue
+            for name in ("memory_bytes", "device_bytes"):
+                for rank, size in zip(event.data["ranks"], event.data.get(name, ()), strict=False):
+                    if size is not None:
+                        mine = found[event.attempt, rank]
+                        mine[name] = max(mine.get(name, 0), size)
+        return dict(found)
+
+    @cached_property
     def ranks(self) -> dict[tuple[int, int], Seconds]:
         """By attempt and rank: the attempt's labels, with the rank's own waits within the steps that count."""
         found = {}

@@ -71,6 +71,10 @@ class Tiers:
             self.snapshot_bytes = sum(num_bytes for num_bytes, _ in self._copied.values())
             self.snapshot_s.add(max(seconds for _, seconds in self._copied.values()))
 
+    def _on_ranks(self, event: Event) -> None:
+        """The recorder's word on snapshots, for whoever has nothing but the run folder."""
+        self.memory = event.data.get("snapshot_step", self.memory)
+
     def _on_replicated(self, event: Event) -> None:
         settled = self._replicas.hear(event)
         if settled is not None and not settled.problem:

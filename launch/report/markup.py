@@ -20,16 +20,29 @@ def section(title: str, *parts: str) -> str:
     return f"<section><h2>{text(title)}</h2>{body}</section>\n" if body else ""
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 1) -> str:
-    """Cells are HTML. Columns from `numbers_from` on hold numbers. Empty without rows; wide ones scroll by themselves."""
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str] = ()) -> str:
+    """Cells are HTML. `kinds` are the columns' CSS classes: `n` for numbers (all of them by default, but the first), `k` for keys, `t` for
+    text, `mini-cell` for a bar. Empty without rows; wide ones scroll by themselves."""
+    kinds = kinds or ("k", *("n" for _ in head[1:]))
     body = "".join(
-        f"<tr>{''.join(f'<td class=n>{c}</td>' if n >= numbers_from else f'<td>{c}</td>' for n, c in enumerate(row))}</tr>"
+        f"<tr>{''.join(f'<td class={kind}>{cell}</td>' for kind, cell in zip(kinds, row, strict=True))}</tr>"
         for row in rows
     )
     if not body:
         return ""
-    cells = "".join(f"<th>{text(name)}</th>" for name in head)
-    return f"<div class=wide><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
+    cells = "".join(f"<th class={kind}>{text(name)}</th>" for kind, name in zip(kinds, head, strict=True))
+    top = f"<thead><tr>{cells}</tr></thead>" if any(head) else ""
+    return f"<div class=wide><table>{top}<tbody>{body}</tbody></table></div>"
+
+
+def mini_bar(pieces: Iterable[tuple[str, float]], mark: float | None = None) -> str:
+    """A bar of pieces (CSS class, share of the whole width); `mark` is the share at which there is a line."""
+    drawn, left = "", 0.0
+    for kind, part in pieces:
+        drawn += f'<path class="{kind}" d="M{100 * left:.4g} 0h{100 * part:.4g}v10h-{100 * part:.4g}z"/>'
+        left += part
+    line = "" if mark is None else f'<path class=limit d="M{100 * mark:.4g} 0V10"/>'
+    return f'<svg class=mini viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">{drawn}{line}</svg>'
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:

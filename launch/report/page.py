@@ -10,20 +10,22 @@ from typing import Any
 
 from zerofleet.cluster.goodput.causes import best_setting
 from zerofleet.cluster.goodput.ledger import Ledger
-from zerofleet.cluster.policy.stragglers import outliers
 from zerofleet.launch.explanation import Explanation
-from zerofleet.launch.report.charts import Line, chart, number
-from zerofleet.launch.report.markup import facts, section, table, text
+from zerofleet.launch.report.charts import Line, chart, number, seconds, share
+from zerofleet.launch.report.markup import facts, mini_bar, section, table, text
+from zerofleet.launch.report.rank_parts import memory_section, ranks_section
 from zerofleet.launch.report.series import downsample
 from zerofleet.launch.report.style import STYLE
-from zerofleet.launch.report.timeline import timeline
+from zerofleet.launch.report.timeline import kind_of, marked, timeline
 from zerofleet.launch.words import duration
 from zerofleet.trainer.data.quarantine import named
 from zerofleet.trainer.events import Event
 
 MOST_ROWS = 200
-"""Of a table: the newest, or the slowest ranks."""
+"""Of a table, the newest."""
 MOST_ATTEMPT_COLUMNS = 12
+_STATES = {"FINISHED": "good", "FAILED": "bad", "DEAD": "bad"}
+"""CSS classes."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,13 @@ def _head(report: Report) -> str:
         key: [float(e.data[key]) for e in steps if e.data.get(key)] for key in ("tokens_per_second", "mfu")
     }
     medians = {key: statistics.median(values) for key, values in known.items() if values}
+    state, heldout = report.explanation.state, _evaluated(report)[-1:]
     return facts(
         [
-            ("state", text(report.explanation.state)),
+            ("state", f'<span class="{_STATES.get(state, "")}">{text(state)}</span>'),
             ("steps", f"{len(steps):,} of {report.total_steps:,}"),
             ("loss", text(number(float(steps[-1].data["loss"]))) if steps and "loss" in steps[-1].data else ""),
+            ("held-out loss", text(number(float(heldout[0].data["loss"]))) if heldout else ""),
             ("goodput", f"{ledger.goodput():.1%}"),
             ("wall time", duration(ledger.wall_s)),
             ("tokens/s, median", number(medians["tokens_per_second"]) if "tokens_per_second" in medians else ""),
@@ -78,23 +82,43 @@ def _head(report: Report) -> str:
     )
 
 
+def _evaluated(report: Report) -> list[Event]:
+    """By step, the newest of each."""
+    newest = {event.step: event for event in report.ledger.history.results if event.kind == "eval"}
+    return [event for _, event in sorted(newest.items())]
+
+
 def _training(report: Report) -> str:
-    steps, evaluated = report.steps, {e.step: e for e in report.ledger.history.results if e.kind == "eval"}
-    evals = [event for _, event in sorted(evaluated.items())]
+    steps, evals = report.steps, _evaluated(report)
     marks = [record.start_step for record in report.ledger.history.attempts[1:]][-MOST_ROWS:]
     heldout = Line("held out", downsample(_values(evals, "loss"), 200), "c2", has_dots=True)
+    times = Line("step", downsample([(e.step, e.duration_s) for e in steps]))
     charts = (
-        chart("Loss", [Line("training", downsample(_values(steps, "loss"))), heldout], marks),
+        chart("Loss", [Line("training", downsample(_values(steps, "loss"))), heldout], marks, unit="nats per token"),
         chart("Learning rate", [Line("rate", downsample(_values(steps, "learning_rate")))], marks, from_zero=True),
-        chart("Throughput", [Line("tokens/s", downsample(_values(steps, "tokens_per_second")))], marks, from_zero=True),
-        chart("MFU", [Line("PaLM convention", downsample(_values(steps, "mfu")))], marks, from_zero=True),
         chart(
-            "Step time", [Line("seconds", downsample([(e.step, e.duration_s) for e in steps]))], marks, from_zero=True
+            "Throughput",
+            [Line("throughput", downsample(_values(steps, "tokens_per_second")))],
+            marks,
+            from_zero=True,
+            unit="tokens/s",
         ),
+        chart(
+            "MFU",
+            [Line("MFU", downsample(_values(steps, "mfu")))],
+            marks,
+            from_zero=True,
+            unit="PaLM convention",
+            shown=share,
+        ),
+        chart("Step time", [times], marks, from_zero=True, shown=seconds),
         chart("Gradient norm", [Line("norm", downsample(_values(steps, "grad_norm")))], marks, from_zero=True),
     )
     drawn = "".join(charts)
-    note = "<p><small>Bands go from the least to the largest of the steps that share a point; dashed lines are restarts.</small></p>"
+    note = (
+        "<p><small>Over steps; the figure at the right is the last one. Bands go from the least to the largest of the steps that share a point; dashed "
+        "lines are restarts.</small></p>"
+    )
     return section("Training", f"<div class=charts>{drawn}</div>{note}") if drawn else ""
 
 
@@ -105,25 +129,28 @@ def _values(events: Sequence[Event], key: str) -> list[tuple[float, float]]:
 def _time(report: Report) -> str:
     ledger, wall_s = report.ledger, max(report.ledger.wall_s, 1e-9)
     shown = list(ledger.attempts)[-MOST_ATTEMPT_COLUMNS:]
+    most_s = max(ledger.labels.values(), default=0.0) or 1.0
     rows = [
         [
-            text(label),
-            f"{seconds:,.1f} s",
-            f"{seconds / wall_s:.1%}",
+            f'<span class="key {kind_of(label)}">{text(label)}</span>',
+            f"{spent_s:,.1f} s",
+            f"{spent_s / wall_s:.1%}",
+            mini_bar([(kind_of(label), spent_s / most_s)]),
             *(f"{ledger.attempts[a][label]:,.1f}" for a in shown),
         ]
-        for label, seconds in ledger.labels.items()
-        if seconds > 0
+        for label, spent_s in ledger.labels.items()
+        if spent_s > 0
     ]
-    head = ["label", "in all", "share", *(f"attempt {attempt}" for attempt in shown)]
-    return section("Where the time went", timeline(ledger, report.explanation.happenings), table(head, rows))
+    head = ["label", "in all", "share", "", *(f"attempt {attempt}" for attempt in shown)]
+    kinds = ("t", "n", "n", "mini-cell", *("n" for _ in shown))
+    return section("Where the time went", timeline(ledger, report.explanation.happenings), table(head, rows, kinds))
 
 
 def _why(report: Report) -> str:
     causes, wall_s = report.explanation.causes, max(report.ledger.wall_s, 1e-9)
     items = "".join(
         f"<li><b>{text(c.name)}</b>, {c.cost_s:,.1f} s ({c.cost_s / wall_s:.0%}): {text(c.evidence)}"
-        f"{f'<br>{text(c.remedy)}' if c.remedy else ''}</li>"
+        f"{f'<br><span class=unit>{text(c.remedy)}</span>' if c.remedy else ''}</li>"
         for c in causes
     )
     best = best_setting(list(causes))
@@ -136,28 +163,17 @@ def _why(report: Report) -> str:
 
 
 def _chain(report: Report) -> str:
-    rows = [
-        [time.strftime("%m-%d %H:%M:%S", time.localtime(h.at)), text(h.attempt), text(h.text)]
+    numbers = {id(happening): number for number, happening in marked(report.explanation.happenings).items()}
+    rows = "".join(
+        f"<div class=event><time>{time.strftime('%m-%d %H:%M:%S', time.localtime(h.at))}</time><span class=unit>attempt {text(h.attempt)}</span>"
+        f"<p>{f'<span class=tag>{numbers[id(h)]}</span>' if id(h) in numbers else ''}{text(h.text)}</p></div>"
         for h in report.explanation.happenings[-MOST_ROWS:]
-    ]
-    return section("What happened", table(["when", "attempt", "what"], rows, numbers_from=3))
+    )
+    return section("What happened", rows)
 
 
 def _ranks(report: Report) -> str:
-    rows: list[tuple[float, list[str]]] = []
-    for record in report.ledger.history.attempts:
-        times = {
-            rank: t for (attempt, rank), t in report.ledger.rank_times.items() if attempt == record.attempt and t.steps
-        }
-        slow = {straggler.rank for straggler in outliers({rank: t.own_s / t.steps for rank, t in times.items()})}
-        for rank, t in times.items():
-            own = f"{1e3 * t.own_s / t.steps:,.1f}"
-            cells = [f"{1e3 * seconds / t.steps:,.1f}" for seconds in (t.data_s, t.stall_s)]
-            mark = f"<span class=bad>{own} slow</span>" if rank in slow else own
-            rows.append((t.own_s / t.steps, [str(record.attempt), str(rank), f"{t.steps:,}", mark, *cells]))
-    slowest = sorted(rows, key=lambda row: -row[0])[:MOST_ROWS]
-    head = ["attempt", "rank", "steps", "own work, ms per step", "data wait, ms", "save stall, ms"]
-    return section("Ranks, the slowest first", table(head, [cells for _, cells in slowest], numbers_from=0))
+    return ranks_section(report.ledger) + memory_section(report.ledger)
 
 
 def _checkpoints(report: Report) -> str:
@@ -166,7 +182,8 @@ def _checkpoints(report: Report) -> str:
         [f"{e.step:,}", str(e.attempt), f"{float(e.data.get('bytes', 0)) / 2**20:,.1f}", f"{e.duration_s:,.2f}"]
         for e in reversed(commits)
     ]
-    return section("Checkpoints", table(["step", "attempt", "MiB", "seconds to durable"], rows, numbers_from=0))
+    head = ["step", "attempt", "MiB", "seconds to durable"]
+    return section("Checkpoints", table(head, rows, ("n",) * len(head)))
 
 
 def _samples(report: Report) -> str:
@@ -197,15 +214,18 @@ def _job(report: Report) -> str:
 
 def _environment(report: Report) -> str:
     events = [event for event in report.ledger.history.events if event.kind == "environment"]
-    rows = [[text(key), text(_plain(value))] for event in events[-1:] for key, value in event.data.items()]
+    pairs = ((key, _plain(value)) for event in events[-1:] for key, value in event.data.items())
+    rows = [[text(key.replace("_", " ")), text(value)] for key, value in pairs if value]
     infos = dict.fromkeys(str(e.data.get("message", "")) for e in report.ledger.history.events if e.kind == "info")
-    rows += [["said", text(message)] for message in list(infos)[-20:] if message]
-    return section("Environment", table(["", ""], rows, numbers_from=2))
+    said = "".join(f"<li>{text(message)}</li>" for message in list(infos)[-20:] if message)
+    return section("Environment", table(["", ""], rows, ("k", "t")), f"<ul>{said}</ul>" if said else "")
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {inner}" for key, inner in value.items())
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return ", ".join(map(_plain, value)) if isinstance(value, (list, tuple)) else str(value)
 
 

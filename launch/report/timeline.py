@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from zerofleet.cluster.goodput.ledger import Ledger
 from zerofleet.cluster.goodput.timeline import LABELS, Span
 from zerofleet.launch.explanation import Happening
+from zerofleet.launch.report.charts import axis
 from zerofleet.launch.report.markup import text
+from zerofleet.launch.report.ticks import of_duration
 from zerofleet.launch.words import duration
 
 SLOTS = 800
@@ -17,6 +19,8 @@ ROW = 100
 MOST_ROWS = 40
 """With more attempts all of them lie in one row."""
 MOST_MARKS = 200
+MOST_NUMBERED = 30
+"""With more marks there is no room for their numbers."""
 
 Slots = dict[int, dict[str, float]]
 
@@ -30,9 +34,10 @@ def timeline(ledger: Ledger, happenings: Sequence[Happening]) -> str:
     rows: dict[int, list[Span]] = defaultdict(list)
     for span in ledger.spans:
         rows[0 if is_one_row else span.attempt].append(span)
-    marks: dict[int, list[Happening]] = defaultdict(list)
-    for happening in [h for h in happenings if h.kind in ("verdict", "incident")][-MOST_MARKS:]:
-        marks[0 if is_one_row else happening.attempt].append(happening)
+    marks: dict[int, list[tuple[str, Happening]]] = defaultdict(list)
+    for number, happening in marked(happenings).items():
+        name = str(number) if number <= MOST_NUMBERED else ""
+        marks[0 if is_one_row else happening.attempt].append((name, happening))
     drawn = "".join(
         _row(
             "all attempts" if is_one_row else f"attempt {attempt}",
@@ -44,9 +49,17 @@ def timeline(ledger: Ledger, happenings: Sequence[Happening]) -> str:
         for attempt, spans in sorted(rows.items())
     )
     known = [label for label in LABELS if ledger.labels[label] > 0]
-    legend = "".join(f'<span class="key {_kind(label)}">{text(label)}</span>' for label in known)
-    axis = f"<div class='x rowed'><span>0</span><span>time</span><span>{duration(total_s)}</span></div>"
-    return f"<p class=legend>{legend}<span class='key dot'>verdict or incident</span></p>{drawn}{axis}"
+    legend = "".join(f'<span class="key {kind_of(label)}">{text(label)}</span>' for label in known)
+    if any(marks.values()):
+        legend += '<span class="key dot">verdict or incident, numbered as in What happened</span>'
+    times = axis([(seconds / total_s, duration(seconds)) for seconds in of_duration(total_s)])
+    return f'<p class=legend>{legend}</p>{drawn}<div class="x rowed">{times}</div>'
+
+
+def marked(happenings: Sequence[Happening]) -> dict[int, Happening]:
+    """Verdicts and incidents by their number, the newest of them."""
+    notable = [happening for happening in happenings if happening.kind in ("verdict", "incident")]
+    return dict(enumerate(notable[-MOST_MARKS:], start=1))
 
 
 def slots_of(spans: Sequence[Span], began_at: float, total_s: float) -> Slots:
@@ -61,7 +74,7 @@ def slots_of(spans: Sequence[Span], began_at: float, total_s: float) -> Slots:
     return found
 
 
-def _row(name: str, slots: Slots, marks: Sequence[Happening], began_at: float, total_s: float) -> str:
+def _row(name: str, slots: Slots, marks: Sequence[tuple[str, Happening]], began_at: float, total_s: float) -> str:
     paths: dict[str, list[str]] = defaultdict(list)
     runs = _runs(slots)
     for first, count, shares in runs:
@@ -69,8 +82,8 @@ def _row(name: str, slots: Slots, marks: Sequence[Happening], began_at: float, t
         for label, share in shares:
             paths[label].append(f"M{first} {top * ROW:.3g}h{count}v{share * ROW:.3g}h-{count}z")
             top += share
-    bars = "".join(f'<path class="{_kind(label)}" d="{"".join(pieces)}"/>' for label, pieces in paths.items())
-    dots = "".join(_mark(mark, 100 * (mark.at - began_at) / total_s) for mark in marks)
+    bars = "".join(f'<path class="{kind_of(label)}" d="{"".join(pieces)}"/>' for label, pieces in paths.items())
+    dots = "".join(_mark(number, mark, 100 * (mark.at - began_at) / total_s) for number, mark in marks)
     seconds = sum(sum(labels.values()) for labels in slots.values())
     return (
         f"<div class=row><span>{text(name)}<br><small>{duration(seconds)}</small></span>"
@@ -93,10 +106,11 @@ def _runs(slots: Slots) -> list[tuple[int, int, list[tuple[str, float]]]]:
     return found
 
 
-def _mark(mark: Happening, percent: float) -> str:
+def _mark(number: str, mark: Happening, percent: float) -> str:
     place = min(100.0, max(0.0, percent))
-    return f'<i style="left:{place:.2f}%" title="{text(mark.text[:300])}"></i>'
+    return f'<i style="left:{place:.2f}%" title="{text(mark.text[:300])}">{number}</i>'
 
 
-def _kind(label: str) -> str:
+def kind_of(label: str) -> str:
+    """Its CSS class."""
     return f"l-{label.replace(' ', '-')}"

@@ -44,7 +44,7 @@ class Fake:
 
     def checkpoint(self, step: int) -> None:
         self.run.storage.create(CheckpointId(step, self.number).manifest, b"{}")
-        self.say("checkpoint", step, path="")
+        self.say("checkpoint", step, path="", bytes=0)
 
     def is_stop_asked(self) -> bool:
         return any(request["action"] == "stop" for _, request in self.run.requests(self.last_request))

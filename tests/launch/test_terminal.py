@@ -1,8 +1,9 @@
-"""Ctrl-C on a real terminal (a pty): detach or stop."""
+"""On a real terminal (a pty): Ctrl-C detaches or stops, and `top` is left by a key."""
 
 import contextlib
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
@@ -95,3 +96,36 @@ def test_ctrl_c_then_detach_leaves_the_run_alone(terminal, run, answer):
     assert driver.is_running() and run.requests() == []
     run.request("stop")
     driver.wait(20)
+
+
+TOP = """
+import sys
+from zerofleet.launch import cli
+sys.exit(cli.main(["top", "a"]))
+"""
+
+
+@pytest.fixture
+def top(recipe, run, zerofleet, drive):
+    """`top` of a run that goes on until it is stopped."""
+    drive("stoppable")
+    assert zerofleet("submit", "recipe.yaml", "run.name=a", "--detach")[0] == 0
+    yield Terminal(TOP, PYTHONPATH=str(Path(__file__).parents[2]))
+    assert RunView.of(run).is_driven, "the run goes on"
+    assert zerofleet("stop", "a")[0] == 0
+
+
+@pytest.mark.parametrize("key", ["q", "\x03"], ids=["q", "Ctrl-C"])
+def test_top_is_live_and_left_by_a_key(top, run, key):
+    steps = []
+    for _ in range(2):
+        top.until("loss")  # what is drawn below the steps
+        steps.append(int(re.findall(r"step (\d+)", top.shown)[-1]))
+        assert "q leaves; the run goes on" in top.shown
+        top.shown = ""
+    assert steps[0] < steps[1]
+    top.type(key)
+    assert top.end() == 0 and "Traceback" not in top.shown
+    assert "\x1b[?1049l" in top.shown, "the screen is as it was"
+    assert "loss" in top.shown.split("\x1b[?1049l")[-1], "and the last picture below"
+    assert run.requests() == []

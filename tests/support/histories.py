@@ -90,11 +90,11 @@ class Story:
         )
         return self
 
-    def ranks(self, own_s: list[float], data_s: list[float], stall_s: list[float], steps: int) -> Story:
+    def ranks(self, own_s: list[float], data_s: list[float], stall_s: list[float], steps: int, **more: Any) -> Story:
         """What the recorder sums up: per step."""
         columns = {"own_s": own_s, "data_s": data_s, "stall_s": stall_s}
         sums = {name: [value * steps for value in values] for name, values in columns.items()}
-        self.say("ranks", phase="step", ranks=list(range(len(own_s))), steps=[steps] * len(own_s), **sums)
+        self.say("ranks", phase="step", ranks=list(range(len(own_s))), steps=[steps] * len(own_s), **sums, **more)
         return self
 
     def finish(self, save_s: float = 1.0, end_s: float = 2.0) -> Story:

@@ -67,17 +67,21 @@ def report(story: Story, name: str = "a", job_yaml: str = "run: {name: a}\n") ->
 
 
 def killed() -> Story:
-    story = Story().driver().start().eval(1.0).steps(50, 1.0, data_s=0.1, grad_norm=1.0, tokens_per_second=512.0)
-    story.ranks([0.3, 0.9], [0.1, 0.1], [0.0, 0.0], steps=50)
+    story = Story().driver()
+    story.say("plan", memory_bytes=2**30, parts={"weights": 2**29, "moments": 2**28}, moment="loss", ranks=2)
+    story.start().eval(1.0).steps(50, 1.0, data_s=0.1, grad_norm=1.0, tokens_per_second=512.0)
+    story.ranks([0.3, 0.9], [0.1, 0.1], [0.0, 0.0], steps=50, memory_bytes=[2**29, 3 * 2**29])
     story.say("checkpoint", phase="save", bytes=2**21)
     story.say("environment", processor="Z80", cores=2, packages={"torch": "2.13"}, load_average=(0.5, 0.25))
     return story.kill().start(3.0, from_step=40).steps(20, 1.0).finish()
 
 
 def test_everything_is_on_the_page():
-    parsed = Parsed(page(report(killed())))
+    html = page(report(killed()))
+    parsed = Parsed(html)
     for title in (
         "Why",
+        "Memory against the plan",
         "Training",
         "Where the time went",
         "What happened",
@@ -88,7 +92,7 @@ def test_everything_is_on_the_page():
     ):
         assert title in parsed.text
     for chart in ("Loss", "Learning rate", "Throughput", "MFU", "Step time", "Gradient norm"):
-        assert f"{chart} " in parsed.text
+        assert f"<figcaption><b>{chart}</b>" in html, chart
     for fact in (
         "60 of 100",
         "480",
@@ -98,13 +102,14 @@ def test_everything_is_on_the_page():
         "0.5, 0.25",
         "was killed (SIGKILL)",
         "lost work",
+        "planned per rank",
         "run: {name: a}",
     ):
         assert fact in parsed.text, fact
     assert "900.0 slow" in parsed.text and "300.0 slow" not in parsed.text, "the slow rank"
-    assert re.search(r"50\s*1\s*2\.0", " ".join(re.findall(r"<td class=n>([^<]*)", page(report(killed()))))), (
-        "the checkpoint"
-    )
+    cells = " ".join(re.findall(r"<td class=n>(?:<[^>]*>)?([^<]*)", page(report(killed()))))
+    assert re.search(r"50\s*1\s*2\.0", cells), "the checkpoint"
+    assert re.search(r"1\.5\s*150%\s*0\.5\s*50%", cells), "what the ranks had, and which share of the plan that is"
 
 
 def test_nothing_is_fetched_and_nothing_runs():
@@ -132,7 +137,7 @@ def test_hostile_text_stays_text():
     hostile = report(story, HOSTILE, job_yaml=f"name: {HOSTILE}")
     html = page(replace(hostile, explanation=replace(hostile.explanation, state=HOSTILE)))
     parsed, plain = Parsed(html), Parsed(page(report(killed())))
-    assert set(parsed.tags) <= set(plain.tags) | {"pre"}
+    assert set(parsed.tags) <= set(plain.tags) | {"pre", "ul", "li"}
     assert not [name for name, _ in parsed.attributes if name.startswith("on")]
     assert parsed.text.count('<img src=x onerror="alert(1)">') >= 8, "it is shown as it was said"
     html.encode()

@@ -27,6 +27,7 @@ def test_a_row_per_attempt_with_its_incidents():
     drawing = timeline(ledger, happenings_of(ledger))
     assert drawing.count("<div class=row>") == 2 and drawing.count("<i style=") == 1
     first, second = drawing.split("<div class=row>")[1:]
+    assert ">1</i>" in first, "numbered as in the list of what happened"
     assert "l-lost-work" in first and "<i " in first and "l-restart" in second and "<i " not in second
 
 

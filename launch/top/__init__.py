@@ -1,0 +1,1 @@
+"""`zerofleet top`: a run on one screen, while it goes on."""

@@ -1,0 +1,53 @@
+"""What only this process has, and how often it is looked at."""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+
+from zerofleet.trainer import memory_use
+from zerofleet.trainer.memory_use import SHARE, MemoryUse, highest_own_bytes, own_bytes_of
+
+ROLLUP = """55d0-7ffc ---p 00000000 00:00 0    [rollup]
+Rss:                9000 kB
+Pss_Shmem:           500 kB
+Private_Clean:       100 kB
+Private_Dirty:      4000 kB
+Private_Hugetlb:       0 kB
+"""
+
+
+def test_snapshots_and_what_is_shared_do_not_count_and_what_was_given_back_does():
+    assert own_bytes_of(ROLLUP, 9000 * 1024) == 3600 * 1024
+    assert own_bytes_of(ROLLUP, 9700 * 1024) == 4300 * 1024
+
+
+def test_of_this_process():
+    before = highest_own_bytes()
+    size = before + (1 << 26)  # more than it has had resident before
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as mapped:
+        for page in range(0, size, mmap.PAGESIZE):
+            mapped[page] = 1
+    after = highest_own_bytes()
+    assert before + (1 << 25) < after < before + 1.1 * size, "though it was given back"
+
+
+def test_a_look_takes_a_small_share_of_the_time(monkeypatch):
+    now, looks = [100.0], []
+
+    def slow() -> int:
+        looks.append(now[0])
+        now[0] += 0.25
+        return 5
+
+    monkeypatch.setattr(memory_use, "highest_own_bytes", slow)
+    use = MemoryUse(torch.device("cpu"), lambda: now[0])
+    assert use.take() == {"memory_bytes": 5} and use.take() == {}
+    now[0] += SHARE * 0.25
+    assert use.take() == {"memory_bytes": 5} and len(looks) == 2
+
+
+def test_what_the_kernel_does_not_tell_is_left_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory_use, "_ROLLUP", tmp_path / "absent")
+    assert MemoryUse(torch.device("cpu")).take() == {}

@@ -30,6 +30,7 @@ from zerofleet.trainer.checkpoint.remote import Peer, write_holders
 from zerofleet.trainer.checkpoint.snapshot import find_snapshots
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.events import DRIVER, RESULTS, Control, Event
+from zerofleet.trainer.node_name import node_name
 from zerofleet.trainer.run_folder import CheckpointId
 from zerofleet.trainer.silos.wire import VARIABLE as OUTER_VARIABLE
 from zerofleet.trainer.storage import Storage
@@ -184,7 +185,7 @@ class NodeAgent:
         """Once of each: the driver asks for snapshots again and again."""
         if (path, why) not in self._told_damaged:
             self._told_damaged.add((path, why))
-            self._emit(_incident(f"{path} on {socket.gethostname()} is left out: {why}", "memory"))
+            self._emit(_incident(f"{path} on {node_name()} is left out: {why}", "memory"))
 
     def _watch_lease(self) -> None:
         """A driver that no longer polls is gone; its ranks must not train on behind a new driver's back."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,6 +13,7 @@ from typing import Literal
 from zerofleet.cluster.host import memory_bytes, visible_gpus
 from zerofleet.cluster.spec import NodeSpec
 from zerofleet.trainer.checkpoint.remote import Peer
+from zerofleet.trainer.node_name import node_name
 
 PACKAGES = ("torch", "deepspeed", "transformers", "ray")
 """What must have the same version on all nodes."""
@@ -49,7 +49,7 @@ class NodeReport:
 
 def inspect_node(spec: NodeSpec, cache_path: str) -> NodeReport:
     """Looks at this node. Takes milliseconds: what needs torch is checked by the ranks themselves."""
-    node = socket.gethostname()
+    node = node_name()
     problems: list[tuple[Literal["error", "warning"], str]] = []
     if not Path(cache_path).is_dir():
         remedy = "set data.cache to a folder that every node sees"

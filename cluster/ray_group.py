@@ -25,6 +25,7 @@ from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits, pla
 from zerofleet.cluster.policy.buddies import plan_buddies
 from zerofleet.cluster.preflight import NodeReport, compare_nodes
 from zerofleet.cluster.ranks import KILL_TIMEOUT_S
+from zerofleet.cluster.ray_nodes import cluster_nodes, notices
 from zerofleet.cluster.spec import AttemptSpec, JobSpec, NodeSpec, SnapshotInfo, one_per_rank
 from zerofleet.cluster.stacks import RankStack
 from zerofleet.trainer.checkpoint.remote import Holder, Peer
@@ -60,6 +61,11 @@ class _Node:
     poll: Any = None
     born_at: float = field(default_factory=time.monotonic)
 
+    @property
+    def name(self) -> str:
+        """As it calls itself, once it has: in a container Ray knows the container's hostname only."""
+        return self.report.node if self.report else self.resources.name
+
 
 class RayGroup:
     """Node agents as detached Ray actors, one per node, each in a placement group of its own."""
@@ -84,6 +90,8 @@ class RayGroup:
         self._held: list[SnapshotInfo] = []
         """The snapshots that the agents were last found to hold."""
         self._lost: list[Event] = []
+        self._announced: set[str] = set()
+        """Ids of nodes that were said to be taken away."""
         self._connected: Future[None] = Future()
         threading.Thread(target=self._connect, args=(connect,), name="ray", daemon=True).start()
 
@@ -124,14 +132,14 @@ class RayGroup:
         """An agent that was asked for on a node of whose death Ray did not know yet never comes up, and never fails: Ray would place it
         when the node is back."""
         if waiting := [node for node in self._nodes.values() if node.report is None]:
-            alive = {node.node_id for node in _cluster_nodes()}
+            alive = {node.node_id for node in cluster_nodes()}
             for node in waiting:
                 if node.resources.node_id not in alive:
                     self._forget(node)
 
     def _take(self, wanted: list[int]) -> Placement:
         """Asks for agents on all the nodes that are wanted, or on none: no gang waits half-placed. Says what is missing."""
-        nodes = _cluster_nodes()
+        nodes = cluster_nodes()
         if self._is_ours and not nodes:
             raise ZerofleetError("the run's own Ray has lost its last node: `zerofleet resume` starts another")
         if self._is_ours and not self._was_placed:
@@ -157,15 +165,21 @@ class RayGroup:
 
     def available(self) -> list[str]:
         held = {node.resources.node_id for node in self._nodes.values()}
-        return [n.name for n in _cluster_nodes() if n.node_id in held or self._ask.fits_free(n)]
+        return [n.name for n in cluster_nodes() if n.node_id in held or self._ask.fits_free(n)]
 
     def departing(self) -> list[Departure]:
-        notices = {} if self._is_ours else _notices()
+        leaving = self._leaving()
         return [
-            Departure(node_id, node.resources.name, notices[node_id])
+            Departure(node_id, node.name, leaving[node_id])
             for node in self._nodes.values()
-            if (node_id := node.resources.node_id) in notices
+            if (node_id := node.resources.node_id) in leaving
         ]
+
+    def _leaving(self) -> dict[str, float]:
+        """Seconds that nodes of the cluster have left, by id. Remembers who they were: Ray forgets a notice with its node."""
+        leaving = {} if self._is_ours else notices()
+        self._announced |= leaving.keys()
+        return leaving
 
     def release(self, departures: Sequence[Departure]) -> None:
         leaving = {departure.node_id for departure in departures}
@@ -336,10 +350,13 @@ class RayGroup:
 
     # -- loss and end ----------------------------------------------------------------------------------------------
     def _lose(self, node: _Node, reason: str) -> Event:
+        self._leaving()
         self._forget(node)
         data = {
-            "node": node.resources.name,
+            "node": node.name,
+            "host": node.resources.name,
             "node_rank": node.rank,
+            "announced": node.resources.node_id in self._announced,
             "message": reason.strip().splitlines()[0].rstrip("."),
         }
         return Event("node_lost", 0, DRIVER, 0, "end", time.time(), data=data)
@@ -374,23 +391,3 @@ def end_agents_of(namespace: str) -> None:
     for number, entry in placement_group_table().items():
         if entry["name"].startswith(f"{namespace}/node-") and entry["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(number)))
-
-
-def _notices() -> dict[str, float]:
-    """The nodes that Ray is draining, by their id: seconds until they are taken away, infinite where it was not told when."""
-    deadlines_ms: dict[str, int] = ray._private.state.state.get_draining_nodes()
-    now = time.time()
-    return {node: (at_ms / 1000 - now if at_ms else float("inf")) for node, at_ms in deadlines_ms.items()}
-
-
-def _cluster_nodes() -> list[NodeResources]:
-    """The living nodes that may hold ranks and will stay, with what is free on each."""
-    available, leaving = ray._private.state.available_resources_per_node(), _notices()
-    found = []
-    for node in ray.nodes():
-        if node["Alive"] and node["NodeID"] not in leaving:
-            has, left = node["Resources"], available.get(node["NodeID"], {})
-            name = node["NodeManagerHostname"]
-            cpus, gpus, *free = (amount.get(kind, 0.0) for amount in (has, left) for kind in ("CPU", "GPU"))
-            found.append(NodeResources(node["NodeID"], name, cpus, gpus, free[0], free[1], node["Labels"]))
-    return found

@@ -149,9 +149,19 @@ def _first(events: Sequence[Event], kind: str, key: str) -> Event | None:
 
 def _of_cause(event: Event, evidence: Evidence) -> Verdict:
     if event.kind == "node_lost":
-        node = event.data["node"]
-        return Verdict("node", f"node {node} was lost: {event.data['message']}", node=node)
+        return _of_lost_node(event.data)
     return _of_error(event, evidence) if event.kind == "error" else _of_exit(event, evidence)
+
+
+def _of_lost_node(data: dict[str, Any]) -> Verdict:
+    """`announced`: somebody had said that it would be taken away, and its ranks had not left it yet."""
+    node, host, message = data["node"], data.get("host", data["node"]), data["message"]
+    where = f"node {node}" + (f" (host {host})" if host != node else "")
+    if data.get("announced"):
+        return Verdict(
+            "preemption", f"{where} was taken away, as announced, before its ranks had left it: {message}", node=node
+        )
+    return Verdict("node", f"{where} was lost: {message}", node=node)
 
 
 def _of_error(event: Event, evidence: Evidence) -> Verdict:

@@ -9,6 +9,8 @@ from zerofleet.k8s.profile import Profile
 from zerofleet.k8s.workload import RAY_END_S, Workload, grace_s
 
 JOB_FOLDER = "/etc/zerofleet"
+NODE_NAME = "ZEROFLEET_NODE"
+"""The variable by which ranks and node agents know the name of their Kubernetes node (trainer/node_name.py)."""
 GCS_ADDRESS = "127.0.0.1:6379"
 """Of the head, as its own processes reach it: KubeRay's port."""
 
@@ -91,24 +93,25 @@ def worker_environment(profile: Profile) -> dict[str, str]:
 
 
 def environment(profile: Profile, plain: dict[str, str]) -> dict[str, Any]:
-    """`env` and `envFrom` of a container, by name; values of secrets by reference only."""
+    """`env` and `envFrom` of a container, by name; values of secrets by reference only, the node's name by the downward API."""
     env: list[dict[str, Any]] = [
         {"name": name, "value": value} for name, value in sorted({**profile.env, **plain}.items())
     ]
     for entry in sorted(profile.secret_env, key=lambda entry: entry.variable):
         reference = {"secretKeyRef": {"name": entry.secret, "key": entry.key}}
         env.append({"name": entry.variable, "valueFrom": reference})
+    env.append({"name": NODE_NAME, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}})
     found: dict[str, Any] = {"env": env}
     if profile.storage.secret:
         found["envFrom"] = [{"secretRef": {"name": profile.storage.secret}}]
     return found
 
 
-def before_end(profile: Profile, workload: Workload) -> dict[str, Any]:
-    """The hook that has the run saved before the pod's processes are told to end."""
+def before_end(profile: Profile, workload: Workload, *more: str) -> dict[str, Any]:
+    """The hook that has the run saved before the pod's processes are told to end; `more`: further arguments."""
     timeout_s = grace_s(profile, workload) - RAY_END_S
     run = f"{workload.storage.rstrip('/')}/{workload.name}"
-    command = ["python", "-m", "zerofleet.launch.pod_save", run, "--timeout", str(timeout_s)]
+    command = ["python", "-m", "zerofleet.launch.pod_save", run, "--timeout", str(timeout_s), *more]
     return {"preStop": {"exec": {"command": command}}}
 
 

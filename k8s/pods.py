@@ -78,7 +78,7 @@ def worker_pod(profile: Profile, workload: Workload) -> dict[str, Any]:
         **environment(profile, {**own_environment(profile, workload), **worker_environment(profile)}),
         "volumeMounts": mounts(profile),
         "securityContext": container_security(("IPC_LOCK",) if fabric.ipc_lock else ()),
-        "lifecycle": before_end(profile, workload),
+        "lifecycle": before_end(profile, workload, "--leave"),
     }
     spec = {
         **pod_basics(profile),

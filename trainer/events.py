@@ -28,7 +28,7 @@ Heartbeats, progress, goodput and the ledger are readings of the one event strea
 | `skipped`    | rank 0        | `message`: an fp16 step that overflowed and was not applied |
 | `ranks`      | recorder      | sums since the last one over the steps of each of `ranks`: `steps`, `own_s`, `data_s`, `stall_s`; so far in the attempt the most `memory_bytes` and `device_bytes`, and `snapshot_step`, the newest in all ranks' memory |
 | `exit`       | node agent    | code, signal, pid, node and what the kernel said: a rank process has gone |
-| `node_lost`  | driver        | node: its agent does not answer any more |
+| `node_lost`  | driver        | node, host, node_rank, message: its agent does not answer any more; `announced`: it was said that it would be taken away |
 | `heartbeat`  | driver        | every 10 s: the driver is alive |
 | `export`     | driver        | `path`, dtype |
 | `outer`      | rank 0        | a silo took part in an outer step: `round`, `state` (see trainer/silos/wire.py), `sent_bytes` by kind, `received_bytes`, `tokens`, `codec`; with `silos.privacy` in `privacy` the epsilon and delta of all that it has let out, and how many `releases` that was; with `silos.overlap_steps` it is the merge, `handed_over_step` the step at whose end the delta was made, `handed_over_at` and `arrived_at` when rank 0's thread took it over and had all back (Unix s) |

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from zerofleet.trainer.config import DEFAULT_SILO
+from zerofleet.trainer.node_name import node_name
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,6 @@ class World:
             local_rank=int(environ.get("LOCAL_RANK", "0")),
             node_rank=int(environ.get("GROUP_RANK", "0")),
             world_size=int(environ.get("WORLD_SIZE", "1")),
-            node_name=socket.gethostname(),
+            node_name=node_name(),
             attempt=attempt,
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from zerofleet.cluster.config import Finding
-from zerofleet.k8s.containers import head_environment, own_environment, worker_environment
+from zerofleet.k8s.containers import NODE_NAME, head_environment, own_environment, worker_environment
 from zerofleet.k8s.profile import Profile
 from zerofleet.k8s.rules.naming import error, warning
 from zerofleet.k8s.workload import Workload
@@ -99,7 +99,7 @@ def _environment(profile: Profile, workload: Workload) -> Iterator[Finding]:
         **own_environment(profile, workload),
         **head_environment(profile, workload),
         **worker_environment(profile),
-        **dict.fromkeys(_OPERATOR_VARIABLES, ""),
+        **dict.fromkeys((NODE_NAME, *_OPERATOR_VARIABLES), ""),
     }
     taken = "zerofleet or KubeRay sets this variable, or refuses the job for it"
     for name in profile.env:

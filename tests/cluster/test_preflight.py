@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from zerofleet.cluster.preflight import NodeFinding, compare_nodes, inspect_node
 from zerofleet.cluster.spec import NodeSpec
+from zerofleet.trainer.node_name import NODE_NAME
 
 SPEC = NodeSpec("r", 0, "cpu", None, "/tmp/r")
 
@@ -20,6 +21,12 @@ def test_this_machine_is_fit(tmp_path):
     assert not errors(report)
     assert report.versions.keys() >= {"python", "torch", "deepspeed", "ray"}
     assert report.memory_bytes > 2**30
+
+
+def test_a_node_is_named_as_it_names_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv(NODE_NAME, "gke-pool-7")
+    report = inspect_node(SPEC, str(tmp_path / "absent"))
+    assert report.node == "gke-pool-7" and errors(report)[0].node == "gke-pool-7"
 
 
 def test_data_that_another_node_has(tmp_path):

@@ -99,7 +99,15 @@ def test_a_bad_step_carries_its_samples_and_is_a_matter_of_data(name, loss):
 
 def test_a_lost_node():
     found = verdict(event("node_lost", 1, -1, node="b", node_rank=1, message="the actor died"))
-    assert (found.kind, found.node) == ("node", "b")
+    assert (found.kind, found.node) == ("node", "b") and found.sentence == "node b was lost: the actor died"
+    found = verdict(event("node_lost", 1, -1, node="gke-7", host="pod-1", node_rank=1, message="the actor died"))
+    assert found.node == "gke-7" and found.sentence.startswith("node gke-7 (host pod-1) was lost")
+
+
+def test_a_node_whose_loss_was_announced_is_a_preemption():
+    data = {"node": "gke-7", "host": "pod-1", "node_rank": 1, "announced": True, "message": "the actor died"}
+    found = verdict(event("node_lost", 1, -1, **data))
+    assert (found.kind, found.node) == ("preemption", "gke-7") and "as announced" in found.sentence
 
 
 def test_the_longest_silence_when_nobody_is_frozen():

@@ -35,7 +35,7 @@ def start(job: dict[str, Any]) -> Cluster:
 
 def environment(template: dict[str, Any]) -> dict[str, str]:
     """The plain variables of a pod's container."""
-    return {entry["name"]: entry["value"] for entry in template["spec"]["containers"][0]["env"]}
+    return {entry["name"]: entry["value"] for entry in template["spec"]["containers"][0]["env"] if "value" in entry}
 
 
 def main(rendered: Path, folder: Path) -> None:

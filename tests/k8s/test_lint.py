@@ -262,6 +262,7 @@ MISTAKES = [
     (CPU, [], {"security__service_account": None}, "warning: security.service_account: pods would run under"),
     (CPU, [], {"env__MY_TOKEN": "x"}, "error: env.MY_TOKEN: by its name it is a secret"),
     (CPU, [], {"env__HF_HOME": "/x"}, "error: env.HF_HOME: zerofleet or KubeRay sets this variable"),
+    (CPU, [], {"env__ZEROFLEET_NODE": "x"}, "error: env.ZEROFLEET_NODE: zerofleet or KubeRay sets this variable"),
     (CPU, [], {"env__RAY_AUTH_TOKEN": "x"}, "error: env.RAY_AUTH_TOKEN: zerofleet or KubeRay sets this variable"),
     (CPU, [], {"env__RAY_enable_autoscaler_v2": "1"}, "error: env.RAY_enable_autoscaler_v2: zerofleet or KubeRay sets"),
     (

@@ -12,11 +12,13 @@ import yaml
 from tests.k8s.crds import needs_crds, refusals
 from tests.k8s.restricted import violations
 from tests.k8s.support import CPU, H100, PROFILES, RECIPES, changed_profile, job_for, pods_of, rendered, workload
+from zerofleet.k8s import containers
 from zerofleet.k8s.lint import lint
 from zerofleet.k8s.to_yaml import to_yaml
 from zerofleet.k8s.workload import GIB, grace_s, needed_grace_s
 from zerofleet.launch.config import parse_job
 from zerofleet.launch.workload import load_profile, workload_of
+from zerofleet.trainer import node_name
 
 ELASTIC = ["cluster.nodes=2", "cluster.min_nodes=1"]
 RULES = [
@@ -192,8 +194,17 @@ def test_the_grace_period_covers_the_last_save(profile, load):
         assert spec["terminationGracePeriodSeconds"] == grace_s(profile, load) >= needed_grace_s(profile, load)
         command = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
         assert command[1:4] == ["-m", "zerofleet.launch.pod_save", f"{load.storage}/first"]
-        assert int(command[-1]) == spec["terminationGracePeriodSeconds"] - 15
+        assert int(command[command.index("--timeout") + 1]) == spec["terminationGracePeriodSeconds"] - 15
+        assert ("--leave" in command) == (name == "workers")
         importlib.import_module(command[2])
+
+
+@every
+def test_ranks_know_their_kubernetes_node(profile, load):
+    assert containers.NODE_NAME == node_name.NODE_NAME
+    for name in ("head", "workers"):
+        env = pods_of(rendered(profile, load)[-1])[name]["spec"]["containers"][0]["env"]
+        assert {"name": "ZEROFLEET_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}} in env
 
 
 @every

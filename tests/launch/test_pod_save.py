@@ -11,7 +11,9 @@ from dataclasses import replace
 
 import pytest
 
+from zerofleet.cluster import ray_nodes
 from zerofleet.launch.pod_save import main
+from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.events import DRIVER, Event
 from zerofleet.trainer.process_id import ProcessId
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
@@ -45,9 +47,14 @@ def drive(run: RunFolder, state: str = "RUNNING", pid: int | None = None) -> Non
     run.writer("events", 1).append(event.to_json())
 
 
-def save(run: RunFolder, timeout_s: float = 5.0) -> tuple[int, float]:
+def save(run: RunFolder, *more: str, timeout_s: float = 5.0) -> tuple[int, float]:
     began = time.monotonic()
-    return main([run.storage.path(), "--timeout", str(timeout_s)]), time.monotonic() - began
+    return main([run.storage.path(), "--timeout", str(timeout_s), *more]), time.monotonic() - began
+
+
+def say_state(run: RunFolder, before: str, after: str, writer: int = 2) -> None:
+    event = Event("state", 1, DRIVER, 9, "step", time.time(), data={"from": before, "to": after, "why": ""})
+    run.writer("events", writer).append(event.to_json())
 
 
 def checkpoint(run: RunFolder, step: int) -> None:
@@ -112,3 +119,57 @@ def test_a_run_that_ends_meanwhile_is_not_waited_for(run):
     code, took_s = save(run)
     ends.join()
     assert code == 0 and took_s < 4
+
+
+@pytest.mark.timeout(20)
+def test_a_worker_has_ray_take_notice_and_waits_until_the_run_has_left(run, monkeypatch):
+    given: list[tuple[str, float, str]] = []
+    monkeypatch.setattr(ray_nodes, "give_notice", lambda *notice: given.append(notice))
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setenv("ZEROFLEET_NODE", "gke-7")
+    drive(run)
+
+    def leave() -> None:
+        while not given:
+            time.sleep(0.02)
+        say_state(run, "RUNNING", "RESIZING")
+        checkpoint(run, 5)
+        time.sleep(1.0)
+        say_state(run, "RESIZING", "PLACING", writer=3)
+
+    leaves = threading.Thread(target=leave)
+    leaves.start()
+    code, took_s = save(run, "--leave")
+    leaves.join()
+    assert code == 0 and 1.0 <= took_s < 4, "not before its agent is gone"
+    ((address, notice_s, why),) = given
+    assert address == "head:6379" and 4 < notice_s <= 5 and f"pod {os.uname().nodename} on node gke-7" in why
+    assert run.requests() == [], "a save besides would cost a step"
+
+
+@pytest.mark.timeout(20)
+def test_a_worker_whose_node_is_not_left_in_time_is_not_held_up(run, monkeypatch, capsys):
+    monkeypatch.setattr(ray_nodes, "give_notice", lambda *notice: None)
+    drive(run)
+    checkpoint(run, 3)
+    code, took_s = save(run, "--leave", timeout_s=0.7)
+    assert code == 3 and 0.6 < took_s < 3 and "has not left this node in time" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(20)
+def test_a_worker_that_ray_does_not_hear_asks_for_a_save(run, monkeypatch, capsys):
+    def refuse(*notice: object) -> None:
+        raise ZerofleetError("Ray knows no such node")
+
+    monkeypatch.setattr(ray_nodes, "give_notice", refuse)
+    drive(run)
+    code, _ = save(run, "--leave", timeout_s=0.7)
+    assert code == 3 and [request["action"] for _, request in run.requests()] == ["save"]
+    assert "asked to save only: Ray knows no such node" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(20)
+def test_a_worker_of_a_run_that_has_ended_gives_no_notice(run, monkeypatch):
+    monkeypatch.setattr(ray_nodes, "give_notice", lambda *notice: pytest.fail("the run is over"))
+    drive(run, "FINISHED")
+    assert save(run, "--leave")[0] == 0

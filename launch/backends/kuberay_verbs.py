@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 import time
+from dataclasses import asdict
 from typing import Any
 
 from zerofleet.k8s.api import Api, ApiError
@@ -15,6 +16,7 @@ from zerofleet.k8s.observer import Observed, Observer, component, look
 from zerofleet.k8s.paths import RAY_JOB
 from zerofleet.k8s.pending import why_pending
 from zerofleet.k8s.pod_log import PodLog
+from zerofleet.k8s.pod_loss import PodLoss, loss_of
 from zerofleet.k8s.pods import HEAD_CONTAINER, SUBMITTER_CONTAINER
 from zerofleet.k8s.run_objects import ask_to_stop, delete_run, find_job
 from zerofleet.launch.backends.kuberay_resume import resume, stored_job
@@ -54,12 +56,13 @@ def status(arguments: argparse.Namespace) -> int:
     observed = look(place.api, place.namespace, place.name)
     job = stored_job(place)
     progress = progress_of(place, observed, job.train.steps)
-    state, pending = state_of(observed, progress), why_pending(observed)
+    state, pending, lost = state_of(observed, progress), why_pending(observed), _lost_pods(observed)
     why = progress.why or (pending.sentence if pending else "")
     facts = summarise(place, progress, job.run.storage) | {
         "state": state,
         "why": why,
         "job_status": observed.status.words,
+        "lost_pods": [asdict(loss) for loss in lost],
     }
     if arguments.json:
         sys.stdout.write(json.dumps(facts) + "\n")
@@ -69,6 +72,7 @@ def status(arguments: argparse.Namespace) -> int:
         ("state", f"{state}: {why}" if why else state),
         ("RayJob", f"{observed.status.words}, in namespace {place.namespace}"),
         ("pods", _pods(observed)),
+        *(("lost pod", loss.sentence) for loss in lost),
         ("preparing", prepare_line(progress).removeprefix("preparing: ")),
         ("progress", step_line(progress) if progress.step else ""),
         ("held-out loss", heldout_line(progress)),
@@ -259,6 +263,13 @@ def state_of(observed: Observed, progress: Progress) -> str:
 
 def _nodes(observed: Observed) -> list[dict[str, Any]]:
     return [pod for pod in observed.pods if component(pod) in ("head", "worker")]
+
+
+def _lost_pods(observed: Observed) -> list[PodLoss]:
+    """Of a job that runs: those that Kubernetes ends or has ended, as far as they are still there."""
+    if observed.status.deployment != "Running":
+        return []
+    return [loss for pod in _nodes(observed) if (loss := loss_of(pod))]
 
 
 def _pods(observed: Observed) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from zerofleet.k8s.observer import Observer
 from zerofleet.k8s.pending import why_pending
 from zerofleet.k8s.run_objects import ask_to_stop, delete_cluster, delete_run
 from zerofleet.launch.backends.pod_events import PodEvents
+from zerofleet.launch.backends.pod_verdicts import PodVerdicts
 from zerofleet.launch.exit_codes import INTERRUPTED, OK, RUN_FAILED, USER_MISTAKE
 from zerofleet.launch.progress import Progress
 from zerofleet.launch.screens import Screen, choose_screen
@@ -49,6 +51,7 @@ class KubeWatch:
     def __init__(self, place: Place, progress: Progress, storage: str, as_json: bool) -> None:
         self._place, self._progress, self._storage, self._as_json = place, progress, storage, as_json
         self._events = PodEvents(place.api, place.namespace)
+        self._verdicts = PodVerdicts()
         self._said, self._is_blind = "", False
 
     def follow(self) -> int:
@@ -74,18 +77,18 @@ class KubeWatch:
             status = observed.status
             self._say_trouble(observer.trouble)
             self._events.follow(observed.newest_submitter())
-            self._show(screen)
+            self._show(screen, self._verdicts.see(observed))
             is_gone = observer.is_ready and observed.job is None
             if is_gone or status.is_over(observer.unchanged_s(status)):
                 self._events.wait_for_end(_LOG_END_S)
-                self._show(screen)
+                self._show(screen, is_over=True)
                 return status
             if (pending := why_pending(observed)) and pending.sentence != self._said:
                 self._said = pending.sentence
                 screen.event(_info(pending.sentence), self._progress)
 
-    def _show(self, screen: Screen) -> None:
-        for event in self._events.take():
+    def _show(self, screen: Screen, incidents: Sequence[Event] = (), is_over: bool = False) -> None:
+        for event in [*incidents, *self._verdicts.join(self._events.take(), is_over)]:
             self._progress.apply(event)
             screen.event(event, self._progress)
         screen.tick(self._progress)

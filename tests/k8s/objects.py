@@ -59,7 +59,7 @@ def pod(
         ]
     labels = {"app.kubernetes.io/component": component, "app.kubernetes.io/instance": "first"}
     return {
-        "metadata": {"name": name, "labels": labels, "creationTimestamp": stamp(NOW - age_s)},
+        "metadata": {"name": name, "uid": f"uid-{name}", "labels": labels, "creationTimestamp": stamp(NOW - age_s)},
         "spec": spec,
         "status": status,
     }

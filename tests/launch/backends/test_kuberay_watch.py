@@ -164,6 +164,20 @@ def test_why_it_waits_is_said_once_per_reason(script, follow):
     assert len(messages) == 1 and "asks for 8 nvidia.com/gpu" in messages[0]
 
 
+def test_a_lost_pod_and_what_the_driver_says_of_its_node_are_one_verdict(script, follow):
+    evicted = pod("w", node="node-1", phase="Failed")
+    evicted["status"] |= {"reason": "Evicted", "message": "The node was low on resource: memory."}
+    data = {"class": "node", "action": "retry", "sentence": "node node-1 was lost. Trying again", "node": "node-1"}
+    script.jobs, script.pods = [*itertools.repeat(ray_job(running("Running")), 3), None], [evicted]
+    script.said = [[], [Event("verdict", 1, DRIVER, 5, "recovering", 100.0, data=data)]]
+    _, out, _ = follow(as_json=True)
+    incident, verdict = (json.loads(line) for line in out.splitlines())
+    assert (incident["kind"], verdict["kind"]) == ("incident", "verdict")
+    for event in (incident, verdict):
+        assert event["data"]["pod"] == {"name": "w", "node": "node-1", "cause": "evicted"}
+    assert verdict["data"]["class"] == "preemption" and "low on resource: memory" in verdict["data"]["sentence"]
+
+
 def test_an_api_server_that_does_not_answer_is_said_once_and_a_right_that_is_missing_ends_it(script, follow):
     script.jobs = [*itertools.repeat(ray_job(running("Running")), 3), None]
     script.troubles = [ApiError(0, "", "no answer"), ApiError(0, "", "no answer"), None]

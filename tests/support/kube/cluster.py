@@ -18,7 +18,7 @@ from tests.support.kube.operator import Operator
 from tests.support.kube.proxy import Proxy
 from tests.support.ranks import job
 from zerofleet.k8s.api import Api
-from zerofleet.k8s.paths import CLAIM
+from zerofleet.k8s.paths import CLAIM, POD
 from zerofleet.k8s.permissions import needed, role_rules
 from zerofleet.launch.workload import load_profile
 
@@ -161,6 +161,15 @@ class Cluster:
         return subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=timeout_s
         )
+
+    def drain(self, node: str) -> None:
+        """`kubectl drain`, and before it the condition that the API server sets itself with an eviction, since 1.26. Returns when the pods are gone."""
+        condition = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
+        for pod in self.api.get(POD.path(self.namespace), {"fieldSelector": f"spec.nodeName={node}"})["items"]:
+            conditions = [*pod["status"]["conditions"], condition]
+            path = POD.path(self.namespace, pod["metadata"]["name"], "status")
+            self.api.patch(path, {"status": {"conditions": conditions}})
+        self.control_plane.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=180s")
 
     def objects(self) -> dict[str, list[str]]:
         """Names of what is left of runs in the namespace, by kind."""

@@ -1,4 +1,8 @@
-"""Stands in for the kubelets of a few nodes: runs the pods that the scheduler has put on them, and serves their logs to the API server."""
+"""Stands in for the kubelets of a few nodes: runs the pods that the scheduler has put on them, and serves their logs to the API server.
+
+A pod that is deleted has its hook, SIGTERM, its grace period and SIGKILL; one that is evicted for pressure on its node has nothing of that. Left
+out: soft evictions, restarts of containers, probes, what a node does that is not ready.
+"""
 
 from __future__ import annotations
 
@@ -128,13 +132,18 @@ class Kubelet:
         self._say(pod, "Running", {"running": {"startedAt": _now()}})
         code = pod.wait(None)
         if not self._closing.is_set():
-            self._say(
-                pod,
-                "Failed" if code else "Succeeded",
-                {"terminated": {"exitCode": code, "reason": "Error" if code else "Completed"}},
-            )
+            ended = {"terminated": {"exitCode": code, "reason": "Error" if code else "Completed"}}
+            evicted = {"reason": "Evicted", "message": pod.evicted} if pod.evicted else {}
+            self._say(pod, "Failed" if code else "Succeeded", ended, **evicted)
 
-    def _say(self, pod: RunningPod, phase: str, state: dict[str, Any]) -> None:
+    def evict(self, name: str, message: str) -> None:
+        """As a kubelet whose node has less of something left than its hard threshold: at once, without a hook, whatever budgets say."""
+        pod = self.pod(self._namespace, name)
+        assert pod is not None, name
+        pod.evicted = message
+        pod.kill()
+
+    def _say(self, pod: RunningPod, phase: str, state: dict[str, Any], **more: str) -> None:
         ready = phase == "Running"
         container = {
             "name": pod.container["name"],
@@ -144,16 +153,19 @@ class Kubelet:
             "restartCount": 0,
             "state": state,
         }
-        condition = {"type": "Ready", "status": str(ready)}
-        status = {
-            "phase": phase,
-            "podIP": pod.address,
-            "hostIP": "127.0.0.1",
-            "containerStatuses": [container],
-            "conditions": [condition],
-        }
+        path = POD.path(self._namespace, pod.name, "status")
         try:
-            self._api.patch(POD.path(self._namespace, pod.name, "status"), {"status": status})
+            there = self._api.get(path)["status"].get("conditions", [])
+            conditions = [condition for condition in there if condition["type"] != "Ready"]
+            status = {
+                "phase": phase,
+                "podIP": pod.address,
+                "hostIP": "127.0.0.1",
+                "containerStatuses": [container],
+                "conditions": [*conditions, {"type": "Ready", "status": str(ready)}],
+                **more,
+            }
+            self._api.patch(path, {"status": status})
         except ApiError as error:
             if error.status not in (404, 409, 422):  # it was deleted meanwhile
                 raise

@@ -1,7 +1,8 @@
 """Stands in for KubeRay's operator: RayJobs of one namespace become RayClusters, pods and submitter Jobs, and their status walks as KubeRay's does.
 
 Reads what the API server stored, and knows nothing else. Left out: everything that zerofleet does not render (HTTP, sidecar and
-interactive mode, suspension, autoscaling, services, probes); workers are made when the head has its address, since there is no DNS.
+interactive mode, suspension, autoscaling, services, probes); workers are made when the head has its address, since there is no DNS. Workers that are
+missing are made again, as KubeRay does: one that is being deleted counts until it is gone, one that has failed is deleted first; heads are not.
 """
 
 from __future__ import annotations
@@ -104,14 +105,12 @@ class OneJob:
         address = self._wait_for_address(head)
         if not address:
             return "Deleted"
-        for group in self._spec["workerGroupSpecs"]:
-            for number in range(group["replicas"]):
-                self._create_pod(owner, group["groupName"], group, address, number)
+        self._keep_workers(owner, address)
         if not self._wait_for_dashboard(head, address):
             return "Deleted"
         self._create_submitter(address)
         self._say(jobDeploymentStatus="Running", dashboardURL=f"{address}:8265", startTime=_now())
-        return self._follow(head, address)
+        return self._follow(owner, head, address)
 
     @property
     def _spec(self) -> dict[str, Any]:
@@ -141,10 +140,21 @@ class OneJob:
             self._api.create(SECRET.path(self._namespace), secret)
         return owner
 
-    def _create_pod(self, owner: dict[str, Any], group: str, spec: dict[str, Any], head: str, number: int = 0) -> str:
+    def _keep_workers(self, owner: dict[str, Any], head: str) -> None:
+        """As KubeRay's reconcilePods."""
+        for group in self._spec["workerGroupSpecs"]:
+            chosen = f"ray.io/cluster={self._cluster},ray.io/group={group['groupName']}"
+            pods = self._api.get(POD.path(self._namespace), {"labelSelector": chosen})["items"]
+            failed = [pod for pod in pods if pod["status"].get("phase") in ("Failed", "Succeeded")]
+            for pod in failed:
+                self._api.delete(POD.path(self._namespace, pod["metadata"]["name"]))
+            for _ in range(0 if failed else group["replicas"] - len(pods)):
+                self._create_pod(owner, group["groupName"], group, head)
+
+    def _create_pod(self, owner: dict[str, Any], group: str, spec: dict[str, Any], head: str) -> str:
         template = copy.deepcopy(spec["template"])
         kind = "worker" if head else "head"
-        name = f"{self._cluster}-{group}-{number}" if head else f"{self._cluster}-head"
+        name = f"{self._cluster}-{group}-worker-{secrets.token_hex(3)[:5]}" if head else f"{self._cluster}-head"
         labels = {
             **template["metadata"].get("labels", {}),
             "ray.io/cluster": self._cluster,
@@ -226,10 +236,11 @@ class OneJob:
             time.sleep(1.0)
         return False
 
-    def _follow(self, head: str, address: str) -> str:
+    def _follow(self, owner: dict[str, Any], head: str, address: str) -> str:
         """The Ray job's status into the RayJob's, until it has ended."""
         said = ""
         while not self._is_to_end():
+            self._keep_workers(owner, address)
             info = self._ask(head, address, f"/api/jobs/{self._id}")
             status = str(info.get("status", "")) if info else ""
             if status and status != said:

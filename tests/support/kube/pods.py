@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,6 +82,8 @@ class RunningPod:
         self._environment = self._resolved()
         self._process: subprocess.Popen[bytes] | None = None
         self.pid = 0
+        self.evicted = ""
+        """Why its kubelet has evicted it."""
 
     @property
     def name(self) -> str:
@@ -163,6 +166,9 @@ class RunningPod:
             elif reference := entry.get("valueFrom", {}).get("secretKeyRef"):
                 secret = self._api.get(SECRET.path(self.pod["metadata"]["namespace"], reference["name"]))
                 found[entry["name"]] = base64.b64decode(secret["data"][reference["key"]]).decode()
+            elif field := entry.get("valueFrom", {}).get("fieldRef"):
+                section, name = field["fieldPath"].split(".")
+                found[entry["name"]] = self.pod[section][name]
         return found
 
     def _source(self, volume: dict[str, Any]) -> Path:
@@ -216,6 +222,7 @@ class RunningPod:
 
     def end(self, grace_s: float) -> None:
         """As the kubelet: the hook, SIGTERM, and SIGKILL when the grace period is over."""
+        ends = time.monotonic() + grace_s
         hook = self.container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
         if hook and self.wait(0) is None:
             process = self.enter(hook)
@@ -224,7 +231,8 @@ class RunningPod:
             except subprocess.TimeoutExpired:
                 process.kill()
         self._tell("term")
-        if self.wait(min(grace_s, 10.0)) is None:
+        # A hook that took all of it leaves two seconds, as a kubelet does.
+        if self.wait(max(2.0, ends - time.monotonic())) is None:
             self.kill()
 
     def kill(self) -> None:

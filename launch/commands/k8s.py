@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from zerofleet.k8s.bootstrap.documents import bootstrap as platform_documents
 from zerofleet.k8s.bootstrap.documents import summary as platform_summary
 from zerofleet.k8s.bootstrap.rules import lint_platform
+from zerofleet.k8s.kustomize import base
 from zerofleet.k8s.lint import lint
 from zerofleet.k8s.rayjob import documents
 from zerofleet.k8s.to_yaml import to_yaml
@@ -32,7 +33,11 @@ def add_parser(verbs: Verbs) -> None:
     parser = actions.add_parser("render", help="write a job as YAML (KubeRay's RayJob), and say what is wrong with it")
     parser.add_argument("recipe", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, such as run.name=first")
-    _add_output(parser)
+    place = parser.add_mutually_exclusive_group()
+    _add_output(place)
+    place.add_argument(
+        "--kustomize", type=Path, metavar="DIR", help="write a kustomize base there instead: a file for each document"
+    )
     add_profile(parser, required=True)
     parser.set_defaults(handler=render)
     parser = actions.add_parser(
@@ -46,7 +51,7 @@ def add_parser(verbs: Verbs) -> None:
     parser.set_defaults(handler=bootstrap)
 
 
-def _add_output(parser: argparse.ArgumentParser) -> None:
+def _add_output(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write (default: standard output)")
 
 
@@ -56,8 +61,12 @@ def render(arguments: argparse.Namespace) -> int:
     check_job(job)
     workload = workload_of(job, profile, arguments.num_parameters)
     refuse_errors(lint(profile, workload))
-    text = to_yaml(documents(profile, workload), ["rendered by zerofleet k8s render", *summary(profile, workload)])
-    return _write(text, arguments.output)
+    made, comment = documents(profile, workload), ["rendered by zerofleet k8s render", *summary(profile, workload)]
+    if arguments.kustomize is None:
+        return _write(to_yaml(made, comment), arguments.output)
+    for name, text in base(made, comment).items():
+        _write(text, arguments.kustomize / name, "--kustomize")
+    return OK
 
 
 def bootstrap(arguments: argparse.Namespace) -> int:
@@ -67,12 +76,13 @@ def bootstrap(arguments: argparse.Namespace) -> int:
     return _write(to_yaml(platform_documents(profile), comment), arguments.output)
 
 
-def _write(text: str, output: Path | None) -> int:
+def _write(text: str, output: Path | None, option: str = "--output") -> int:
     if output is None:
         sys.stdout.write(text)
         return OK
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text)
     except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
+        raise UserError(f"{option} {output} cannot be written: {error.strerror}") from error
     return OK

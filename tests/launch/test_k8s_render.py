@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,40 @@ def test_three_documents_to_standard_output_or_a_file(call, tmp_path):
     assert (tmp_path / "job.yaml").read_text() == out
     code, _, err = call(*RENDER, "run.name=first", "--output", str(tmp_path))
     assert code == 2 and "cannot be written" in err
+
+
+def test_a_kustomize_base_holds_the_same_documents(call, tmp_path):
+    folder = tmp_path / "new/base"
+    _, plain, _ = call(*RENDER, "run.name=first")
+    assert call(*RENDER, "run.name=first", "--kustomize", str(folder)) == (0, "", "")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "configmap.yaml",
+        "kustomization.yaml",
+        "poddisruptionbudget.yaml",
+        "rayjob.yaml",
+    ]
+    listed = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
+    assert [yaml.safe_load((folder / name).read_text()) for name in listed] == [*yaml.safe_load_all(plain)]
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    call(*RENDER, "run.name=first", "--kustomize", str(folder))
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    code, _, err = call(*RENDER, "run.name=first", "--kustomize", str(folder / "rayjob.yaml"))
+    assert code == 2 and "--kustomize" in err and "cannot be written" in err
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl")
+def test_kustomize_builds_the_base(call, tmp_path):
+    _, plain, _ = call(*RENDER, "run.name=first")
+    call(*RENDER, "run.name=first", "--kustomize", str(tmp_path / "base"))
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text("resources: [../base]\nlabels: [{pairs: {team: research}}]\n")
+    for folder, team in ((tmp_path / "base", None), (overlay, "research")):
+        built = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=60)
+        assert built.returncode == 0, built.stderr
+        documents = {document["kind"]: document for document in yaml.safe_load_all(built.stdout)}
+        assert {document["metadata"]["labels"].pop("team", None) for document in documents.values()} == {team}
+        assert documents == {document["kind"]: document for document in yaml.safe_load_all(plain)}
 
 
 def test_the_platform_is_written_without_a_recipe(call, tmp_path):

@@ -15,8 +15,8 @@ from zerofleet.benchmarks.peers.training.task import WORLD_SIZE, Task
 from zerofleet.trainer.batch import BatchPlan
 
 
-def pairing(ours: float, peer: float, **changes) -> Pairing:
-    seconds = [(ours, peer), (ours * 1.01, peer), (ours, peer * 1.01)] * 3
+def pairing(ours: float, theirs: float, **changes) -> Pairing:
+    seconds = [(ours, theirs), (ours * 1.01, theirs), (ours, theirs * 1.01)] * 3
     fields = {"model": "small", "peer": "ddp"} | changes
     return Pairing(**fields, seconds=seconds, processor_seconds=seconds, loss_difference=1e-4)
 

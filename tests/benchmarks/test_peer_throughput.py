@@ -3,14 +3,11 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from zerofleet.benchmarks import extracts
 from zerofleet.benchmarks.peer_throughput import MODELS, Pairing, largest_difference, line, page, sessions
-from zerofleet.benchmarks.peers.training import session as sessions_module
-from zerofleet.benchmarks.peers.training.prepare import job, make_task
-from zerofleet.benchmarks.peers.training.session import session
+from zerofleet.benchmarks.peers.training.prepare import job
 from zerofleet.benchmarks.peers.training.task import WORLD_SIZE, Task
 from zerofleet.trainer.batch import BatchPlan
 
@@ -78,28 +75,3 @@ def test_models_give_every_rank_as_many_full_blocks():
         config = job(model, Path("/x"), "eager")
         plan = BatchPlan.of(config.train.global_batch_size, config.train.micro_batch_size, WORLD_SIZE)
         assert plan.num_surplus_blocks == plan.num_padded_sequences == 0
-
-
-@pytest.mark.integration
-@pytest.mark.long
-@pytest.mark.timeout(300)
-def test_a_system_that_fails_is_told_with_what_it_said(tmp_path, monkeypatch):
-    monkeypatch.setitem(sessions_module.LOOPS, "ddp", ("torch_native", "there_is_none"))
-    task = Task(str(tmp_path), 16, 4, 1, "sdpa")
-    with session(task, ["ddp"], tmp_path / "l") as found:
-        assert "ddp has ended" in found.failed["ddp"] and "there_is_none" in found.failed["ddp"]
-
-
-@pytest.mark.integration
-@pytest.mark.long
-@pytest.mark.timeout(600)
-def test_zerofleet_and_ddp_take_turns_and_have_the_same_losses(tmp_path):
-    task = make_task(MODELS["small"], tmp_path / "task", steps=3, attention="eager")
-    assert len(np.load(Path(task.folder, "labels.npy"))) == 3 * task.global_batch_size
-    losses = {}
-    with session(task, ["zerofleet", "ddp"], tmp_path / "logs") as found:
-        for system in ("zerofleet", "ddp"):
-            turns = found.turn(system, 3)
-            losses[system] = [sum(pair) / WORLD_SIZE for pair in zip(*(turn.losses for turn in turns), strict=True)]
-            assert all(turn.seconds > 0 for turn in turns)
-    assert losses["ddp"] == pytest.approx(losses["zerofleet"], rel=2e-3)

@@ -29,6 +29,14 @@ def overhead(record: Record) -> list[Series]:
     ]
 
 
+def peer_throughput(record: Record) -> list[Series]:
+    found = []
+    for each in record["pairings"]:
+        values = [peer / ours for ours, peer in each["seconds"]]
+        found += _series(f"{each['model']}: step of {each['peer']} over zerofleet's", "", "higher", values)
+    return found
+
+
 def checkpoint(record: Record) -> list[Series]:
     found = [*_by_arm(record["rounds"], "zerofleet"), *_by_arm(record["resizes"], "zerofleet")]
     slowdown = [pair["saving_s"] / pair["plain_s"] for pair in record["slowdown_pairs"]]

@@ -41,6 +41,12 @@ _ALL = (
     ),
     Benchmark("overhead", "step time over a bare DeepSpeed loop", "3 min", extracts.overhead, torchrun_ranks=2),
     Benchmark(
+        "peer_throughput",
+        "step time against DeepSpeed, HF Trainer, Accelerate, Ray Train, DDP, FSDP2",
+        "40 min",
+        extracts.peer_throughput,
+    ),
+    Benchmark(
         "checkpoint",
         "saving, restoring and resizing against torch DCP and ds_to_universal",
         "25 min",

@@ -1,0 +1,1 @@
+"""Training loops of other systems over one task, each a rank that takes its turn: see `systems.py`."""

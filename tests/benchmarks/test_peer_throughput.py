@@ -1,0 +1,77 @@
+"""The comparison with other systems: data order, figures, verdicts, and a system that fails."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zerofleet.benchmarks import extracts
+from zerofleet.benchmarks.peer_throughput import MODELS, Pairing, largest_difference, line, page, sessions
+from zerofleet.benchmarks.peers.training.prepare import job
+from zerofleet.benchmarks.peers.training.task import WORLD_SIZE, Task
+from zerofleet.trainer.batch import BatchPlan
+
+
+def pairing(ours: float, theirs: float, **changes) -> Pairing:
+    seconds = [(ours, theirs), (ours * 1.01, theirs), (ours, theirs * 1.01)] * 3
+    fields = {"model": "small", "peer": "ddp"} | changes
+    return Pairing(**fields, seconds=seconds, processor_seconds=seconds, loss_difference=1e-4)
+
+
+def test_above_one_zerofleet_is_faster():
+    figures = pairing(1.0, 1.5).figures()
+    assert figures["ratio"]["ratio"] == pytest.approx(1.5, rel=0.02)
+    assert figures["ratio"]["low"] <= figures["ratio"]["ratio"] <= figures["ratio"]["high"]
+    assert figures["median_step_s"] == [1.0, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("model", "peer", "bar"), [("small", "hf_trainer", 1.3), ("medium", "hf_trainer", 1.0), ("small", "ddp", 1.0)]
+)
+def test_the_bar_is_met_or_missed(model, peer, bar):
+    for seconds, is_met in ((bar * 1.05, True), (bar * 0.95, False)):
+        found = pairing(1.0, seconds, model=model, peer=peer)
+        assert (found.bar, found.figures()["is_met"]) == (bar, is_met)
+        assert ("**missed**" in line(found)) is not is_met
+
+
+def test_a_peer_with_other_losses_has_no_figure_and_is_named():
+    found = Pairing("small", "fsdp2", [], [], 0.2, "its losses are not zerofleet's: [8.0], and [9.0]")
+    assert not found.figures()["is_met"]
+    text = page([pairing(1.0, 1.1), found], 9)
+    assert "not measured" in text and "- small, fsdp2: its losses are not zerofleet's" in text
+
+
+def test_losses_are_compared_step_by_step():
+    assert largest_difference([2.0, 4.0], [2.0, 4.2]) == pytest.approx(0.05)
+
+
+def test_peers_are_measured_as_many_at_a_time_as_fit():
+    found = list(sessions(MODELS["medium"], ["a", "b", "c"]))
+    assert found == [["a", "b"], ["c"]]
+
+
+def test_the_series_are_ratios_by_round():
+    record = {"pairings": [json.loads(json.dumps({"model": "m", "peer": "p", "seconds": [[1.0, 2.0]]}))]}
+    (series,) = extracts.peer_throughput(record)
+    assert (series.values, series.better) == ([2.0], "higher")
+
+
+def test_ranks_take_blocks_in_turn():
+    task = Task("", 16, 4, steps=2, attention="sdpa")
+    assert task.accumulation == 2
+    dealt = [task.blocks_of(rank) for rank in range(WORLD_SIZE)]
+    assert [blocks[0].start for blocks in dealt] == [0, 4]
+    assert sorted(index for blocks in dealt for block in blocks for index in block) == list(range(32))
+    plan = BatchPlan.of(16, 4, WORLD_SIZE)
+    for rank, blocks in enumerate(dealt):
+        assert [block.start for block in blocks[: task.accumulation]] == [
+            plan.slots_of(block).start for block in plan.blocks_of(rank)
+        ]
+
+
+def test_models_give_every_rank_as_many_full_blocks():
+    for model in MODELS.values():
+        config = job(model, Path("/x"), "eager")
+        plan = BatchPlan.of(config.train.global_batch_size, config.train.micro_batch_size, WORLD_SIZE)
+        assert plan.num_surplus_blocks == plan.num_padded_sequences == 0

@@ -13,8 +13,6 @@ from zerofleet.trainer.sizing.model import ModelSizes
 from zerofleet.trainer.sizing.setup import REDUCE_BUCKET_ELEMENTS, Setup
 
 FP32_BYTES = 4
-MOMENT_BYTES = 8
-"""AdamW's two."""
 LOSS_BYTES_PER_LOGIT = 12
 """In the backward of the loss: log-probabilities, their gradient and that of the logits, each in fp32."""
 
@@ -74,7 +72,7 @@ def states_of(model: ModelSizes, setup: Setup) -> tuple[dict[str, int], dict[str
     part = setup.partition(parameters) if stage else parameters
     device, host = {"weights": element * (setup.partition(parameters) if stage == 3 else parameters)}, dict[str, int]()
     masters = FP32_BYTES * part if stage or setup.precision != "fp32" else 0
-    optimizer = {"masters": masters, "moments": MOMENT_BYTES * part}
+    optimizer = {"masters": masters, "moments": setup.moments_bytes * part}
     if setup.offload_optimizer:
         host |= optimizer | {"gradients": FP32_BYTES * part}
     else:

@@ -154,19 +154,22 @@ def _reduction(model: ModelSizes, setup: Setup, kept: int) -> dict[str, int]:
 
 # -- the optimizer --------------------------------------------------------------------------------------------------------
 def _optimizer_step(model: ModelSizes, setup: Setup) -> dict[str, int]:
-    """torch's AdamW makes two temporaries of the size of what it updates; DeepSpeed's for CPUs none."""
+    """torch's AdamW makes two temporaries of the size of what it updates; DeepSpeed's for CPUs and that of bf16 moments none."""
     parameters, part = model.parameters, setup.partition(model.parameters)
+    temporary = 0 if setup.moments_precision == "bf16" else 2 * FP32_BYTES
     if setup.offload_optimizer:
         return {"gradients": 0}
     if setup.zero_stage == 0:
         flat = 0 if setup.precision == "fp32" else FP32_BYTES * parameters
-        temporaries = 2 * FP32_BYTES * model.largest_parameter
-        return {"gradients": setup.element_bytes * parameters + flat, "temporaries": temporaries}
+        return {
+            "gradients": setup.element_bytes * parameters + flat,
+            "temporaries": temporary * model.largest_parameter,
+        }
     if setup.zero_stage == 3:
         at_once = min(part, setup.sub_group)
         return {
             "gradients": FP32_BYTES * (part + at_once),
-            "temporaries": 2 * FP32_BYTES * at_once,
+            "temporaries": temporary * at_once,
             "buckets": setup.element_bytes * _held(model, setup),
         }
-    return {"gradients": FP32_BYTES * 2 * part, "temporaries": 2 * FP32_BYTES * part}
+    return {"gradients": FP32_BYTES * 2 * part, "temporaries": temporary * part}

@@ -43,7 +43,7 @@ from zerofleet.trainer.residence import Residence, free_bytes
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.sizing import sizes_of
 from zerofleet.trainer.sizing.memory import RankMemory, rank_memory
-from zerofleet.trainer.sizing.node import RANK_BYTES, with_reserve
+from zerofleet.trainer.sizing.node import rank_bytes, with_reserve
 from zerofleet.trainer.sizing.setup import Setup
 
 STEPS = 3
@@ -233,7 +233,7 @@ def planned(case: Case, config: TrainConfig) -> tuple[int, RankMemory]:
     assert sizes is not None
     setup = Setup.of(config, 1, case.world_size, on_gpu=False)
     memory = rank_memory(sizes, setup)
-    return RANK_BYTES + with_reserve(memory.peak, setup), memory
+    return rank_bytes(setup) + with_reserve(memory.peak, setup), memory
 
 
 def measure(root: Path, cases: tuple[Case, ...]) -> Iterator[dict[str, Any]]:

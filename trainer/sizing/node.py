@@ -19,7 +19,9 @@ SYSTEM_BYTES = int(0.7 * GIB)
 ZYGOTE_BYTES = int(0.9 * GIB)
 """torch, DeepSpeed and transformers, once per node: ranks are forked from the process that has imported them."""
 RANK_BYTES = int(0.19 * GIB)
-"""A rank's own: pages of the zygote that it writes to, batches, threads. 50 MB were seen in stage 1, 190 MB in stage 3."""
+"""A rank's own: pages of the zygote that it writes to, batches, threads, and at stage 3 what DeepSpeed keeps of each module and parameter."""
+RANK_BYTES_GIVING_BACK = int(0.06 * GIB)
+"""Below stage 3, where what building the model took has gone: 39 MiB were seen with a model of almost no parameters."""
 RANK_BYTES_WITH_GPU = int(2.0 * GIB)
 """With the host side of CUDA and NCCL, which nothing shares."""
 CONTEXT_BYTES = int(1.2 * GIB)
@@ -97,8 +99,19 @@ class Footprint:
     @property
     def bytes_per_rank(self) -> int:
         """What one rank takes of its own: device and host together."""
-        own = self.device_bytes if self.setup.on_gpu else RANK_BYTES + with_reserve(self.memory.peak, self.setup)
+        own = (
+            self.device_bytes
+            if self.setup.on_gpu
+            else rank_bytes(self.setup) + with_reserve(self.memory.peak, self.setup)
+        )
         return own + self.memory.offloaded_bytes
+
+
+def rank_bytes(setup: Setup) -> int:
+    """Host memory that a rank has of its own whatever it trains."""
+    if setup.on_gpu:
+        return RANK_BYTES_WITH_GPU
+    return RANK_BYTES if setup.zero_stage == 3 or setup.keeps_freed_memory else RANK_BYTES_GIVING_BACK
 
 
 def with_reserve(moment: Moment, setup: Setup) -> int:
@@ -118,9 +131,9 @@ def footprint(model: ModelSizes, setup: Setup, node: Node, takes_snapshots: bool
     if setup.on_gpu:
         idle = peak - memory.peak.total_bytes
         device = {**memory.peak.parts, "context and communication": CONTEXT_BYTES, "fragmentation reserve": idle}
-    own = RANK_BYTES_WITH_GPU if setup.on_gpu else int((RANK_BYTES + peak) * node.memory_ratio)
+    own = rank_bytes(setup) if setup.on_gpu else int((rank_bytes(setup) + peak) * node.memory_ratio)
     base = SYSTEM_BYTES + NODE_BYTES + ZYGOTE_BYTES + ranks * SHM_PER_RANK_BYTES
-    load_bytes = base + ranks * ((RANK_BYTES_WITH_GPU if setup.on_gpu else RANK_BYTES) + load_bytes_of(model, setup))
+    load_bytes = base + ranks * (rank_bytes(setup) + load_bytes_of(model, setup))
     buffers, buffer_bytes = _buffers(model, setup, node, load_bytes) if takes_snapshots else (NO_BUFFERS, 0)
     host = {
         "kernel and services": SYSTEM_BYTES,

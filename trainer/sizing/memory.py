@@ -142,6 +142,8 @@ def _reduction(model: ModelSizes, setup: Setup, kept: int) -> dict[str, int]:
     if setup.zero_stage == 1:
         return {"gradients": kept, "buckets": FP32_BYTES * (held + bucket)}
     copies = FP32_BYTES * bucket if element == FP32_BYTES else (element + FP32_BYTES) * bucket
+    if setup.zero_stage == 3:
+        copies = _scattered(model, setup)
     staged = (2 if setup.overlap_comm and setup.on_gpu else 1) * element * held
     still = activation_bytes(model, setup) * (parameters - bucket) // parameters
     return {
@@ -150,6 +152,16 @@ def _reduction(model: ModelSizes, setup: Setup, kept: int) -> dict[str, int]:
         "activations": still,
         "gathered weights": gathered_bytes(model, setup),
     }
+
+
+def _scattered(model: ModelSizes, setup: Setup) -> int:
+    """Stage 3's reduce-scatter: a bucket is widened to fp32 and sorted by rank, what is larger than one travels alone as it lies there, and gloo
+    computes on a copy (torch's ProcessGroupGloo::reduce_scatter_tensor_coalesced)."""
+    widened = 0 if setup.element_bytes == FP32_BYTES else FP32_BYTES
+    copied = 0 if setup.on_gpu else FP32_BYTES
+    together = min(model.parameters, setup.reduce_bucket) * (widened + FP32_BYTES + copied)
+    is_alone = model.largest_parameter > setup.reduce_bucket
+    return max(together, is_alone * model.largest_parameter * (setup.element_bytes + widened + copied))
 
 
 # -- the optimizer --------------------------------------------------------------------------------------------------------

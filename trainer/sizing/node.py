@@ -19,9 +19,9 @@ SYSTEM_BYTES = int(0.7 * GIB)
 ZYGOTE_BYTES = int(0.9 * GIB)
 """torch, DeepSpeed and transformers, once per node: ranks are forked from the process that has imported them."""
 RANK_BYTES = int(0.19 * GIB)
-"""A rank's own: pages of the zygote that it writes to, batches, threads, and at stage 3 what DeepSpeed keeps of each module and parameter."""
+"""A rank's own: pages of the zygote that it writes to, batches, threads, and in a heap that keeps what was freed what building the model took."""
 RANK_BYTES_GIVING_BACK = int(0.06 * GIB)
-"""Below stage 3, where what building the model took has gone: 39 MiB were seen with a model of almost no parameters."""
+"""Where freed memory goes back: 39 MiB were seen with a model of almost no parameters."""
 RANK_BYTES_WITH_GPU = int(2.0 * GIB)
 """With the host side of CUDA and NCCL, which nothing shares."""
 CONTEXT_BYTES = int(1.2 * GIB)
@@ -111,7 +111,7 @@ def rank_bytes(setup: Setup) -> int:
     """Host memory that a rank has of its own whatever it trains."""
     if setup.on_gpu:
         return RANK_BYTES_WITH_GPU
-    return RANK_BYTES if setup.zero_stage == 3 or setup.keeps_freed_memory else RANK_BYTES_GIVING_BACK
+    return RANK_BYTES if setup.keeps_freed_memory else RANK_BYTES_GIVING_BACK
 
 
 def with_reserve(moment: Moment, setup: Setup) -> int:

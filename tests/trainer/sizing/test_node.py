@@ -11,7 +11,7 @@ from tests.trainer.sizing.models import CPU_NODE, GIB, GPU_NODE, llama, models, 
 from zerofleet.trainer.sizing.node import (
     CONTEXT_BYTES,
     GIVEN_BACK_SHARE,
-    RANK_BYTES,
+    RANK_BYTES_GIVING_BACK,
     RESERVE_SHARE,
     ZYGOTE_BYTES,
     footprint,
@@ -33,7 +33,7 @@ def test_a_rank_that_gives_back_what_it_frees_holds_little_more_than_what_is_in_
         footprint(model, replace(kept, keeps_freed_memory=keeps), CPU_NODE, False) for keeps in (True, False)
     )
     assert gives.memory == keeps.memory
-    assert gives.bytes_per_rank == RANK_BYTES + int((1 + GIVEN_BACK_SHARE) * gives.memory.peak.total_bytes)
+    assert gives.bytes_per_rank == RANK_BYTES_GIVING_BACK + int((1 + GIVEN_BACK_SHARE) * gives.memory.peak.total_bytes)
     assert keeps.bytes_per_rank > 1.9 * gives.memory.peak.total_bytes
 
 

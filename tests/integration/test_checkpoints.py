@@ -49,7 +49,11 @@ CHAIN = [(2, 1), (1, 3), (3, 2), (2, 0)]
 
 
 @pytest.mark.parametrize(
-    ("precision", "moments"), [("fp32", "fp32"), ("bf16", "fp32"), ("fp16", "fp32"), ("bf16", "bf16"), ("fp32", "bf16")]
+    ("precision", "moments"),
+    [
+        *(("fp32", "fp32"), ("bf16", "fp32"), ("fp16", "fp32"), ("bf16", "bf16")),
+        pytest.param("fp32", "bf16", marks=pytest.mark.further),
+    ],
 )
 def test_stop_and_resume_over_world_sizes_and_stages(tmp_path, tiny_corpus, tiny_cache, precision, moments):
     settings = {
@@ -116,6 +120,7 @@ def test_the_state_after_a_load_is_bitwise_the_saved_one(tmp_path, tiny_corpus, 
         assert reader_digests(copy, 2) == saved
 
 
+@pytest.mark.further
 def test_moments_of_another_dtype_are_refused_and_weights_alone_are_taken(tmp_path, tiny_corpus, tiny_cache):
     config = job(tmp_path, tiny_corpus, train__steps=4, train__moments_precision="bf16")
     assert not run_attempt(config, tiny_cache, 2, Plan(stop_after=2)).errors

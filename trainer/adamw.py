@@ -30,15 +30,14 @@ class Bf16MomentsAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad.reshape(-1), group)  # at stage 0 of any strides
 
-    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             moments = {name: torch.zeros_like(parameter, dtype=torch.bfloat16) for name in ("exp_avg", "exp_avg_sq")}
             state.update(step=torch.zeros(()), **moments)
         state["step"] += 1
-        gradient = parameter.grad.reshape(-1)  # of any strides: at stage 0 it is autograd's own
         flat = [each.view(-1) for each in (parameter.data, gradient, state["exp_avg"], state["exp_avg_sq"])]
         for chunk in zip(*(each.split(CHUNK_ELEMENTS) for each in flat), strict=True):
             _update_chunk(*chunk, step=int(state["step"]), group=group)

@@ -167,7 +167,7 @@ def measure(pairs: int, precision: str, zero_stage: int) -> dict[str, Any]:
     """Alternating steps of both loops; the figures of all pairs."""
     torch.set_num_threads(1)
     bare_world = World.from_env(attempt=1)
-    device = init_distributed(bare_world)
+    device = init_distributed(bare_world, keeps_freed_memory=True)
     storage: list[str] = [tempfile.mkdtemp(prefix="zerofleet-overhead-")] if bare_world.rank == 0 else [""]
     dist.broadcast_object_list(storage)
     config = job(storage[0], "a", precision, zero_stage)

@@ -49,6 +49,7 @@ def workload_of(job: JobConfig, profile: Profile, num_parameters: int | None = N
         precision=job.train.precision,
         nodes=least_nodes(job.cluster),
         ranks_per_node=job.cluster.ranks_per_node,
+        moments_precision=job.train.moments_precision,
     )
     host_bytes = host_bytes_of(job, sizes)
     buffers = _buffers(job, profile, sizes, host_bytes)

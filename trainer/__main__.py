@@ -66,7 +66,7 @@ def _run(path: Path) -> None:
     cache = prepare(config.data, config.run.seed, lambda stage, fraction, detail: None)
     if cache.left_out and bare.rank == 0:
         sys.stdout.write(f"prepared data: {cache.left_out}\n")
-    init_distributed(bare)
+    init_distributed(bare, config.train.keep_freed_memory)
     attempt = _claim(config, bare, path)
     world = World.from_env(attempt)
     recorder = Recorder(_folder(config), attempt, config) if world.rank == 0 else None

@@ -15,7 +15,8 @@ from deepspeed.accelerator import get_accelerator
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 
-from zerofleet.trainer.allocator import keep_freed_memory
+from zerofleet.trainer.adamw import Bf16MomentsAdamW
+from zerofleet.trainer.allocator import give_freed_memory_back, keep_freed_memory
 from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.document_mask import check_document_mask
@@ -43,14 +44,14 @@ class Engine:
     """transformers holds only a weak reference to it; without it `from_pretrained` would load whole models under ZeRO-3."""
 
 
-def init_distributed(world: World) -> torch.device:
+def init_distributed(world: World, keeps_freed_memory: bool) -> torch.device:
     """Joins the process group by torchrun's variables; NCCL on GPUs, gloo on CPUs. Returns the rank's device."""
     make_loadable()
     os.environ.setdefault("DEEPSPEED_TIMEOUT", str(int(COLLECTIVE_TIMEOUT.total_seconds() // 60)))
     accelerator = get_accelerator()
     device = torch.device(accelerator.device_name(world.local_rank) if accelerator.device_name() != "cpu" else "cpu")
     if device.type == "cpu":
-        keep_freed_memory()
+        keep_freed_memory() if keeps_freed_memory else give_freed_memory_back()
     else:
         accelerator.set_device(world.local_rank)
     deepspeed.init_distributed(
@@ -123,7 +124,7 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
 
 
 def build_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019); DeepSpeed's CPU implementation where the optimizer is offloaded."""
+    """AdamW (Loshchilov and Hutter 2019): torch's; DeepSpeed's for CPUs where the optimizer is offloaded; our own where moments are bf16."""
     train = config.train
     offload = config.deepspeed.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
     arguments: dict[str, Any] = {"lr": train.learning_rate, "betas": train.betas, "eps": train.eps}
@@ -131,6 +132,8 @@ def build_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **arguments)  # type: ignore[no-any-return]
+    if train.moments_precision == "bf16":
+        return Bf16MomentsAdamW(groups, **arguments)
     return torch.optim.AdamW(groups, **arguments)
 
 

@@ -13,6 +13,7 @@ FROZEN = (
     "data",
     "model",
     "train.global_batch_size",
+    "train.moments_precision",
     "silo",
     "silos.members",
     "silos.interval_steps",

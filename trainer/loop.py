@@ -104,7 +104,7 @@ class Loop:
         """Process group, model, engine, adapter; refuses fragments that are not what they say."""
         self.reporter.begin("init", pid=os.getpid(), node=self.world.node_name)
         torch.use_deterministic_algorithms(self.config.train.deterministic)
-        self.device = init_distributed(self.world)
+        self.device = init_distributed(self.world, self.config.train.keep_freed_memory)
         self.reporter.begin("build")
         resolved = check(self.config, self.cache)
         self.fingerprints = {

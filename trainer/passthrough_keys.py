@@ -43,7 +43,7 @@ def _uncovered(why: str, remedy: str = "remove the key", harmless: tuple[Any, ..
 _BATCH = "the batch rule serves the global batch exactly at any world size and sets DeepSpeed's sizes from it"
 _SCALE = "the loss is scaled by the real tokens of the whole step, so DeepSpeed must not scale gradients again"
 _TRACKERS = "tracking.wandb.enabled=true (metrics are in the run folder always)"
-_MASTERS = "master weights and optimizer states are fp32 always, in checkpoints too"
+_MASTERS = "master weights and gradients are fp32 always, in checkpoints too"
 _PRECISION = "train.precision (bf16, fp16 or fp32)"
 _QUANTISED = "quantised weights are not what the checkpoint's master weights round to"
 
@@ -169,7 +169,9 @@ REFUSED: dict[str, dict[str, Refused]] = {
             "without the check a NaN gradient is applied silently", "remove the key", (True,)
         ),
         "bf16_master_weights_and_grads": Refused(_MASTERS, "remove the key", (False,)),
-        "bf16_optimizer_states": Refused(_MASTERS, "remove the key", (False,)),
+        "bf16_optimizer_states": Refused(
+            "zerofleet's AdamW has 16-bit moments", "remove the key and set train.moments_precision=bf16", (False,)
+        ),
     },
     "fp16": {
         "enabled": _owned(_PRECISION),

@@ -68,14 +68,14 @@ def calibrate(job: JobConfig, recipe: Path, plan: JobPlan) -> None:
         raise UserError(refusal(plan))
     check_machine(job)
     sys.stderr.write(f"training {STEPS + 1} steps\n")
-    steps_s, own = measure(job, recipe)
+    measured = measure(job, recipe)
     batch, length = plan.footprint.setup.batch, plan.footprint.setup.sequence_length
     tokens = batch.gradient_accumulation_steps * batch.micro_batch_size * length
     flops = tokens * plan.model.sizes.flops_per_token(length)
     planned = plan.footprint.bytes_per_rank
-    found = calibration_of(steps_s, own, flops, planned, plan.model.sizes.parameters)
+    found = calibration_of(measured.steps_s, measured.own_bytes, flops, planned, plan.model.sizes.parameters)
     file = store(job, found)
-    took = ", ".join(f"{seconds:.3g}" for seconds in steps_s)
+    took = ", ".join(f"{seconds:.3g}" for seconds in measured.steps_s)
     sys.stderr.write(
-        f"steps of {took} s; a rank had {size(own)} of its own, {found.memory_ratio:.3f} x the plan's {size(planned)}; kept in {file}\n"
+        f"steps of {took} s; a rank had {size(measured.own_bytes)} of its own, {found.memory_ratio:.3f} x the plan's {size(planned)}; kept in {file}\n"
     )

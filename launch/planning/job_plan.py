@@ -26,6 +26,8 @@ _SETTINGS = {
     "sub_group": "deepspeed.zero_optimization.sub_group_size",
     "max_live": "deepspeed.zero_optimization.stage3_max_reuse_distance",
     "prefetch_bucket": "deepspeed.zero_optimization.stage3_prefetch_bucket_size",
+    "moments_precision": "train.moments_precision",
+    "keeps_freed_memory": "train.keep_freed_memory",
     "offload_optimizer": "deepspeed.zero_optimization.offload_optimizer.device",
     "offload_param": "deepspeed.zero_optimization.offload_param.device",
 }
@@ -51,7 +53,12 @@ class JobPlan:
     def sizes(self) -> StateSizes:
         setup = self.footprint.setup
         return StateSizes(
-            self.model.sizes.parameters, setup.zero_stage, setup.precision, setup.nodes, setup.ranks_per_node
+            self.model.sizes.parameters,
+            setup.zero_stage,
+            setup.precision,
+            setup.nodes,
+            setup.ranks_per_node,
+            setup.moments_precision,
         )
 
     @property
@@ -77,7 +84,12 @@ class JobPlan:
     @property
     def changes(self) -> list[str]:
         """What is recommended, as overrides of the recipe; empty when the recipe is as good."""
-        return [] if self.choice is None else overrides(self.footprint.setup, self.choice)
+        return [] if self.choice is None else overrides(self.footprint.setup, self.choice, _takes_snapshots(self.job))
+
+    @property
+    def remedies(self) -> list[str]:
+        """The nearest things that fit, in words; empty where something fits as it is, or nothing near does."""
+        return [] if self.remedy is None else _remedies(self.footprint.setup, self.remedy, _takes_snapshots(self.job))
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`: bytes, seconds and settings."""
@@ -108,14 +120,14 @@ class JobPlan:
             else asdict(self.pace) | {"bound_s": self.pace.bound_s, "step_s": self.pace.step_s},
             "price_per_hour": self.price,
             "recommended": None if self.choice is None else self.changes,
-            "nearest": None if self.remedy is None else remedies(setup, self.remedy),
+            "nearest": None if self.remedy is None else self.remedies,
         }
 
 
 def plan_job(job: JobConfig, model: PlannedModel, node: Node) -> JobPlan:
     """Pure."""
     setup = Setup.of(job.train_config(), job.cluster.nodes, job.cluster.ranks_per_node, job.cluster.gpus_per_rank > 0)
-    snapshots = job.checkpoint.snapshot_interval_steps != 0
+    snapshots = _takes_snapshots(job)
     choice = recommend(model.sizes, setup, node, snapshots)
     return JobPlan(
         job=job,
@@ -129,13 +141,17 @@ def plan_job(job: JobConfig, model: PlannedModel, node: Node) -> JobPlan:
     )
 
 
-def overrides(before: Setup, choice: Choice) -> list[str]:
+def _takes_snapshots(job: JobConfig) -> bool:
+    return job.checkpoint.snapshot_interval_steps != 0
+
+
+def overrides(before: Setup, choice: Choice, takes_snapshots: bool) -> list[str]:
     """`key=value` for every setting that differs."""
     found = []
     for name, (_, value) in changes(before, choice.setup).items():
         if name in _SETTINGS:
             found.append(f"{_SETTINGS[name]}={_as_text(name, value)}")
-    if not choice.takes_snapshots:
+    if takes_snapshots and not choice.takes_snapshots:
         found.append("checkpoint.snapshot_interval_steps=0")
     return found
 
@@ -146,12 +162,11 @@ def _as_text(name: str, value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def remedies(before: Setup, remedy: Remedy) -> list[str]:
-    """The nearest things that fit, in words."""
+def _remedies(before: Setup, remedy: Remedy, takes_snapshots: bool) -> list[str]:
     found = []
     if remedy.more_nodes is not None:
         nodes = remedy.more_nodes.setup.nodes
-        found.append(f"{nodes} such nodes: {' '.join(overrides(before, remedy.more_nodes))}")
+        found.append(f"{nodes} such nodes: {' '.join(overrides(before, remedy.more_nodes, takes_snapshots))}")
     sizes = [
         f"{size / 2**30:.0f} GiB of {what}"
         for what, size in (("memory", remedy.larger_node_bytes), ("GPU memory", remedy.larger_gpu_bytes))
@@ -160,5 +175,5 @@ def remedies(before: Setup, remedy: Remedy) -> list[str]:
     if sizes:
         found.append(f"a node with {' and '.join(sizes)}")
     if remedy.shorter is not None:
-        found.append(f"shorter sequences: {' '.join(overrides(before, remedy.shorter))}")
+        found.append(f"shorter sequences: {' '.join(overrides(before, remedy.shorter, takes_snapshots))}")
     return found

@@ -7,18 +7,20 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from zerofleet.launch.backends.local import LocalDriver, start_driver
 from zerofleet.launch.commands.submit import create_run
 from zerofleet.launch.config import JobConfig, override_job
 from zerofleet.trainer.errors import ZerofleetError
+from zerofleet.trainer.residence import Residence, free_bytes
 from zerofleet.trainer.run_folder import RunFolder
 
 STEPS = 3
 """That count; one before them warms up."""
 _LOOK_S = 0.2
-_TIMEOUT_S = 1800.0
+_TIMEOUT_S, _STEP_TIMEOUT_S = 600.0, 300.0
 _END_TIMEOUT_S = 20.0
 
 
@@ -26,31 +28,42 @@ class CalibrationFailed(ZerofleetError):
     """The steps were not done."""
 
 
-def measure(job: JobConfig, recipe: Path) -> tuple[list[float], int]:
-    """Seconds of each step, and the most memory that a rank had of its own, in bytes. Trains in a temporary folder. Raises CalibrationFailed
-    with the driver's own words."""
+@dataclass(frozen=True)
+class Measured:
+    """What the steps took."""
+
+    steps_s: list[float]
+    """Without the first, which warms up."""
+    own_bytes: int
+    """The most that one rank had of its own."""
+    least_free_bytes: int
+    """Of the machine's memory, at the moments when somebody looked."""
+
+
+def measure(job: JobConfig, recipe: Path, steps: int = STEPS + 1) -> Measured:
+    """Trains in a temporary folder. Raises CalibrationFailed with the driver's own words."""
     with tempfile.TemporaryDirectory(prefix="zerofleet-calibration-") as folder:
-        run, short = create_run(_shortened(job, folder), recipe)
+        run, short = create_run(_shortened(job, folder, steps), recipe)
         driver = start_driver(run, short.run.storage)
         try:
-            own_bytes = _watch(driver, run)
+            own_bytes, free_bytes = _watch(driver, run, _TIMEOUT_S + steps * _STEP_TIMEOUT_S)
         finally:
             if driver.wait(0.0) is None:
                 driver.end(_END_TIMEOUT_S)
-        steps = sorted((line["step"], line["duration_s"]) for line in run.read("metrics") if line["kind"] == "step")
-        if len(steps) <= STEPS:
+        done = sorted((line["step"], line["duration_s"]) for line in run.read("metrics") if line["kind"] == "step")
+        if len(done) < steps:
             raise CalibrationFailed(
-                f"{len(steps)} of {STEPS + 1} steps were done: {driver.last_error() or driver.log_tail(3)}"
+                f"{len(done)} of {steps} steps were done: {driver.last_error() or driver.log_tail(3)}"
             )
-    return [seconds for _, seconds in steps[1:]], own_bytes
+    return Measured([seconds for _, seconds in done[1:]], own_bytes, free_bytes)
 
 
-def _shortened(job: JobConfig, folder: str) -> JobConfig:
+def _shortened(job: JobConfig, folder: str, steps: int) -> JobConfig:
     changes = {
         "run.name": "calibration",
         "run.storage": json.dumps(folder),
         "run.init_from": "null",
-        "train.steps": STEPS + 1,
+        "train.steps": steps,
         "train.schedule": "constant",
         "train.warmup_steps": 0,
         "train.decay_steps": 0,
@@ -63,28 +76,21 @@ def _shortened(job: JobConfig, folder: str) -> JobConfig:
     return override_job(job, [f"{key}={value}" for key, value in changes.items()])
 
 
-def _watch(driver: LocalDriver, run: RunFolder) -> int:
-    """Until the driver's end: the most bytes that one of its ranks had of its own. A CPU rank gives nothing back, so that looking now and
-    then is enough."""
-    most, deadline = 0, time.monotonic() + _TIMEOUT_S
+def _watch(driver: LocalDriver, run: RunFolder, timeout_s: float) -> tuple[int, int]:
+    """Until the driver's end: the most bytes that one of its ranks had of its own, and the least that the machine had free. The kernel keeps a
+    process's mark, so that looking now and then is enough."""
+    most, least, deadline = 0, free_bytes(), time.monotonic() + timeout_s
     while driver.wait(_LOOK_S) is None:
         if time.monotonic() > deadline:
-            raise CalibrationFailed(
-                f"{STEPS + 1} steps were not done within {_TIMEOUT_S:.0f} s: calibrate with smaller steps"
-            )
-        most = max([most, *(own_bytes(pid) for pid in _ranks(run))])
-    return most
+            raise CalibrationFailed(f"the steps were not done within {timeout_s:.0f} s: calibrate with smaller steps")
+        least = min(least, free_bytes())
+        for pid in _ranks(run):
+            with contextlib.suppress(OSError, ValueError):  # it has gone
+                most = max(most, Residence.of(pid).highest_own)
+    return most, least
 
 
 def _ranks(run: RunFolder) -> Iterator[int]:
     for event in run.events():
         if event.kind == "phase" and event.phase == "init" and event.rank >= 0:
             yield int(event.data["pid"])
-
-
-def own_bytes(pid: int) -> int:
-    """What only this process has of the memory; 0 when it has gone."""
-    with contextlib.suppress(OSError, ValueError):
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
-    return 0

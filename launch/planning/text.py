@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from zerofleet.launch.planning.durable import durable_bound
-from zerofleet.launch.planning.job_plan import JobPlan, remedies
+from zerofleet.launch.planning.job_plan import JobPlan
 from zerofleet.launch.words import duration
 from zerofleet.trainer.sizing.setup import Setup
 
@@ -33,7 +33,7 @@ def refusal(plan: JobPlan) -> str:
     )
     if plan.choice is not None:
         remedy = f"What fits: {' '.join(plan.changes)}"
-    elif plan.remedy is not None and (found := remedies(setup, plan.remedy)):
+    elif found := plan.remedies:
         remedy = f"Nothing fits on {setup.nodes} such node(s). The nearest that does: {'; or '.join(found)}"
     else:
         remedy = "Nothing near fits either: a smaller model, or larger nodes"

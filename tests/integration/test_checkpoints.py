@@ -48,10 +48,17 @@ def reader_digests(config: TrainConfig, step: int) -> dict[str, str]:
 CHAIN = [(2, 1), (1, 3), (3, 2), (2, 0)]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_stop_and_resume_over_world_sizes_and_stages(tmp_path, tiny_corpus, tiny_cache, precision):
+@pytest.mark.parametrize(
+    ("precision", "moments"),
+    [
+        *(("fp32", "fp32"), ("bf16", "fp32"), ("fp16", "fp32"), ("bf16", "bf16")),
+        pytest.param("fp32", "bf16", marks=pytest.mark.further),
+    ],
+)
+def test_stop_and_resume_over_world_sizes_and_stages(tmp_path, tiny_corpus, tiny_cache, precision, moments):
     settings = {
         "train__precision": precision,
+        "train__moments_precision": moments,
         "train__steps": 12,
         "train__learning_rate": 3e-3,
         "checkpoint__interval_steps": 0,
@@ -73,6 +80,9 @@ def test_stop_and_resume_over_world_sizes_and_stages(tmp_path, tiny_corpus, tiny
         assert (manifest.step, manifest.world_size, manifest.zero_stage) == (done, world_size, stage)
         # What the loading ranks proved collectively is proved here once more, from the bytes alone.
         assert reader_digests(config, done) == manifest.digests
+        assert {tensor.kinds["exp_avg_sq"] for tensor in manifest.tensors.values()} == {
+            "BF16" if moments == "bf16" else "F32"
+        }
         if number:
             assert outcome.of("loaded")[0].step == done - 3
     assert losses == pytest.approx(unbroken.losses(), rel=1e-3)
@@ -108,6 +118,19 @@ def test_the_state_after_a_load_is_bitwise_the_saved_one(tmp_path, tiny_corpus, 
         outcome = run_attempt(copy, tiny_cache, world_size)
         assert not outcome.errors, outcome.errors
         assert reader_digests(copy, 2) == saved
+
+
+@pytest.mark.further
+def test_moments_of_another_dtype_are_refused_and_weights_alone_are_taken(tmp_path, tiny_corpus, tiny_cache):
+    config = job(tmp_path, tiny_corpus, train__steps=4, train__moments_precision="bf16")
+    assert not run_attempt(config, tiny_cache, 2, Plan(stop_after=2)).errors
+    wide = config.model_copy(update={"train": config.train.model_copy(update={"moments_precision": "fp32"})})
+    outcome = run_attempt(wide, tiny_cache, 2)
+    assert {name for _, name, _ in outcome.errors} == {"UserError"}
+    assert all("are BF16 and this run's are F32: set train.moments_precision" in text for _, _, text in outcome.errors)
+    start = {"name": "branch", "storage": str(tmp_path / "branch"), "init_from": folder_of(config).storage.url}
+    outcome = run_attempt(job(tmp_path, tiny_corpus, run=start, train__steps=1), tiny_cache, 2)
+    assert not outcome.errors, outcome.errors
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from zerofleet.launch.planning import node_profile
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = str(ROOT / "launch/recipes/quickstart.yaml")
+BILLION = str(ROOT / "launch/recipes/llama_1b.yaml")
 H100 = str(ROOT / "launch/nodes/h100-8.yaml")
 SEVENTY = (
     *("model.config.hidden_size=8192", "model.config.intermediate_size=28672", "model.config.num_hidden_layers=80"),
@@ -66,6 +67,20 @@ def test_the_recommendation_can_be_pasted_and_is_then_as_it_is(zerofleet):
     assert recommended
     code, out, _ = zerofleet(*arguments, *recommended, "--json")
     assert code == 0 and json.loads(out)["recommended"] == []
+
+
+def test_a_billion_parameters_fit_two_ranks_and_24_gib_by_the_plans_own_recommendation(zerofleet, monkeypatch):
+    monkeypatch.setattr(node_profile, "memory_bytes", lambda: int(23.5 * GIB))
+    code, out, _ = zerofleet("plan", BILLION, "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["model"]["parameters"] == 1_100_048_384
+    assert facts["recommended"] == [] and facts["host_bytes"] < 22 * GIB
+    zero = "deepspeed.zero_optimization"
+    plain = ("train.moments_precision=fp32", "train.keep_freed_memory=true", f"{zero}={{}}")
+    code, out, _ = zerofleet("plan", BILLION, *plain, "--json")
+    recommended = set(json.loads(out)["recommended"])
+    assert code == 2 and {"train.moments_precision=bf16", "train.keep_freed_memory=false"} < recommended
+    assert {f"{zero}.sub_group_size=50000000", f"{zero}.stage3_max_reuse_distance=20000000"} < recommended
 
 
 @pytest.mark.parametrize(

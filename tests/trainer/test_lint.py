@@ -154,6 +154,23 @@ def test_offload_to_nvme_has_no_checkpoint():
     assert "do not cover what lies on NVMe" in only(findings(deepspeed=section), "error").message
 
 
+@pytest.mark.parametrize(
+    ("settings", "where", "says"),
+    [
+        ({"betas": [0.9, 0.999]}, "train.betas", "at most 0.98"),
+        (
+            {"deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}},
+            "train.moments_precision",
+            "cannot be offloaded",
+        ),
+    ],
+)
+def test_16_bit_moments_have_their_limits(settings, where, says):
+    finding = only(findings(**settings, moments_precision="bf16"), "error")
+    assert finding.where == where and says in finding.message
+    assert findings(**settings) == [] and findings(moments_precision="bf16") == []
+
+
 def test_more_ranks_than_blocks():
     finding = only(findings(world_size=6), "warning")
     assert "8 in blocks of 2 is 4 blocks for 6 ranks: 2 ranks compute with weight 0" in finding.message

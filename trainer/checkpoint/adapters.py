@@ -26,6 +26,7 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
+from zerofleet.trainer.adamw import Bf16MomentsAdamW
 from zerofleet.trainer.checkpoint.format import Scalars
 from zerofleet.trainer.checkpoint.fragments import MASTER, VALUE, Tensor, equal_part
 from zerofleet.trainer.errors import WrongFragment
@@ -86,6 +87,10 @@ class Adapter(ABC):
     def _torch_optimizer(self) -> torch.optim.Optimizer:
         return self._engine.optimizer.optimizer  # type: ignore[no-any-return]
 
+    @property
+    def _moments_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if isinstance(self._torch_optimizer, Bf16MomentsAdamW) else torch.float32
+
     @abstractmethod
     def _buffers(self) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
         """Every tensor that the torch optimizer steps on, with its param group."""
@@ -115,11 +120,11 @@ class Adapter(ABC):
         aliases: dict[int, list[str]] = {}
         for name, parameter in self._model.named_parameters(remove_duplicate=False):
             aliases.setdefault(id(parameter), []).append(name)
-        found = {}
+        found, moments = {}, DTYPE_NAMES[self._moments_dtype]
         for name, parameter in self._names.items():
             shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
             kinds = (
-                {MASTER: "F32", **dict.fromkeys((*MOMENTS, *self.extras), "F32")}
+                {MASTER: "F32", **dict.fromkeys(MOMENTS, moments), **dict.fromkeys(self.extras, "F32")}
                 if parameter.requires_grad
                 else {VALUE: DTYPE_NAMES[parameter.dtype]}
             )
@@ -174,8 +179,8 @@ class Adapter(ABC):
                 on_device = group.get("fused") or group.get("capturable")
                 step: Any = torch.zeros((), dtype=torch.float32, device=buffer.device if on_device else "cpu")
                 state[buffer] = {
-                    "step": step if isinstance(self._torch_optimizer, torch.optim.AdamW) else 0,
-                    **{kind: torch.zeros_like(buffer.data) for kind in MOMENTS},
+                    "step": step if isinstance(self._torch_optimizer, torch.optim.AdamW | Bf16MomentsAdamW) else 0,
+                    **{kind: torch.zeros_like(buffer.data, dtype=self._moments_dtype) for kind in MOMENTS},
                 }
 
     def check_fragments(self) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from zerofleet.trainer.checkpoint.adapters import DTYPE_NAMES, Adapter, Slot
+from zerofleet.trainer.checkpoint.adapters import DTYPE_NAMES, MOMENTS, Adapter, Slot
 from zerofleet.trainer.checkpoint.commit import partial_digests
 from zerofleet.trainer.checkpoint.format import DamagedFile, Manifest, Wanted
 from zerofleet.trainer.checkpoint.fragments import DTYPES, MASTER, VALUE, FragmentKey
@@ -100,6 +100,13 @@ def _same_job(manifest: Manifest, adapter: Adapter, fingerprints: dict[str, str]
             )
     if weights_only:
         return
+    for name, tensor in wanted.items():
+        for kind in set(MOMENTS) & tensor.kinds.keys() & manifest.tensors[name].kinds.keys():
+            if (saved := manifest.tensors[name].kinds[kind]) != (mine := tensor.kinds[kind]):
+                raise UserError(
+                    f"the moments in the checkpoint of step {manifest.step} are {saved} and this run's are {mine}: set train.moments_precision as it "
+                    "was, or start a new run from its weights with run.init_from"
+                )
     for what in ("data", "tokenizer", "model", "job"):
         if manifest.fingerprints.get(what) != fingerprints[what]:
             raise UserError(

@@ -9,10 +9,9 @@ from zerofleet.trainer.sizing.model import (
     sizes_of,
     vocabulary_of,
 )
-from zerofleet.trainer.sizing.state import CHECKPOINT_BYTES_PER_PARAMETER, StateSizes
+from zerofleet.trainer.sizing.state import StateSizes
 
 __all__ = [
-    "CHECKPOINT_BYTES_PER_PARAMETER",
     "VOCABULARY_MULTIPLE",
     "ModelSizes",
     "StateSizes",

@@ -13,8 +13,6 @@ from zerofleet.trainer.sizing.model import ModelSizes
 from zerofleet.trainer.sizing.setup import REDUCE_BUCKET_ELEMENTS, Setup
 
 FP32_BYTES = 4
-MOMENT_BYTES = 8
-"""AdamW's two."""
 LOSS_BYTES_PER_LOGIT = 12
 """In the backward of the loss: log-probabilities, their gradient and that of the logits, each in fp32."""
 
@@ -74,7 +72,7 @@ def states_of(model: ModelSizes, setup: Setup) -> tuple[dict[str, int], dict[str
     part = setup.partition(parameters) if stage else parameters
     device, host = {"weights": element * (setup.partition(parameters) if stage == 3 else parameters)}, dict[str, int]()
     masters = FP32_BYTES * part if stage or setup.precision != "fp32" else 0
-    optimizer = {"masters": masters, "moments": MOMENT_BYTES * part}
+    optimizer = {"masters": masters, "moments": setup.moments_bytes * part}
     if setup.offload_optimizer:
         host |= optimizer | {"gradients": FP32_BYTES * part}
     else:
@@ -144,6 +142,8 @@ def _reduction(model: ModelSizes, setup: Setup, kept: int) -> dict[str, int]:
     if setup.zero_stage == 1:
         return {"gradients": kept, "buckets": FP32_BYTES * (held + bucket)}
     copies = FP32_BYTES * bucket if element == FP32_BYTES else (element + FP32_BYTES) * bucket
+    if setup.zero_stage == 3:
+        copies = _scattered(model, setup)
     staged = (2 if setup.overlap_comm and setup.on_gpu else 1) * element * held
     still = activation_bytes(model, setup) * (parameters - bucket) // parameters
     return {
@@ -154,21 +154,34 @@ def _reduction(model: ModelSizes, setup: Setup, kept: int) -> dict[str, int]:
     }
 
 
+def _scattered(model: ModelSizes, setup: Setup) -> int:
+    """Stage 3's reduce-scatter: a bucket is widened to fp32 and sorted by rank, what is larger than one travels alone as it lies there, and gloo
+    computes on a copy (torch's ProcessGroupGloo::reduce_scatter_tensor_coalesced)."""
+    widened = 0 if setup.element_bytes == FP32_BYTES else FP32_BYTES
+    copied = 0 if setup.on_gpu else FP32_BYTES
+    together = min(model.parameters, setup.reduce_bucket) * (widened + FP32_BYTES + copied)
+    is_alone = model.largest_parameter > setup.reduce_bucket
+    return max(together, is_alone * model.largest_parameter * (setup.element_bytes + widened + copied))
+
+
 # -- the optimizer --------------------------------------------------------------------------------------------------------
 def _optimizer_step(model: ModelSizes, setup: Setup) -> dict[str, int]:
-    """torch's AdamW makes two temporaries of the size of what it updates; DeepSpeed's for CPUs none."""
+    """torch's AdamW makes two temporaries of the size of what it updates; DeepSpeed's for CPUs and that of bf16 moments none."""
     parameters, part = model.parameters, setup.partition(model.parameters)
+    temporary = 0 if setup.moments_precision == "bf16" else 2 * FP32_BYTES
     if setup.offload_optimizer:
         return {"gradients": 0}
     if setup.zero_stage == 0:
         flat = 0 if setup.precision == "fp32" else FP32_BYTES * parameters
-        temporaries = 2 * FP32_BYTES * model.largest_parameter
-        return {"gradients": setup.element_bytes * parameters + flat, "temporaries": temporaries}
+        return {
+            "gradients": setup.element_bytes * parameters + flat,
+            "temporaries": temporary * model.largest_parameter,
+        }
     if setup.zero_stage == 3:
         at_once = min(part, setup.sub_group)
         return {
             "gradients": FP32_BYTES * (part + at_once),
-            "temporaries": 2 * FP32_BYTES * at_once,
+            "temporaries": temporary * at_once,
             "buckets": setup.element_bytes * _held(model, setup),
         }
-    return {"gradients": FP32_BYTES * 2 * part, "temporaries": 2 * FP32_BYTES * part}
+    return {"gradients": FP32_BYTES * 2 * part, "temporaries": temporary * part}

@@ -14,10 +14,14 @@ from zerofleet.trainer.sizing.state import StateSizes
 GIB = 2**30
 NODE_BYTES = int(1.0 * GIB)
 """Ray's processes, the driver and the node agent of a node."""
+SYSTEM_BYTES = int(0.7 * GIB)
+"""The kernel, page tables, the services of the host."""
 ZYGOTE_BYTES = int(0.9 * GIB)
 """torch, DeepSpeed and transformers, once per node: ranks are forked from the process that has imported them."""
 RANK_BYTES = int(0.19 * GIB)
-"""A rank's own: pages of the zygote that it writes to, batches, threads. 50 MB were seen in stage 1, 190 MB in stage 3."""
+"""A rank's own: pages of the zygote that it writes to, batches, threads, and in a heap that keeps what was freed what building the model took."""
+RANK_BYTES_GIVING_BACK = int(0.06 * GIB)
+"""Where freed memory goes back: 39 MiB were seen with a model of almost no parameters."""
 RANK_BYTES_WITH_GPU = int(2.0 * GIB)
 """With the host side of CUDA and NCCL, which nothing shares."""
 CONTEXT_BYTES = int(1.2 * GIB)
@@ -27,6 +31,8 @@ RESERVE_SHARE = 0.06
 HEAP_SHARES = (0.07, 0.7, 0.5, 1.05)
 """On a CPU, by stage: the heap keeps what was freed (trainer/allocator.py), and the next tensor often does not fit into it. Resident over live
 bytes of ranks with 77 M parameters."""
+GIVEN_BACK_SHARE = 0.03
+"""On a CPU that gives freed memory back: what lies idle between small tensors (benchmarks/results/2026-11-23-plan-memory.md)."""
 SHM_PER_RANK_BYTES = 64 << 20
 """gloo's, NCCL's and the communication op's shared memory."""
 
@@ -93,13 +99,28 @@ class Footprint:
     @property
     def bytes_per_rank(self) -> int:
         """What one rank takes of its own: device and host together."""
-        own = self.device_bytes if self.setup.on_gpu else with_reserve(self.memory.peak, self.setup)
+        own = (
+            self.device_bytes
+            if self.setup.on_gpu
+            else rank_bytes(self.setup) + with_reserve(self.memory.peak, self.setup)
+        )
         return own + self.memory.offloaded_bytes
+
+
+def rank_bytes(setup: Setup) -> int:
+    """Host memory that a rank has of its own whatever it trains."""
+    if setup.on_gpu:
+        return RANK_BYTES_WITH_GPU
+    return RANK_BYTES if setup.keeps_freed_memory else RANK_BYTES_GIVING_BACK
 
 
 def with_reserve(moment: Moment, setup: Setup) -> int:
     """The moment's bytes and what lies idle between them."""
-    return int(moment.total_bytes * (1 + (RESERVE_SHARE if setup.on_gpu else HEAP_SHARES[setup.zero_stage])))
+    if setup.on_gpu:
+        share = RESERVE_SHARE
+    else:
+        share = HEAP_SHARES[setup.zero_stage] if setup.keeps_freed_memory else GIVEN_BACK_SHARE
+    return int(moment.total_bytes * (1 + share))
 
 
 def footprint(model: ModelSizes, setup: Setup, node: Node, takes_snapshots: bool = True) -> Footprint:
@@ -110,11 +131,12 @@ def footprint(model: ModelSizes, setup: Setup, node: Node, takes_snapshots: bool
     if setup.on_gpu:
         idle = peak - memory.peak.total_bytes
         device = {**memory.peak.parts, "context and communication": CONTEXT_BYTES, "fragmentation reserve": idle}
-    own = RANK_BYTES_WITH_GPU if setup.on_gpu else int((RANK_BYTES + peak) * node.memory_ratio)
-    base = NODE_BYTES + ZYGOTE_BYTES + ranks * SHM_PER_RANK_BYTES
-    load_bytes = base + ranks * ((RANK_BYTES_WITH_GPU if setup.on_gpu else RANK_BYTES) + load_bytes_of(model, setup))
+    own = rank_bytes(setup) if setup.on_gpu else int((rank_bytes(setup) + peak) * node.memory_ratio)
+    base = SYSTEM_BYTES + NODE_BYTES + ZYGOTE_BYTES + ranks * SHM_PER_RANK_BYTES
+    load_bytes = base + ranks * (rank_bytes(setup) + load_bytes_of(model, setup))
     buffers, buffer_bytes = _buffers(model, setup, node, load_bytes) if takes_snapshots else (NO_BUFFERS, 0)
     host = {
+        "kernel and services": SYSTEM_BYTES,
         "Ray, driver, node agent": NODE_BYTES,
         "imports, shared by the ranks": ZYGOTE_BYTES,
         "ranks": ranks * own,
@@ -142,7 +164,9 @@ def load_bytes_of(model: ModelSizes, setup: Setup) -> int:
 
 def _buffers(model: ModelSizes, setup: Setup, node: Node, load_bytes: int) -> tuple[Buffers, int]:
     """As many snapshots as the ranks will find room for: by the same rule, with what is free when they have built their model."""
-    sizes = StateSizes(model.parameters, setup.zero_stage, setup.precision, setup.nodes, setup.ranks_per_node)
+    sizes = StateSizes(
+        model.parameters, setup.zero_stage, setup.precision, setup.nodes, setup.ranks_per_node, setup.moments_precision
+    )
     free = NodeMemory(node.shm_bytes, max(0, node.memory_bytes - load_bytes))
     buffers = plan_buffers(free, sizes.buffer_bytes(Buffers(1, 0)), has_buddy=setup.nodes > 1)
     return buffers, sizes.buffer_bytes(buffers)

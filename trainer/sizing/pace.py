@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zerofleet.trainer.sizing.memory import FP32_BYTES, MOMENT_BYTES
+from zerofleet.trainer.sizing.memory import FP32_BYTES
 from zerofleet.trainer.sizing.model import ModelSizes
 from zerofleet.trainer.sizing.setup import Setup
 from zerofleet.trainer.sizing.traffic import traffic_of
 
 RECOMPUTE = 4 / 3
 """With checkpointing the forward, a third of forward and backward, is done twice."""
-OPTIMIZER_BYTES = 2 * (FP32_BYTES + MOMENT_BYTES) + FP32_BYTES
-"""Per parameter: master and moments read and written, the gradient read."""
+GIVING_BACK = 1.05
+"""Of compute on a CPU that gives freed memory back: what page faults take (benchmarks/results/2026-11-22-overhead.md)."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,19 @@ def pace_of(model: ModelSizes, setup: Setup, speeds: Speeds) -> Pace:
     tokens = setup.batch.gradient_accumulation_steps * setup.tokens_per_micro_step
     flops = tokens * model.flops_per_token(setup.sequence_length)
     part = setup.partition(model.parameters) if setup.zero_stage else model.parameters
-    moved = OPTIMIZER_BYTES * part
+    moved = (
+        2 * (FP32_BYTES + setup.moments_bytes) + FP32_BYTES
+    ) * part  # master and moments read and written, the gradient read
     optimizer_s = moved / (
         min(speeds.host_bytes, speeds.memory_bytes) if setup.offload_optimizer else speeds.memory_bytes
     )
     if setup.offload_optimizer and setup.on_gpu:
         optimizer_s += (FP32_BYTES + setup.element_bytes) * part / speeds.host_bytes  # gradients down, weights up
+    slower = RECOMPUTE if setup.activation_checkpointing else 1.0
+    if not (setup.on_gpu or setup.keeps_freed_memory):
+        slower *= GIVING_BACK
     return Pace(
-        compute_s=flops * (RECOMPUTE if setup.activation_checkpointing else 1.0) / speeds.flops,
+        compute_s=flops * slower / speeds.flops,
         optimizer_s=optimizer_s,
         network_s=traffic_of(model, setup).total_bytes / speeds.network_bytes,
     )

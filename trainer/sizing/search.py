@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
+from zerofleet.trainer.config import MomentsPrecision
 from zerofleet.trainer.sizing.model import ModelSizes
 from zerofleet.trainer.sizing.node import Footprint, Node, footprint
 from zerofleet.trainer.sizing.pace import Speeds, pace_of
@@ -15,6 +17,7 @@ MOST_NODES = 4096
 SMALL_BUCKET = 20_000_000
 """Elements of gradients that travel together where memory is short; DeepSpeed's own advice is 2e8 to 5e8 on GPUs."""
 SMALL_SUB_GROUP = 50_000_000
+LEAST_MOMENTS: MomentsPrecision = "bf16"
 ALIKE = 1.03
 """Settings whose steps differ by less are taken for equally quick: then the fewest changes win."""
 TYPICAL_GPU = Speeds(flops=150e12, memory_bytes=1.5e12, network_bytes=25e9)
@@ -77,7 +80,8 @@ def candidates(setup: Setup) -> Iterator[Setup]:
                     overlap_comm=stage == 3,
                 )
                 for offloaded in _offloads(varied):
-                    yield from _buckets(offloaded)
+                    for bucketed in _buckets(offloaded):
+                        yield from _allocators(bucketed)
 
 
 def _micro_batches(setup: Setup) -> list[int]:
@@ -91,6 +95,12 @@ def _offloads(setup: Setup) -> Iterator[Setup]:
         yield replace(setup, offload_optimizer=True)
         if setup.zero_stage == 3:
             yield replace(setup, offload_optimizer=True, offload_param=True)
+
+
+def _allocators(setup: Setup) -> Iterator[Setup]:
+    yield setup
+    if setup.keeps_freed_memory and not setup.on_gpu:
+        yield replace(setup, keeps_freed_memory=False)
 
 
 def _buckets(setup: Setup) -> Iterator[Setup]:
@@ -114,14 +124,23 @@ def changes(before: Setup, after: Setup) -> dict[str, tuple[object, object]]:
 
 def recommend(model: ModelSizes, setup: Setup, node: Node, takes_snapshots: bool = True) -> Choice | None:
     """The quickest settings that fit on the job's nodes; among those alike the ones that change least. Without snapshots in memory only
-    where nothing fits with them. None when nothing fits."""
-    for snapshots in (True, False) if takes_snapshots else (False,):
-        fitting = [choice for choice in _choices(model, setup, node, snapshots) if choice.footprint.fits]
+    where nothing fits with them, and with 16-bit moments, which train a little otherwise, only where nothing fits without. None when nothing
+    fits."""
+    for moments, snapshots in product(_moments(setup), (True, False) if takes_snapshots else (False,)):
+        choices = _choices(model, replace(setup, moments_precision=moments), node, snapshots)
+        fitting = [choice for choice in choices if choice.footprint.fits]
         if fitting:
             quickest = min(choice.step_s for choice in fitting)
             alike = [choice for choice in fitting if choice.step_s <= ALIKE * quickest]
             return min(alike, key=lambda choice: (len(changes(setup, choice.setup)), choice.step_s))
     return None
+
+
+def _moments(setup: Setup) -> tuple[MomentsPrecision, ...]:
+    """As the job has them, and what takes less. Not on GPUs, which have the offloaded optimizer for that."""
+    return (
+        (setup.moments_precision,) if setup.on_gpu else tuple(dict.fromkeys((setup.moments_precision, LEAST_MOMENTS)))
+    )
 
 
 def _choices(model: ModelSizes, setup: Setup, node: Node, snapshots: bool) -> Iterator[Choice]:
@@ -132,7 +151,10 @@ def _choices(model: ModelSizes, setup: Setup, node: Node, snapshots: bool) -> It
 def nearest(model: ModelSizes, setup: Setup, node: Node, takes_snapshots: bool = True) -> Remedy:
     """What would make the job fit: more nodes, larger ones, or shorter sequences."""
     least = min(
-        (footprint(model, varied, node, takes_snapshots=False) for varied in candidates(setup)),
+        (
+            footprint(model, varied, node, takes_snapshots=False)
+            for varied in candidates(replace(setup, moments_precision=_moments(setup)[-1]))
+        ),
         key=_excess,
     )
     needed = {shortage.what: shortage.needed_bytes for shortage in least.shortages}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from zerofleet.trainer.batch import BatchPlan
-from zerofleet.trainer.config import Precision, TrainConfig
+from zerofleet.trainer.config import MomentsPrecision, Precision, TrainConfig
+from zerofleet.trainer.sizing.state import MOMENTS_BYTES
 
 CPU_REDUCE_BUCKET_ELEMENTS = 20_000_000
 """What CPU ranks take instead of DeepSpeed's 500 million (trainer/engine.py). A bucket of 2 GB that is mostly never written to costs nothing by
@@ -50,6 +51,10 @@ class Setup:
     """Elements of stage-3 weights that stay gathered at a time, at most: `stage3_max_live_parameters`, or `stage3_max_reuse_distance`."""
     overlap_comm: bool = False
     """Gradients travel beside the backward: a second bucket."""
+    moments_precision: MomentsPrecision = "fp32"
+    """Of AdamW's."""
+    keeps_freed_memory: bool = True
+    """On a CPU: what is freed stays with the rank (trainer/allocator.py)."""
 
     @staticmethod
     def of(config: TrainConfig, nodes: int, ranks_per_node: int, on_gpu: bool) -> Setup:
@@ -78,6 +83,8 @@ class Setup:
                 _elements(zero, "stage3_max_reuse_distance", MAX_LIVE_ELEMENTS),
             ),
             overlap_comm=train.zero_stage == 3 if overlap is None else bool(overlap),
+            moments_precision=train.moments_precision,
+            keeps_freed_memory=train.keep_freed_memory,
         )
 
     @property
@@ -97,6 +104,11 @@ class Setup:
     def element_bytes(self) -> int:
         """Of weights and activations."""
         return 4 if self.precision == "fp32" else 2
+
+    @property
+    def moments_bytes(self) -> int:
+        """Of both, per parameter."""
+        return MOMENTS_BYTES[self.moments_precision]
 
     def partition(self, elements: int) -> int:
         """A rank's part of so many elements."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zerofleet.trainer.checkpoint.buffers import DESCRIPTION_ROOM_BYTES, Buffers
-from zerofleet.trainer.config import Precision
+from zerofleet.trainer.config import MomentsPrecision, Precision
 
-CHECKPOINT_BYTES_PER_PARAMETER = 12
-"""fp32 master weight and AdamW's two moments: what fragments hold, whatever the stage and precision."""
+MOMENTS_BYTES: dict[MomentsPrecision, int] = {"fp32": 8, "bf16": 4}
+"""AdamW's two, per parameter."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,12 @@ class StateSizes:
     precision: Precision
     nodes: int
     ranks_per_node: int
+    moments_precision: MomentsPrecision = "fp32"
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Of a checkpoint in storage, without its headers."""
-        return CHECKPOINT_BYTES_PER_PARAMETER * self.parameters
+        """Of a checkpoint in storage, without its headers: fp32 masters and the moments, whatever the stage and precision."""
+        return (4 + MOMENTS_BYTES[self.moments_precision]) * self.parameters
 
     @property
     def snapshot_bytes(self) -> int:
@@ -40,7 +41,7 @@ class StateSizes:
         gradient = low if self.zero_stage == 0 else 4
         weights = low / (world if self.zero_stage == 3 else 1)
         gradients = gradient / (world if self.zero_stage >= 2 else 1)
-        optimizer = (masters + 8) / (world if self.zero_stage >= 1 else 1)
+        optimizer = (masters + MOMENTS_BYTES[self.moments_precision]) / (world if self.zero_stage >= 1 else 1)
         return int(self.parameters * (weights + gradients + optimizer))
 
     def buffer_bytes(self, buffers: Buffers) -> int:

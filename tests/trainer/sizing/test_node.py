@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 
 from tests.trainer.sizing.models import CPU_NODE, GIB, GPU_NODE, llama, models, setup, setups
-from zerofleet.trainer.sizing.node import CONTEXT_BYTES, RESERVE_SHARE, ZYGOTE_BYTES, footprint, load_bytes_of
+from zerofleet.trainer.sizing.node import (
+    CONTEXT_BYTES,
+    GIVEN_BACK_SHARE,
+    RANK_BYTES_GIVING_BACK,
+    RESERVE_SHARE,
+    ZYGOTE_BYTES,
+    footprint,
+    load_bytes_of,
+)
 
 
 def test_imports_are_counted_once_and_ranks_each():
@@ -16,6 +24,17 @@ def test_imports_are_counted_once_and_ranks_each():
     two, four = (footprint(model, replace(chosen, ranks_per_node=n), CPU_NODE, False).host for n in (2, 4))
     assert two["imports, shared by the ranks"] == four["imports, shared by the ranks"] == ZYGOTE_BYTES
     assert four["ranks"] > two["ranks"]
+
+
+def test_a_rank_that_gives_back_what_it_frees_holds_little_more_than_what_is_in_use():
+    model = llama()
+    kept = setup(on_gpu=False, nodes=1, ranks_per_node=2, zero_stage=3)
+    keeps, gives = (
+        footprint(model, replace(kept, keeps_freed_memory=keeps), CPU_NODE, False) for keeps in (True, False)
+    )
+    assert gives.memory == keeps.memory
+    assert gives.bytes_per_rank == RANK_BYTES_GIVING_BACK + int((1 + GIVEN_BACK_SHARE) * gives.memory.peak.total_bytes)
+    assert keeps.bytes_per_rank > 1.9 * gives.memory.peak.total_bytes
 
 
 def test_a_gpus_memory_has_context_and_reserve_and_the_host_none_of_the_states():

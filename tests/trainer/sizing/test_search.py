@@ -66,6 +66,17 @@ def test_a_job_that_is_good_as_it_is_is_left_alone():
     assert again.setup == best.setup
 
 
+def test_what_trains_otherwise_or_slower_is_recommended_only_where_nothing_else_fits():
+    model = llama(layers=16, hidden=2048)
+    chosen = setup(on_gpu=False, nodes=1, ranks_per_node=2, zero_stage=3, global_batch_size=2, micro_batch_size=1)
+    found = {
+        gib: recommend(model, chosen, replace(CPU_NODE, memory_bytes=gib * GIB, shm_bytes=0)) for gib in (64, 26, 20)
+    }
+    assert all(choice is not None for choice in found.values())
+    taken = {gib: (choice.setup.keeps_freed_memory, choice.setup.moments_precision) for gib, choice in found.items()}
+    assert taken == {64: (True, "fp32"), 26: (False, "fp32"), 20: (False, "bf16")}
+
+
 def test_the_nearest_number_of_nodes_fits_and_one_fewer_does_not():
     model = llama(layers=80, hidden=8192, vocabulary=128256)
     chosen = setup(nodes=1, ranks_per_node=8, global_batch_size=4096, sequence_length=4096)

@@ -29,3 +29,9 @@ def test_snapshots_are_shared_by_the_nodes_and_buffers_have_room_for_their_descr
     sizes = StateSizes(1000, 1, "bf16", nodes=3, ranks_per_node=2)
     assert (sizes.checkpoint_bytes, sizes.snapshot_bytes) == (12_000, 4_000)
     assert sizes.buffer_bytes(Buffers(5, 2)) == 7 * (4_000 + 2 * 2**20)
+
+
+def test_16_bit_moments_are_half_as_wide_in_memory_and_in_checkpoints():
+    wide, narrow = (StateSizes(8_000_000, 3, "bf16", 2, 4, moments) for moments in ("fp32", "bf16"))
+    assert wide.rank_bytes - narrow.rank_bytes == 4 * 8_000_000 // 8
+    assert (wide.checkpoint_bytes, narrow.checkpoint_bytes) == (96_000_000, 64_000_000)

@@ -143,7 +143,8 @@ class Case:
 
 
 SMALL_BUCKETS = {"reduce_bucket_size": 5_000_000}
-WIDE, LONG = llama(1024, 8), {"micro_batch_size": 4, "sequence_length": 256}
+WIDE = llama(1024, 8)
+LONG: dict[str, Any] = {"micro_batch_size": 4, "sequence_length": 256}
 TINY = Case(llama(64, 2, vocabulary=1024), 1)
 CASES = (
     TINY,

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from zerofleet.benchmarks.plan_memory import Reading, no_saves
+from zerofleet.benchmarks.plan_memory import no_saves
 from zerofleet.benchmarks.rank_group import Group, run_group
 from zerofleet.benchmarks.recovery import prepare_environment
 from zerofleet.launch.config import JobConfig, load_job, override_job
@@ -41,6 +41,7 @@ from zerofleet.trainer.data.prepare import prepare
 from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.events import Control, Event
 from zerofleet.trainer.loop import Loop
+from zerofleet.trainer.memory_use import highest_own_bytes
 from zerofleet.trainer.model import ModelShape, num_elements
 from zerofleet.trainer.run_folder import RunFolder
 
@@ -143,7 +144,7 @@ def train(group: Group, warm_up_steps: int, steps: int) -> dict[str, Any] | None
 
 def peak_bytes(device: torch.device) -> int:
     """The most that this rank has had of its own."""
-    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else Reading.now().highest_own
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else highest_own_bytes()
 
 
 def figures(found: dict[str, Any], ranks: int) -> dict[str, float]:

@@ -39,8 +39,8 @@ class Bf16MomentsAdamW(torch.optim.Optimizer):
             state.update(step=torch.zeros(()), **moments)
         state["step"] += 1
         flat = [each.view(-1) for each in (parameter.data, gradient, state["exp_avg"], state["exp_avg_sq"])]
-        for chunk in zip(*(each.split(CHUNK_ELEMENTS) for each in flat), strict=True):
-            _update_chunk(*chunk, step=int(state["step"]), group=group)
+        for weights, slopes, first, second in zip(*(each.split(CHUNK_ELEMENTS) for each in flat), strict=True):
+            _update_chunk(weights, slopes, first, second, int(state["step"]), group)
 
 
 def _update_chunk(

@@ -11,7 +11,7 @@ class Residence:
     """Bytes of one process."""
 
     own: int
-    """Resident pages that no other process has: a rank shares its imports with the process that it was forked from."""
+    """Resident pages that no other process has: a rank shares its imports with the process that it was forked from. Snapshots in /dev/shm apart."""
     resident: int
     highest: int
     """The most that was ever resident (VmHWM)."""
@@ -20,19 +20,24 @@ class Residence:
     def of(pid: int | str) -> Residence:
         """OSError or ValueError when the process has gone."""
         folder = Path("/proc") / str(pid)
-        rollup = (folder / "smaps_rollup").read_text().splitlines()
-        own = sum(int(row.split()[1]) for row in rollup if row.startswith("Private_"))
-        status = dict(row.split(":", 1) for row in (folder / "status").read_text().splitlines())
+        return Residence.parse((folder / "smaps_rollup").read_text(), (folder / "status").read_text())
+
+    @staticmethod
+    def parse(rollup: str, status: str) -> Residence:
+        """By the texts of smaps_rollup and status. Raises ValueError."""
+        kib = {name: int(rest.split()[0]) for name, _, rest in (row.partition(":") for row in rollup.splitlines()[1:])}
+        own = sum(size for name, size in kib.items() if name.startswith("Private_")) - kib.get("Pss_Shmem", 0)
+        rows = dict(row.split(":", 1) for row in status.splitlines())
         try:
-            resident, highest = (int(status[name].split()[0]) for name in ("VmRSS", "VmHWM"))
+            resident, highest = (int(rows[name].split()[0]) for name in ("VmRSS", "VmHWM"))
         except KeyError as error:
-            raise ValueError(f"process {pid} has no memory any more") from error
-        return Residence(own * 1024, resident * 1024, highest * 1024)
+            raise ValueError("a process that has ended has no memory any more") from error
+        return Residence(max(0, own) * 1024, resident * 1024, highest * 1024)
 
     @property
     def highest_own(self) -> int:
         """What is shared is shared from the fork on."""
-        return self.highest - (self.resident - self.own)
+        return self.own + max(0, self.highest - self.resident)
 
 
 def free_bytes() -> int:

@@ -7,20 +7,8 @@ import mmap
 import torch
 
 from zerofleet.trainer import memory_use
-from zerofleet.trainer.memory_use import SHARE, MemoryUse, highest_own_bytes, own_bytes_of
-
-ROLLUP = """55d0-7ffc ---p 00000000 00:00 0    [rollup]
-Rss:                9000 kB
-Pss_Shmem:           500 kB
-Private_Clean:       100 kB
-Private_Dirty:      4000 kB
-Private_Hugetlb:       0 kB
-"""
-
-
-def test_snapshots_and_what_is_shared_do_not_count_and_what_was_given_back_does():
-    assert own_bytes_of(ROLLUP, 9000 * 1024) == 3600 * 1024
-    assert own_bytes_of(ROLLUP, 9700 * 1024) == 4300 * 1024
+from zerofleet.trainer.memory_use import SHARE, MemoryUse, highest_own_bytes
+from zerofleet.trainer.residence import Residence
 
 
 def test_of_this_process():
@@ -48,6 +36,9 @@ def test_a_look_takes_a_small_share_of_the_time(monkeypatch):
     assert use.take() == {"memory_bytes": 5} and len(looks) == 2
 
 
-def test_what_the_kernel_does_not_tell_is_left_out(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory_use, "_ROLLUP", tmp_path / "absent")
+def test_what_the_kernel_does_not_tell_is_left_out(monkeypatch):
+    def absent(pid: str) -> Residence:
+        raise FileNotFoundError("smaps_rollup")
+
+    monkeypatch.setattr(Residence, "of", absent)
     assert MemoryUse(torch.device("cpu")).take() == {}

@@ -17,6 +17,22 @@ sys.stdin.read()
 """
 
 
+ROLLUP = """55d0-7ffc ---p 00000000 00:00 0    [rollup]
+Rss:                9000 kB
+Pss_Shmem:           500 kB
+Private_Clean:       100 kB
+Private_Dirty:      4000 kB
+Private_Hugetlb:       0 kB
+"""
+
+
+def test_snapshots_and_what_is_shared_do_not_count_and_what_was_given_back_does():
+    assert Residence.parse(ROLLUP, "VmHWM:\t9000 kB\nVmRSS:\t9000 kB\n").highest_own == 3600 * 1024
+    assert Residence.parse(ROLLUP, "VmHWM:\t9700 kB\nVmRSS:\t9000 kB\n").highest_own == 4300 * 1024
+    with pytest.raises(ValueError, match="has ended"):
+        Residence.parse(ROLLUP, "State:\tZ (zombie)\n")
+
+
 def test_what_was_given_back_is_remembered():
     with subprocess.Popen([sys.executable, "-c", CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline()

@@ -67,11 +67,19 @@ def variant(name: str):
     return profile, workload(path, *overrides, profile=profile)
 
 
+NEEDS_GPUS = ("llama_8b", "cpu")
+"""The recipe and the profile that are not for each other."""
+
+
 def everything():
-    """Every recipe with every profile, and every variant."""
+    """Every recipe with every profile, on workers that have the memory for it, and every variant."""
     for path in PROFILES:
         for recipe in RECIPES:
+            if (recipe.stem, path.stem) == NEEDS_GPUS:
+                continue
             profile = load_profile(path)
+            if recipe.stem == "llama_1b" and not profile.workers.gpus:
+                profile = changed_profile(path, workers__memory_gib=24)
             yield f"{recipe.stem}-{path.stem}", profile, workload_of(job_for(path, recipe=recipe), profile)
     for name in VARIANTS:
         yield name, *variant(name)
@@ -86,6 +94,13 @@ every = pytest.mark.parametrize(
 @every
 def test_nothing_is_wrong_with_it(profile, load):
     assert [str(finding) for finding in lint(profile, load) if finding.level == "error"] == []
+
+
+def test_what_needs_gpus_is_refused_where_there_are_none():
+    recipe = next(path for path in RECIPES if path.stem == NEEDS_GPUS[0])
+    profile = load_profile(CPU)
+    wrong = [str(finding) for finding in lint(profile, workload_of(job_for(CPU, recipe=recipe), profile))]
+    assert any("cluster.gpus_per_rank: it is 1 and the profile's workers have no GPUs" in finding for finding in wrong)
 
 
 @every

@@ -10,6 +10,7 @@ from zerofleet.benchmarks.peers.training.turns import Turns
 
 def train(task: Task, turns: Turns) -> None:
     accelerator = Accelerator(
+        cpu=True,  # else it takes every rank for a world of its own
         mixed_precision="bf16",
         gradient_accumulation_steps=task.accumulation,
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=task.deepspeed_config()),

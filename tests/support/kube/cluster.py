@@ -57,6 +57,10 @@ class Cluster:
             process.wait()
         self.operator.__exit__()
         self.kubelet.__exit__()
+        # Nobody is left to say that they have ended, and nodes of another test have the same names.
+        self.control_plane.kubectl(
+            "delete", "pods", "--all", f"--namespace={self.namespace}", "--force", "--grace-period=0"
+        )
         self.proxy.__exit__()
 
     def _bind_claim(self) -> None:

@@ -1,13 +1,16 @@
 """The comparison with other systems: data order, figures, verdicts, and a system that fails."""
 
+import dataclasses
 import json
+import statistics
 from pathlib import Path
 
 import pytest
 
 from zerofleet.benchmarks import extracts
 from zerofleet.benchmarks.peer_throughput import MODELS, Pairing, largest_difference, line, page, sessions
-from zerofleet.benchmarks.peers.training.prepare import job
+from zerofleet.benchmarks.peers.training.prepare import job, make_task
+from zerofleet.benchmarks.peers.training.session import SystemFailed, session
 from zerofleet.benchmarks.peers.training.task import WORLD_SIZE, Task
 from zerofleet.trainer.batch import BatchPlan
 
@@ -75,3 +78,23 @@ def test_models_give_every_rank_as_many_full_blocks():
         config = job(model, Path("/x"), "eager")
         plan = BatchPlan.of(config.train.global_batch_size, config.train.micro_batch_size, WORLD_SIZE)
         assert plan.num_surplus_blocks == plan.num_padded_sequences == 0
+
+
+@pytest.mark.integration
+@pytest.mark.further
+@pytest.mark.timeout(300)
+def test_all_systems_train_the_same_model_on_the_same_samples(tmp_path):
+    """But Ray Train, whose workers run the loop of `deepspeed`."""
+    systems = ("zerofleet", "deepspeed", "hf_trainer", "accelerate", "ddp", "fsdp2")
+    tiny = dataclasses.replace(MODELS["small"], global_batch_size=4, micro_batch_size=1)
+    task = make_task(tiny, tmp_path / "task", 3, "eager")
+    with session(task, systems, tmp_path / "logs") as found:
+        assert found.failed == {}
+        losses = {
+            name: [statistics.fmean(each) for each in zip(*(turn.losses for turn in found.turn(name, 3)), strict=True)]
+            for name in systems
+        }
+    for name in systems:
+        assert losses[name] == pytest.approx(losses["zerofleet"], rel=2e-3), name
+    with session(task, ["deepspeed"], tmp_path / "other") as found, pytest.raises(SystemFailed, match="has ended"):
+        found.turn("deepspeed", 4)  # there are sequences for three

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+from zerofleet.trainer.checkpoint.reader import FILES_AT_A_TIME
 
 Tier = Literal["own memory", "buddy", "storage", "beginning"]
 """What an attempt starts from: the snapshots of its own nodes, one of them at least from another node, a checkpoint, nothing."""
@@ -50,8 +53,8 @@ class Costs:
         return ranks * self.file_s + fragments * self.digest_s
 
     def select_s(self, ranks: int) -> float:
-        """The driver checks the newest checkpoint before every attempt: size and header of one file after the other."""
-        return 2 * ranks * self.request_s
+        """The driver checks the newest checkpoint before every attempt: size and header of every file, `FILES_AT_A_TIME`."""
+        return 2 * math.ceil(ranks / FILES_AT_A_TIME) * self.request_s
 
     def begin_s(self, ranks: int) -> float:
         """From the fork to a process group and an engine."""
@@ -64,7 +67,7 @@ class Costs:
         table_s = fragments * self.fragment_s
         if tier == "storage":
             requests = 2 * ranks * ranks
-            asking_s = max(2 * ranks * self.request_s, requests / self.storage_requests_per_s)
+            asking_s = max(self.select_s(ranks), requests / self.storage_requests_per_s)
             reading_s = max(
                 rank_bytes * ranks_per_node / self.write_gb_per_s, rank_bytes * ranks / self.storage_gb_per_s
             )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -290,21 +290,25 @@ class Piece:
         return Piece(first, self.target[first - self.start : last - self.start])
 
 
+Header = dict[FragmentKey, tuple[int, int]]
+"""A rank file's fragments and where they lie: [start, end) in bytes."""
+
+
 class RankFileReader(Protocol):
     """Byte ranges of one rank's file, wherever it lies. Both raise DamagedFile."""
 
-    def header(self) -> dict[FragmentKey, tuple[int, int]]: ...
+    def header(self) -> Header: ...
     def read(self, start: int, end: int) -> bytes | memoryview: ...
 
 
 class FragmentTable:
     """Any run of elements of any tensor, wherever the ranks that wrote it had put it."""
 
-    def __init__(self, tensors: dict[str, Tensor], readers: Sequence[RankFileReader]) -> None:
+    def __init__(self, tensors: dict[str, Tensor], headers: Iterable[tuple[RankFileReader, Header]]) -> None:
         self._tensors = tensors
         self._where: dict[tuple[str, str], list[tuple[FragmentKey, RankFileReader, int]]] = {}
-        for reader in readers:
-            for key, (start, _) in reader.header().items():
+        for reader, header in headers:
+            for key, (start, _) in header.items():
                 self._where.setdefault((key.kind, key.name), []).append((key, reader, start))
         for found in self._where.values():
             found.sort(key=lambda entry: entry[0].start)

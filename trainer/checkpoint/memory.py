@@ -61,7 +61,7 @@ class SnapshotReader(FragmentTable):
             created_at=0.0,
             **vars(Draft.from_dict(draft)),
         )
-        super().__init__(self.manifest.tensors, self._snapshots)
+        super().__init__(self.manifest.tensors, ((snapshot, snapshot.header()) for snapshot in self._snapshots))
 
     @property
     def events(self) -> Sequence[dict[str, object]]:

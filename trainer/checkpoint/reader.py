@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import xxhash
 
@@ -12,18 +13,21 @@ from zerofleet.trainer.checkpoint import format as checkpoint_format
 from zerofleet.trainer.checkpoint.format import (
     DamagedFile,
     FragmentTable,
+    Header,
     Manifest,
     Piece,
     RankFile,
     RankFileReader,
     parse_header,
 )
-from zerofleet.trainer.checkpoint.fragments import FragmentKey
 from zerofleet.trainer.run_folder import CheckpointId
 from zerofleet.trainer.storage import Storage
 
 BlockCache = OrderedDict[tuple[str, int], bytes]
 """(path, block) to verified bytes, least recently used first."""
+FILES_AT_A_TIME = 32
+"""Rank files that are asked for their size and header at once: each is a round trip or two, and the driver looks at all of them before every
+attempt. One after the other took longer than an attempt may take to start, at 16,384 ranks (docs/scale.md)."""
 CACHED_BLOCKS = 8
 """Blocks that one process keeps while it reads a checkpoint, whatever the number of rank files: 128 MiB."""
 
@@ -43,7 +47,12 @@ class VerifiedReader:
         if size != self._file.num_bytes:
             raise DamagedFile(f"{self._file.path} has {size} bytes, the manifest says {self._file.num_bytes}")
 
-    def header(self) -> dict[FragmentKey, tuple[int, int]]:
+    def checked_header(self) -> Header:
+        """The header of a file that has its size. Raises DamagedFile."""
+        self.check_size()
+        return self.header()
+
+    def header(self) -> Header:
         """Fragments and their absolute byte range in the file. Raises DamagedFile."""
         data = self._read_raw(0, self._file.header_bytes)
         if xxhash.xxh3_128_hexdigest(data) != self._file.header_digest:
@@ -130,9 +139,12 @@ class CheckpointReader(FragmentTable):
             raise DamagedFile("it has no manifest.json: it was never completed") from error
         cache: BlockCache = OrderedDict()
         self._readers = [VerifiedReader(storage, checkpoint.folder, file, cache) for file in self.manifest.rank_files]
-        for reader in self._readers:
-            reader.check_size()
-        super().__init__(self.manifest.tensors, self._readers)
+        with ThreadPoolExecutor(FILES_AT_A_TIME, "headers") as pool:
+            try:
+                headers = pool.map(VerifiedReader.checked_header, self._readers)
+                super().__init__(self.manifest.tensors, zip(self._readers, headers, strict=True))
+            finally:
+                pool.shutdown(cancel_futures=True)  # storage that is away is not asked for thousands of files more
 
     def _tasks(self, reader: RankFileReader, pieces: Sequence[Piece]) -> Iterator[Callable[[], None]]:
         assert isinstance(reader, VerifiedReader)

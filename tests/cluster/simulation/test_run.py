@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from zerofleet.cluster.simulation import costs
 from zerofleet.cluster.simulation.costs import Costs
 from zerofleet.cluster.simulation.failures import FailureRates, Kind
 from zerofleet.cluster.simulation.findings import simulate
@@ -85,8 +86,9 @@ def test_all_of_its_time_has_a_label_and_a_seed_determines_it():
     assert 0.8 < first["simulated"]["goodput"] < 1.0 and first["is_simulated"]
 
 
-def test_a_driver_that_looks_too_long_at_storage_never_starts_an_attempt():
+def test_a_driver_that_looks_too_long_at_storage_never_starts_an_attempt(monkeypatch):
     """cluster.start_timeout_s is over before the ranks are forked: the run ends after cluster.max_failures."""
+    monkeypatch.setattr(costs, "FILES_AT_A_TIME", 1)
     slow = replace(Costs(), request_s=20.0)
     found = simulate(scenario("rank", costs=slow))["simulated"]
     assert found["state"] == "FAILED" and "the first step was not done within cluster.start_timeout_s" in found["why"]

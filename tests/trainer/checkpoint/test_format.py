@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from zerofleet.trainer.checkpoint import format as checkpoint_format
+from zerofleet.trainer.checkpoint import reader as reader_module
 from zerofleet.trainer.checkpoint.format import DamagedFile, Manifest, Scalars, Wanted, write_rank_file
 from zerofleet.trainer.checkpoint.fragments import FragmentKey, Tensor, digest
 from zerofleet.trainer.checkpoint.reader import CheckpointReader
+from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.run_folder import CheckpointId
 from zerofleet.trainer.storage import Storage
 
@@ -102,6 +106,43 @@ def test_nothing_is_read_into_place_unverified(storage):
     file.unlink()
     with pytest.raises(DamagedFile, match="is missing"):
         reader.fill([Wanted("w", "master", 0, np.zeros(600, np.float32))])
+
+
+class Asked(Storage):
+    """Answers for a size when as many have asked as a barrier waits for."""
+
+    def __init__(self, url: str, parties: int) -> None:
+        super().__init__(url)
+        self._barrier, self.count = threading.Barrier(parties), 0
+
+    def size(self, path: str) -> int:
+        self._barrier.wait(10)
+        self.count += 1
+        return super().size(path)
+
+
+def test_rank_files_are_asked_for_their_headers_at_once(tmp_path):
+    saved(Storage(str(tmp_path)))
+    asked = Asked(str(tmp_path), parties=2)
+    CheckpointReader(asked, CHECKPOINT).check_blocks()
+    assert asked.count == 2
+
+
+def test_storage_that_is_away_is_not_asked_for_every_file(tmp_path, monkeypatch):
+    storage = saved(Storage(str(tmp_path)))
+    whole = Manifest.from_bytes(storage.read(CHECKPOINT.manifest))
+    monkeypatch.setattr(reader_module, "FILES_AT_A_TIME", 2)
+    asked, many = [], 1000
+
+    def away(path: str) -> int:
+        asked.append(path)
+        raise StorageError("away")
+
+    monkeypatch.setattr(storage, "size", away)
+    monkeypatch.setattr(Manifest, "from_bytes", lambda data: replace(whole, rank_files=whole.rank_files * (many // 2)))
+    with pytest.raises(StorageError):
+        CheckpointReader(storage, CHECKPOINT)
+    assert len(asked) < many / 2
 
 
 def test_a_tensor_has_its_shape_and_the_manifest_survives_the_way(storage):

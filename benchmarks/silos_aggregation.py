@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from zerofleet.benchmarks.statistics import median_interval
 from zerofleet.launch.environment import fingerprint
 from zerofleet.trainer.silos.aggregation import Contribution, mean_deltas
-from zerofleet.trainer.silos.chunks import Chunk, chunks_of
+from zerofleet.trainer.silos.chunks import SUMMED_ELEMENTS, Chunk, chunks_of
 from zerofleet.trainer.silos.inspection import inspect
 
 Float32 = NDArray[np.float32]
@@ -61,7 +61,7 @@ def ours(deltas: list[Layers], tokens: list[int], num_threads: int = 1) -> Layer
     means = {name: np.empty_like(layer) for name, layer in deltas[0].items()}
     flat_means = {name: mean.reshape(-1) for name, mean in means.items()}
     contributions = {str(silo): Contribution(tokens[silo], _reader(layers)) for silo, layers in enumerate(deltas)}
-    chunks = list(chunks_of({name: mean.size for name, mean in means.items()}))
+    chunks = list(chunks_of({name: mean.size for name, mean in means.items()}, SUMMED_ELEMENTS))
 
     def take(number: int) -> None:
         for chunk, mean in mean_deltas(chunks[number::num_threads], contributions, sum(tokens)):
@@ -144,7 +144,7 @@ def memory(kind: str, num_silos: int, path: Path) -> float:
             return flower(deltas, tokens)
         mean = np.empty(elements, np.float32)
         contributions = {str(silo): Contribution(count, read) for silo, count in enumerate(tokens)}
-        for chunk, part in mean_deltas(chunks_of({"weight": elements}), contributions, sum(tokens)):
+        for chunk, part in mean_deltas(chunks_of({"weight": elements}, SUMMED_ELEMENTS), contributions, sum(tokens)):
             mean[chunk.start : chunk.start + chunk.count] = part
         return mean
 

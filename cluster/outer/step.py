@@ -9,7 +9,7 @@ from zerofleet.cluster.outer.state import Arrays, Float32, OuterState
 from zerofleet.cluster.outer.terms import Terms
 from zerofleet.cluster.policy.rounds import num_trimmed_of
 from zerofleet.trainer.silos.aggregation import Contribution, mean_deltas
-from zerofleet.trainer.silos.chunks import Chunk, chunks_of
+from zerofleet.trainer.silos.chunks import SUMMED_ELEMENTS, Chunk, chunks_of
 from zerofleet.trainer.silos.inspection import judge
 from zerofleet.trainer.silos.robust import coordinate_median, robust_deltas, trimmed_mean
 from zerofleet.trainer.silos.strategies import Strategy
@@ -27,7 +27,7 @@ def means_of(
     contributions = {silo: Contribution(weights[silo], delivery.read) for silo, delivery in deliveries.items()}
     match terms.aggregation:
         case "mean":
-            return mean_deltas(chunks_of(sizes), contributions, sum(weights.values()))
+            return mean_deltas(chunks_of(sizes, SUMMED_ELEMENTS), contributions, sum(weights.values()))
         case "median":
             return robust_deltas(chunks_of(sizes), contributions, coordinate_median)
         case "trimmed_mean":

@@ -69,8 +69,9 @@ class ChunkSum:
     def mean(self) -> Float32:
         """Sum of weight x value by the sum of the weights [count]; of at least one silo."""
         assert self._weights
-        mean = self._total * (self._weight_limit / math.fsum(self._weights.values()))
-        return mean.astype(np.float32)
+        mean = np.empty(self._total.shape, np.float32)
+        factor = self._weight_limit / math.fsum(self._weights.values())
+        return np.multiply(self._total, factor, out=mean, casting="same_kind")  # in fp64, and rounded once
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 MAX_CHUNK_ELEMENTS = 1 << 16
 """256 KiB of fp32: a chunk and its sum in fp64 stay in a core's cache, and a message is long against its header."""
+SUMMED_ELEMENTS = 1 << 18
+"""1 MiB of each silo in turn, 2 MiB of a sum: where deltas are added up, a longer run of each silo's memory is worth more than a smaller sum
+(twice as fast, benchmarks/results/2026-11-23-aggregation.md)."""
 
 
 class Chunk(NamedTuple):

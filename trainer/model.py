@@ -7,15 +7,16 @@ time, so any stage and world size starts from the same weights.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import xxhash
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers import initialization as hf_initialization
 
 from zerofleet.trainer.batch import module_seed
@@ -42,18 +43,24 @@ def resolve_config(model: ModelConfig, tokenizer_size: int) -> PretrainedConfig:
     try:
         known = AutoConfig.for_model(model_type)
     except ValueError as error:
-        raise UserError(
-            f"model.config.model_type={model_type!r} is not a model of transformers: {_first_line(error)}"
-        ) from error
+        near = _nearest(model_type, CONFIG_MAPPING.keys())
+        raise UserError(f"model.config.model_type={model_type!r} is not a model of transformers{near}") from error
     unknown = sorted(key for key in fields if not hasattr(known, key))
     if unknown:
+        near = "".join(_nearest(key, vars(known)) for key in unknown)
         raise UserError(
-            f"model.config has {', '.join(unknown)}, which {type(known).__name__} does not have: check the spelling"
+            f"model.config has {', '.join(unknown)}, which {type(known).__name__} does not have{near}: check the spelling"
         )
     try:
         return AutoConfig.for_model(model_type, **fields)
     except Exception as error:
-        raise UserError(f"model.config is refused by {type(known).__name__}: {_first_line(error)}") from error
+        raise UserError(f"model.config is refused by {type(known).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` where something is near."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def check(config: TrainConfig, cache: DataCache) -> PretrainedConfig:

@@ -90,7 +90,8 @@ class Cache:
     [
         ({"vocab_size": 500}, "1000 entries and the model's vocabulary only 500"),
         ({"max_position_embeddings": 16}, "sequence_length is 512 and the model has 16 positions"),
-        ({"hiden_size": 5}, "hiden_size, which LlamaConfig does not have"),
+        ({"hiden_size": 5}, "hiden_size, which LlamaConfig does not have; did you mean hidden_size?"),
+        ({"num_attention_heads": 7}, "refused by LlamaConfig: .* 7"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(fields, words):
@@ -111,7 +112,7 @@ def test_a_model_without_positions_cannot_keep_documents_apart():
 
 
 def test_an_unknown_model_type_and_folder_are_refused():
-    with pytest.raises(UserError, match="'lama' is not a model of transformers"):
+    with pytest.raises(UserError, match="'lama' is not a model of transformers; did you mean llama"):
         resolve_config(ModelConfig(config={"model_type": "lama"}), 10)
     with pytest.raises(UserError, match="/no/such/folder"):
         resolve_config(ModelConfig(pretrained="/no/such/folder"), 10)

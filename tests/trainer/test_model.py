@@ -91,7 +91,7 @@ class Cache:
         ({"vocab_size": 500}, "1000 entries and the model's vocabulary only 500"),
         ({"max_position_embeddings": 16}, "sequence_length is 512 and the model has 16 positions"),
         ({"hiden_size": 5}, "hiden_size, which LlamaConfig does not have; did you mean hidden_size?"),
-        ({"num_attention_heads": 7}, "refused by LlamaConfig: .* 7"),
+        ({"num_attention_heads": 7}, r"is not a multiple of the number of attention heads \(7\)"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(fields, words):

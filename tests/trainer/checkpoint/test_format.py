@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from dataclasses import replace
 
@@ -136,6 +137,7 @@ def test_storage_that_is_away_is_not_asked_for_every_file(tmp_path, monkeypatch)
 
     def away(path: str) -> int:
         asked.append(path)
+        time.sleep(0.02)  # storage that is away takes its time to say so: 10 s for all of them
         raise StorageError("away")
 
     monkeypatch.setattr(storage, "size", away)

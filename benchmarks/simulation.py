@@ -14,10 +14,10 @@ from zerofleet.cluster.controller import Controller
 from zerofleet.cluster.hooks import Hooks, Origin
 from zerofleet.cluster.policy.sizing import Sizes
 from zerofleet.cluster.simulation.group import ECHO, SimulatedGroup
+from zerofleet.cluster.simulation.run import record_keeping_config
 from zerofleet.cluster.spec import JobSpec
 from zerofleet.cluster.state import State
 from zerofleet.trainer.checkpoint.select import Selection
-from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.recorder import Recorder
@@ -35,7 +35,7 @@ class Simulation:
         self.num_ranks, self.now, self.step_number = num_ranks, 1000.0, 0
         self.group = SimulatedGroup(num_ranks, RANKS_PER_NODE, clock)
         run = RunFolder(str(folder), "simulated")
-        self.recorder = Recorder(run, 1, _config(folder))
+        self.recorder = Recorder(run, 1, record_keeping_config(folder))
         hooks = Hooks(
             prepare=lambda wait_s: JobSpec(run="simulated", config_json="{}", cache_path=""),
             select=lambda excluded, infos: Selection(None, (), 0),
@@ -122,14 +122,3 @@ class Simulation:
     def hang(self) -> None:
         """Nobody says anything any more; rank 7 computes, the others wait."""
         self.group.hang(busy_rank=7)
-
-
-def _config(folder: Path) -> TrainConfig:
-    """Of a run that does not run: only where it keeps its records matters."""
-    sections = {
-        "run": {"name": "simulated", "storage": str(folder)},
-        "model": {"config": {"model_type": "llama"}},
-        "data": {"files": ["none"], "sequence_length": 8},
-        "train": {"steps": 1, "global_batch_size": 1, "micro_batch_size": 1},
-    }
-    return TrainConfig.model_validate(sections)

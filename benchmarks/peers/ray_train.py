@@ -75,21 +75,27 @@ def own_environment() -> None:
     os.environ.update(SETTINGS, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), **own)
 
 
-def main() -> None:
-    own_environment()
+def start_ray(folder: Path) -> None:
+    """A Ray of its own for two workers, with its sockets in `folder`, whose path has to be short. After `own_environment`."""
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
 
-    folder = Path(sys.argv[1])
     ray.init(
         address="local",
         _node_ip_address=_HOST,
         num_cpus=WORLD_SIZE,
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
-        _temp_dir=str(folder / "ray"),
+        _temp_dir=str(folder),
     )
+
+
+def main() -> None:
+    own_environment()
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    folder = Path(sys.argv[1])
+    start_ray(folder / "ray")
     TorchTrainer(
         train_worker,
         train_loop_config={"folder": str(folder)},

@@ -63,7 +63,7 @@ class SimulatedRun:
         self._looked_at = 0.0
         self.nodes = SimulatedNodes(scenario, lambda: self.now, self._begin, self._obey, clock)
         self.folder = RunFolder(str(folder), "simulated")
-        self._recorder = Recorder(self.folder, 1, _config(folder))
+        self._recorder = Recorder(self.folder, 1, record_keeping_config(folder))
         self.ranks: SimulatedRanks | None = None
         self.attempts: list[AttemptRecord] = []
         self.events: list[Event] = []
@@ -271,7 +271,7 @@ class SimulatedRun:
         self.hear([*ranks.news(), *echoes, *causes])
 
 
-def _config(folder: Path) -> TrainConfig:
+def record_keeping_config(folder: Path) -> TrainConfig:
     """Of a run that does not run: only where it keeps its records matters."""
     sections = {
         "run": {"name": "simulated", "storage": str(folder)},

@@ -140,11 +140,9 @@ class CheckpointReader(FragmentTable):
         cache: BlockCache = OrderedDict()
         self._readers = [VerifiedReader(storage, checkpoint.folder, file, cache) for file in self.manifest.rank_files]
         with ThreadPoolExecutor(FILES_AT_A_TIME, "headers") as pool:
-            try:
-                headers = pool.map(VerifiedReader.checked_header, self._readers)
-                super().__init__(self.manifest.tensors, zip(self._readers, headers, strict=True))
-            finally:
-                pool.shutdown(cancel_futures=True)  # storage that is away is not asked for thousands of files more
+            # At the first that fails `map` gives up the rest: storage that is away is not asked for thousands of files more.
+            headers = pool.map(VerifiedReader.checked_header, self._readers)
+            super().__init__(self.manifest.tensors, zip(self._readers, headers, strict=True))
 
     def _tasks(self, reader: RankFileReader, pieces: Sequence[Piece]) -> Iterator[Callable[[], None]]:
         assert isinstance(reader, VerifiedReader)

@@ -8,12 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from zerofleet.benchmarks.peers.ray_train import own_environment
+from zerofleet.benchmarks.peers.ray_train import own_environment, start_ray
 from zerofleet.benchmarks.peers.training.task import WORLD_SIZE, Task
 from zerofleet.benchmarks.peers.training.turns import Finished, Turns
-
-_HOST = "127.0.0.1"
-_OBJECT_STORE_BYTES = 80_000_000
 
 
 def train_worker(config: dict[str, str]) -> None:
@@ -39,14 +36,7 @@ def main(task: str, address: str) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     with tempfile.TemporaryDirectory(prefix="zf-ray-") as folder:  # a short path: Ray's sockets lie in it
-        ray.init(
-            address="local",
-            _node_ip_address=_HOST,
-            num_cpus=WORLD_SIZE,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _temp_dir=str(Path(folder, "ray")),
-        )
+        start_ray(Path(folder, "ray"))
         TorchTrainer(
             train_worker,
             train_loop_config={"task": task, "address": address},

@@ -72,6 +72,10 @@ BARS = (
     Bar("load_cold_s", "dcp_save", "zerofleet", 3.0, False),
     Bar("restore_s", "dcp_save", "zerofleet", 3.0, False),
     Bar("restore_cold_s", "dcp_save", "zerofleet", 3.0, False),
+    Bar("stall_s", "zerofleet", "dcp_sharded_save", 0.1, True),
+    Bar("durable_s", "dcp_sharded_thread", "zerofleet", 1.8, False, stretch=2.5),
+    Bar("load_s", "dcp_sharded_save", "zerofleet", 3.0, False),
+    Bar("load_cold_s", "dcp_sharded_save", "zerofleet", 3.0, False),
     Bar("resize_s", "ds_to_universal", "zerofleet", 10.0, False),
 )
 MOST_SLOWDOWN = 1.03

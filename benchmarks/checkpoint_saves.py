@@ -12,12 +12,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
+import xxhash
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 from zerofleet.benchmarks.checkpoint_agent import AgentLine, snapshots_of
 from zerofleet.benchmarks.checkpoint_ranks import (
     Figures,
     Round,
+    WrongState,
     digests_of,
     forget,
     load_ours,
@@ -27,7 +29,7 @@ from zerofleet.benchmarks.checkpoint_ranks import (
     timed,
 )
 from zerofleet.benchmarks.disk import drop_caches
-from zerofleet.benchmarks.peers.dcp import Dcp, flat_state
+from zerofleet.benchmarks.peers.dcp import Dcp, State, flat_state, local_parts, sharded_state
 from zerofleet.benchmarks.peers.universal import TAG
 from zerofleet.benchmarks.rank_group import Group
 from zerofleet.trainer.checkpoint.format import Wanted
@@ -42,6 +44,12 @@ PEERS: dict[str, AsyncCheckpointerType | None] = {
     "dcp_thread": AsyncCheckpointerType.THREAD,
     "dcp_process": AsyncCheckpointerType.PROCESS,
 }
+
+SHARDED_PEERS: dict[str, AsyncCheckpointerType | None] = {
+    "dcp_sharded_save": None,
+    "dcp_sharded_thread": AsyncCheckpointerType.THREAD,
+}
+"""Of a state that any world size can load."""
 
 OVERLAPPED = 10**5
 """Added to the numbers of saves that are overlapped, so that no two have the same."""
@@ -138,9 +146,11 @@ def measure_saves(group: Group, num_rounds: int, root: Path, is_cold: bool) -> d
     state = flat_state(loop.engine)
     peers = {name: Dcp(state, root / name, kind) for name, kind in PEERS.items()}
     overlapped = Dcp(state, root / "overlapped", AsyncCheckpointerType.PROCESS, is_overlapped=True)
-    trials = SaveTrials(loop, ours, peers, overlapped, is_cold)
+    cut = sharded_state(loop.adapter)
+    sharded = Sharded(cut, {name: Dcp(cut, root / name, kind) for name, kind in SHARDED_PEERS.items()})
+    trials = SaveTrials(loop, ours, peers, sharded, overlapped, is_cold)
     rounds = [trials.run_round(number) for number in range(1, num_rounds + 2)]
-    for peer in [*peers.values(), overlapped]:
+    for peer in [*peers.values(), *sharded.peers.values(), overlapped]:
         peer.close()
     last = num_rounds + 2
     trials.save(ours, last)
@@ -151,11 +161,34 @@ def measure_saves(group: Group, num_rounds: int, root: Path, is_cold: bool) -> d
     return {"rounds": rounds[1:], "state_bytes": int(total), "step": last, "digests": trials.wanted}
 
 
+class Sharded:
+    """The peers that save one state cut as FSDP2 cuts it."""
+
+    def __init__(self, state: State, peers: dict[str, Dcp]) -> None:
+        self._state, self.peers = state, peers
+        self._wanted = self._digests()
+
+    def load_s(self, peer: Dcp, number: int) -> float:
+        """Seconds of `dcp.load` into memory that holds nothing. Raises WrongState unless it brings back what was saved."""
+        for part in local_parts(self._state):
+            part.zero_()
+        seconds = timed(lambda: peer.load(number))
+        if self._digests() != self._wanted:
+            raise WrongState("dcp.load of a sharded state: not what was saved")
+        return seconds
+
+    def _digests(self) -> list[int]:
+        return [xxhash.xxh3_64_intdigest(part.numpy().data) for part in local_parts(self._state)]
+
+
 class SaveTrials:
     """Trials of all arms on one engine, whose state stays what it is. All methods are collective."""
 
-    def __init__(self, loop: Loop, ours: Ours, peers: dict[str, Dcp], overlapped: Dcp, is_cold: bool) -> None:
+    def __init__(
+        self, loop: Loop, ours: Ours, peers: dict[str, Dcp], sharded: Sharded, overlapped: Dcp, is_cold: bool
+    ) -> None:
         self._loop, self._ours, self._peers, self._overlapped, self._is_cold = loop, ours, peers, overlapped, is_cold
+        self._sharded = sharded
         self.wanted = digests_of(loop)
 
     def run_round(self, number: int) -> Round:
@@ -163,6 +196,8 @@ class SaveTrials:
         trials: list[tuple[str, Callable[[], Figures]]] = [("zerofleet", lambda: self._our_trial(number))]
         for name, peer in self._peers.items():
             trials.append((name, functools.partial(self._peer_trial, name, peer, number)))
+        for name, peer in self._sharded.peers.items():
+            trials.append((name, functools.partial(self._sharded_trial, name, peer, number)))
         overlapped: dict[str, Arm] = {
             "zerofleet_overlapped": self._ours,
             "dcp_process_overlapped": self._overlapped,
@@ -231,6 +266,17 @@ class SaveTrials:
             if name == "dcp_save":
                 figures[f"load_{temperature}s"] = load_s
                 figures[f"restore_{temperature}s"] = load_s + timed(self._loop.adapter.refresh)
+        peer.remove(number)
+        return figures
+
+    def _sharded_trial(self, name: str, peer: Dcp, number: int) -> Figures:
+        """As `_peer_trial`; with FSDP2 a restore is no more than the load."""
+        figures = self.save(peer, number)
+        self._empty_caches()
+        for temperature in ("cold_", "") if name == "dcp_sharded_save" else ("cold_",):
+            load_s = self._sharded.load_s(peer, number)
+            if name == "dcp_sharded_save":
+                figures[f"load_{temperature}s"] = load_s
         peer.remove(number)
         return figures
 

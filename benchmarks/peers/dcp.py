@@ -1,12 +1,15 @@
 """The peer torch.distributed.checkpoint: the same fp32 state of a DeepSpeed engine by `save`, `async_save` and `load`.
 
-The state is what ZeRO-1 keeps: per rank, parameter group and kind one flat partition. They are plain tensors under names of
-their own: few and large, with nothing to plan or to reshard, which is the fastest that the library can be given.
+The state comes in two forms. Flat: what ZeRO-1 keeps, per rank, parameter group and kind one partition, as plain tensors under names of their
+own: few and large, with nothing to plan, which is the fastest that the library can be given; no other world size could load it. Sharded: per
+parameter and kind a DTensor, cut along its first dimension, as FSDP2 keeps it and torchtitan saves it: like ours, any world size can load it.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,12 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse, async_save, save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from zerofleet.benchmarks.disk import fsync_tree
+from zerofleet.trainer.checkpoint.adapters import Adapter
+from zerofleet.trainer.checkpoint.save import saved_slots
 
 State = dict[str, torch.Tensor]
 
@@ -34,6 +41,25 @@ def flat_state(engine: Any) -> State:
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def sharded_state(adapter: Adapter) -> State:
+    """A copy of the same masters and moments, as DTensors. Collective."""
+    mesh, found = init_device_mesh("cpu", (dist.get_world_size(),)), State()
+    slots = {(slot.name, slot.kind): slot for slot in saved_slots(adapter)}
+    for name, tensor in adapter.tensors().items():
+        for kind in tensor.kinds:
+            whole = torch.zeros(math.prod(tensor.shape))
+            if slot := slots.get((name, kind)):
+                whole[slot.save_start : slot.save_end] = slot.saved_view()
+            dist.all_reduce(whole)
+            found[f"{kind}/{name}"] = distribute_tensor(whole.view(tensor.shape), mesh, [Shard(0)])
+    return found
+
+
+def local_parts(state: State) -> Iterable[torch.Tensor]:
+    """What this rank holds of a sharded state, in its own memory."""
+    return (tensor.to_local() for tensor in state.values() if isinstance(tensor, DTensor))
 
 
 class Dcp:

@@ -6,13 +6,14 @@ trainer/silos/masking.py has the protocol. Nothing of it is durable: a new drive
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from zerofleet.cluster.outer.delivery import Delivery
 from zerofleet.cluster.outer.state import Float32
+from zerofleet.cluster.outer.step import Means
 from zerofleet.cluster.policy.masking import Masking
 from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.silos.chunks import Chunk, chunks_of
@@ -91,8 +92,8 @@ class MaskedRound:
 
     def means(
         self, sizes: Mapping[str, int], deliveries: Mapping[str, Delivery], weights: Mapping[str, float]
-    ) -> Iterator[tuple[Chunk, Float32]]:
-        """The weighted mean over the survivors, chunk by chunk. Raises MaskingFailed, before the first one, where shares are wrong."""
+    ) -> Means:
+        """The weighted mean over the survivors. Raises MaskingFailed, before the first chunk, where shares are wrong."""
         unmasker = Unmasker(
             session_of(self._number),
             self._keys_of_all(),
@@ -100,7 +101,8 @@ class MaskedRound:
             list(deliveries),
             self._revealed.values(),
         )
-        return _means(unmasker, sizes, deliveries, sum(weights.values()) / self._weight_limit)
+        total_share = sum(weights.values()) / self._weight_limit
+        return Means(chunks_of(sizes), lambda chunk: _mean(unmasker, chunk, deliveries, total_share))
 
     def _keys_of_all(self) -> dict[str, PublicKeys]:
         return {name: self._keys[name] for name in sorted(self.policy.answered["keys"])}
@@ -109,14 +111,11 @@ class MaskedRound:
         return self._lives.get(silo) == life
 
 
-def _means(
-    unmasker: Unmasker, sizes: Mapping[str, int], deliveries: Mapping[str, Delivery], total_share: float
-) -> Iterator[tuple[Chunk, Float32]]:
-    for chunk in chunks_of(sizes):
-        total = np.zeros(chunk.count, MASKED.dtype)
-        for delivery in deliveries.values():
-            total += delivery.read(chunk)
-        yield chunk, MASKED.decode_mean(unmasker.unmask(chunk, total), total_share)
+def _mean(unmasker: Unmasker, chunk: Chunk, deliveries: Mapping[str, Delivery], total_share: float) -> Float32:
+    total = np.zeros(chunk.count, MASKED.dtype)
+    for delivery in deliveries.values():
+        total += delivery.read(chunk)
+    return MASKED.decode_mean(unmasker.unmask(chunk, total), total_share)
 
 
 def _hex(keys: PublicKeys) -> dict[str, str]:

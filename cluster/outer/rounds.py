@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from zerofleet.cluster.outer.delivery import Delivery
 from zerofleet.cluster.outer.seeding import Seeding
-from zerofleet.cluster.outer.state import Arrays, Float32, OuterState, OuterStore, RoundRecord
-from zerofleet.cluster.outer.step import means_of, odd_ones, stepped
+from zerofleet.cluster.outer.state import Arrays, OuterState, OuterStore, RoundRecord
+from zerofleet.cluster.outer.step import Means, means_of, odd_ones, stepped
 from zerofleet.cluster.outer.terms import Terms
 from zerofleet.cluster.policy.masking import Phase
 from zerofleet.cluster.policy.rounds import Round
 from zerofleet.trainer.errors import StorageError, ZerofleetError
-from zerofleet.trainer.silos.chunks import Chunk
 from zerofleet.trainer.silos.errors import MaskingFailed, UnusableDelta
 from zerofleet.trainer.silos.wire import VERDICT_S
 
@@ -263,7 +262,7 @@ class Rounds:
 
     def _means(
         self, state: OuterState, taken: Mapping[str, Delivery], weights: Mapping[str, float]
-    ) -> tuple[Iterator[tuple[Chunk, Float32]] | None, str]:
+    ) -> tuple[Means | None, str]:
         """Of what was delivered; None where there is no outer step, and why."""
         if self._masked is None:
             if len(taken) < self._terms.quorum:

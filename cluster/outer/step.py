@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from zerofleet.cluster.outer.delivery import Delivery
 from zerofleet.cluster.outer.state import Arrays, Float32, OuterState
 from zerofleet.cluster.outer.terms import Terms
 from zerofleet.cluster.policy.rounds import num_trimmed_of
-from zerofleet.trainer.silos.aggregation import Contribution, mean_deltas
+from zerofleet.trainer.silos.aggregation import Contribution, mean_delta
 from zerofleet.trainer.silos.chunks import SUMMED_ELEMENTS, Chunk, chunks_of
 from zerofleet.trainer.silos.inspection import judge
-from zerofleet.trainer.silos.robust import coordinate_median, robust_deltas, trimmed_mean
+from zerofleet.trainer.silos.robust import coordinate_median, robust_delta, trimmed_mean
 from zerofleet.trainer.silos.strategies import Strategy
 
 
@@ -20,30 +24,49 @@ def odd_ones(deliveries: Mapping[str, Delivery]) -> dict[str, str]:
     return dict(judge({silo: delivery.norm for silo, delivery in deliveries.items()}).rejected)
 
 
+@dataclass(frozen=True)
+class Means:
+    """Of what silos delivered: the mean of any of the chunks, from any thread."""
+
+    chunks: Iterable[Chunk]
+    of: Callable[[Chunk], Float32]
+
+
 def means_of(
     terms: Terms, sizes: Mapping[str, int], deliveries: Mapping[str, Delivery], weights: Mapping[str, float]
-) -> Iterator[tuple[Chunk, Float32]]:
-    """Of the deliveries of at least one silo, chunk by chunk, as the terms say."""
+) -> Means:
+    """Of the deliveries of at least one silo, as the terms say."""
     contributions = {silo: Contribution(weights[silo], delivery.read) for silo, delivery in deliveries.items()}
     match terms.aggregation:
         case "mean":
-            return mean_deltas(chunks_of(sizes, SUMMED_ELEMENTS), contributions, sum(weights.values()))
+            limit = math.fsum(weights.values())  # as ChunkSum adds them up: a plain sum may come out below
+            return Means(chunks_of(sizes, SUMMED_ELEMENTS), lambda chunk: mean_delta(chunk, contributions, limit))
         case "median":
-            return robust_deltas(chunks_of(sizes), contributions, coordinate_median)
+            return Means(chunks_of(sizes), lambda chunk: robust_delta(chunk, contributions, coordinate_median))
         case "trimmed_mean":
             num_trimmed = num_trimmed_of(terms.trimmed_fraction, len(contributions))
-            return robust_deltas(chunks_of(sizes), contributions, lambda values: trimmed_mean(values, num_trimmed))
+            return Means(
+                chunks_of(sizes),
+                lambda chunk: robust_delta(chunk, contributions, lambda values: trimmed_mean(values, num_trimmed)),
+            )
 
 
-def stepped(
-    state: OuterState, strategy: Strategy, means: Iterable[tuple[Chunk, Float32]]
-) -> tuple[Arrays, dict[str, Arrays]]:
-    """Weights and moments after the step, beside those before it: storage may not take them. A chunk at a time."""
+def stepped(state: OuterState, strategy: Strategy, means: Means) -> tuple[Arrays, dict[str, Arrays]]:
+    """Weights and moments after the step, beside those before it: storage may not take them. A chunk at a time on each core: silos wait for it."""
     after = {name: array.copy() for name, array in state.weights.items()}
     moments = {kind: {name: array.copy() for name, array in arrays.items()} for kind, arrays in state.moments.items()}
-    for chunk, mean in means:
+
+    def step(chunk: Chunk) -> None:
         part = slice(chunk.start, chunk.start + chunk.count)
-        strategy.step(
-            after[chunk.name][part], mean, {kind: arrays[chunk.name][part] for kind, arrays in moments.items()}
-        )
+        parts = {kind: arrays[chunk.name][part] for kind, arrays in moments.items()}
+        strategy.step(after[chunk.name][part], means.of(chunk), parts)
+
+    in_threads(step, means.chunks, len(os.sched_getaffinity(0)))
     return after, moments
+
+
+def in_threads(action: Callable[[Chunk], None], chunks: Iterable[Chunk], num_threads: int) -> None:
+    """Each chunk once, in any order. Raises what the first of them raises that does."""
+    with ThreadPoolExecutor(num_threads, "chunks") as pool:
+        for _ in pool.map(action, chunks):
+            pass

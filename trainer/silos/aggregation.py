@@ -13,8 +13,9 @@ of those that passed, from where they were kept.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from zerofleet.trainer.silos.chunks import Chunk
 from zerofleet.trainer.silos.errors import UnusableDelta
-from zerofleet.trainer.silos.kernels import add_rounded
+from zerofleet.trainer.silos.kernels import ADDED_AT_ONCE, add_rounded
 
 Float32 = NDArray[np.float32]
 
@@ -48,23 +49,31 @@ class ChunkSum:
         """Who has contributed."""
         return frozenset(self._weights)
 
-    def add(self, silo: str, weight: float, values: Float32) -> None:
-        """`values` [count] with the silo's weight, such as the tokens that it trained on in this round.
+    def add(self, parts: Mapping[str, tuple[float, Float32]]) -> None:
+        """By silo its weight, such as the tokens that it trained on in this round, and its values [count]; at most ADDED_AT_ONCE silos.
 
         Raises UnusableDelta, and leaves the sum as it was, for elements that are NaN, infinite or beyond MAX_MAGNITUDE, and for a weight that is not
         above 0 or takes the sum of all beyond the limit.
         """
-        assert silo not in self._weights, f"silo {silo} has contributed already"
-        if not (weight > 0 and math.fsum([*self._weights.values(), weight]) <= self._weight_limit):
-            raise UnusableDelta(
-                f"silo {silo} counts with a weight of {weight:g}, where all silos of the round together cannot have more than {self._weight_limit:g}"
-            )
-        assert values.shape == self._total.shape and values.dtype == np.float32
-        share = weight / self._weight_limit
-        if num_beyond := add_rounded(self._total, values, share, _MAGIC, MAX_MAGNITUDE):
-            add_rounded(self._total, values, -share, _MAGIC, MAX_MAGNITUDE)
-            raise UnusableDelta(f"silo {silo}: {described(values, num_beyond)}")
-        self._weights[silo] = weight
+        assert 1 <= len(parts) <= ADDED_AT_ONCE
+        assert not self._weights.keys() & parts.keys(), f"one of {list(parts)} has contributed already"
+        weights = dict(self._weights)
+        for silo, (weight, values) in parts.items():
+            assert values.shape == self._total.shape and values.dtype == np.float32
+            weights[silo] = weight
+            if not (weight > 0 and math.fsum(weights.values()) <= self._weight_limit):
+                raise UnusableDelta(
+                    f"silo {silo} counts with a weight of {weight:g}, where all silos of the round together cannot have more than {self._weight_limit:g}"
+                )
+        # Whoever is missing stands in with a weight of nothing.
+        given = list(parts.values())
+        given += [(0.0, given[0][1])] * (ADDED_AT_ONCE - len(given))
+        arrays, shares = tuple(values for _, values in given), [weight / self._weight_limit for weight, _ in given]
+        if add_rounded(self._total, arrays, tuple(shares), _MAGIC, MAX_MAGNITUDE):
+            add_rounded(self._total, arrays, tuple(-share for share in shares), _MAGIC, MAX_MAGNITUDE)
+            whys = ((silo, why_unusable(values)) for silo, (_, values) in parts.items())
+            raise UnusableDelta(next(f"silo {silo}: {why}" for silo, why in whys if why))
+        self._weights = weights
 
     def mean(self) -> Float32:
         """Sum of weight x value by the sum of the weights [count]; of at least one silo."""
@@ -84,19 +93,18 @@ class Contribution:
     """The values of a chunk [count], decoded."""
 
 
-def mean_deltas(
-    chunks: Iterable[Chunk], contributions: Mapping[str, Contribution], weight_limit: float
-) -> Iterator[tuple[Chunk, Float32]]:
-    """The mean of each chunk over all silos. One chunk and its sum are in memory at a time; chunks are independent of each other, so
-    several threads or processes may each take some of them."""
-    for chunk in chunks:
-        total = ChunkSum(chunk.count, weight_limit)
-        for silo, contribution in contributions.items():
-            total.add(silo, contribution.weight, contribution.read(chunk))
-        yield chunk, total.mean()
+def mean_delta(chunk: Chunk, contributions: Mapping[str, Contribution], weight_limit: float) -> Float32:
+    """The mean of a chunk over all silos [count]. Its sum and ADDED_AT_ONCE silos' values of it are in memory at a time."""
+    total, silos = ChunkSum(chunk.count, weight_limit), iter(contributions.items())
+    while group := list(itertools.islice(silos, ADDED_AT_ONCE)):
+        total.add({silo: (contribution.weight, contribution.read(chunk)) for silo, contribution in group})
+    return total.mean()
 
 
-def described(values: Float32, num_beyond: int) -> str:
-    """Why elements of a chunk cannot be used: the first of the `num_beyond` ones, and how many."""
-    first = int(np.flatnonzero(~(np.abs(values) <= MAX_MAGNITUDE))[0])
-    return f"{num_beyond} of {len(values)} elements are not within +-{MAX_MAGNITUDE:g}, the first of them {values[first]} (element {first})"
+def why_unusable(values: Float32) -> str:
+    """How many elements of a chunk cannot be used, and the first of them; empty where all can."""
+    beyond = np.flatnonzero(~(np.abs(values) <= MAX_MAGNITUDE))
+    if not len(beyond):
+        return ""
+    first = int(beyond[0])
+    return f"{len(beyond)} of {len(values)} elements are not within +-{MAX_MAGNITUDE:g}, the first of them {values[first]} (element {first})"

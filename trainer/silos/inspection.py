@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from zerofleet.trainer.silos.aggregation import MAX_MAGNITUDE, described
+from zerofleet.trainer.silos.aggregation import MAX_MAGNITUDE, why_unusable
 from zerofleet.trainer.silos.errors import UnusableDelta
 from zerofleet.trainer.silos.kernels import sum_of_squares
 
@@ -28,10 +28,8 @@ def inspect(values: Float32) -> float:
     """
     squares = sum_of_squares(values)
     # Only a sum that may hide one is worth looking closer.
-    if not squares <= MAX_MAGNITUDE**2:
-        num_beyond = int(np.count_nonzero(~(np.abs(values) <= MAX_MAGNITUDE)))
-        if num_beyond:
-            raise UnusableDelta(described(values, num_beyond))
+    if not squares <= MAX_MAGNITUDE**2 and (why := why_unusable(values)):
+        raise UnusableDelta(why)
     return squares
 
 

@@ -8,7 +8,7 @@ costs accuracy; with all silos honest, the plain mean is better.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,14 +44,13 @@ def coordinate_median(values: Float32) -> Float32:
     return trimmed_mean(values, (num_silos - 1) // 2)
 
 
-def robust_deltas(
-    chunks: Iterable[Chunk], contributions: Mapping[str, Contribution], combine: Callable[[Float32], Float32]
-) -> Iterator[tuple[Chunk, Float32]]:
-    """As `mean_deltas`, by one of the functions above instead of the mean; weights do not count. Raises UnusableDelta where a value is not finite."""
-    for chunk in chunks:
-        values = np.stack([contribution.read(chunk) for contribution in contributions.values()])
-        check_finite(values.reshape(-1))
-        yield chunk, combine(values)
+def robust_delta(
+    chunk: Chunk, contributions: Mapping[str, Contribution], combine: Callable[[Float32], Float32]
+) -> Float32:
+    """As `mean_delta`, by one of the functions above instead of the mean; weights do not count. Raises UnusableDelta where a value is not finite."""
+    values = np.stack([contribution.read(chunk) for contribution in contributions.values()])
+    check_finite(values.reshape(-1))
+    return combine(values)
 
 
 def _sorted_by_silo(values: Float32) -> Float32:

@@ -79,7 +79,7 @@ def test_with_64_bits_the_mean_is_that_without_masks():
     for name, weight in tokens.items():
         values = draw.standard_normal(50).astype(np.float32)
         masked += a_round.silos[name].masks.put_on(chunk, fixed.encode(values, weight / 1000))
-        plain.add(name, weight, values)
+        plain.add({name: (weight, values)})
     total = a_round.unmasker(a_round.silos, a_round.silos).unmask(chunk, masked)
     np.testing.assert_allclose(fixed.decode_mean(total, 0.4), plain.mean(), rtol=2**-23, atol=1e-12)
 

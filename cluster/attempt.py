@@ -85,8 +85,11 @@ class Attempt:
     """What the run has shown of its phases; without, and in the other stages, one limit holds for all."""
     _ranks: dict[int, _RankState] = field(default_factory=dict)
     _num_exited: int = 0
+    _is_overdue: bool = False
     _events: list[Event] = field(default_factory=list)
     """Errors, exits and lost nodes."""
+    _written: set[int] = field(default_factory=set)
+    """Ranks whose part of `ordered_step` is in storage."""
     _failed_at: float | None = None
     _heartbeat: Heartbeat | None = None
     _stragglers: Stragglers | None = None
@@ -128,7 +131,7 @@ class Attempt:
             self.has_stepped = True
             self.step = max(self.step, event.step)
         elif event.kind in ("written", "unwritten") or (event.kind == "snapshot" and event.data["durable"]):
-            self.ordered_step = max(self.ordered_step, event.step)
+            self._hear_save(event)
         elif event.kind == "checkpoint":
             self.checkpoint_step = max(self.checkpoint_step, event.step)
         elif event.kind in ("finished", "stopped"):
@@ -136,6 +139,13 @@ class Attempt:
             self.step = max(self.step, event.step)
         elif event.kind in ("exit", "error", "node_lost"):
             self._hear_end(event, now)
+
+    def _hear_save(self, event: Event) -> None:
+        if event.step > self.ordered_step:
+            self.ordered_step = event.step
+            self._written.clear()
+        if event.kind == "written" and event.step == self.ordered_step:
+            self._written.add(event.rank)
 
     def _hear_end(self, event: Event, now: float) -> None:
         self._events.append(event)
@@ -146,21 +156,37 @@ class Attempt:
             self._failed_at = now
 
     def has_failed(self, now: float, settle_s: float) -> bool:
-        """Whether a rank or node failed. While only echoes were heard, waits `settle_s` for the cause."""
-        if self._failed_at is None or self.done_at is not None:
+        """Whether a rank or node failed. While only echoes were heard, waits `settle_s` for the cause. Once rank 0 is done, only what is still to
+        become durable can be lost: with a node that has not written its part."""
+        if self.done_at is not None:
+            return self._lost_a_part()
+        if self._failed_at is None:
             return self._ended_without_a_word()
         failures = [event for event in self._events if is_failure(event)]
         return now - self._failed_at >= settle_s or not all(map(is_echo, failures))
 
+    def _lost_a_part(self) -> bool:
+        if self.ordered_step <= self.checkpoint_step:
+            return False
+        lost = {event.data["node"] for event in self._events if event.kind == "node_lost"}
+        return any(rank.node in lost and number not in self._written for number, rank in self._ranks.items())
+
+    def overdue(self, now: float, limit_s: float) -> str:
+        """Once, when `limit_s` after rank 0 was done not all ranks have exited: which have not. From then on nobody waits for them."""
+        if self.done_at is None or self._is_overdue or self.has_ended() or now - self.done_at < limit_s:
+            return ""
+        self._is_overdue = True
+        return f"ranks did not exit: {self.where_ranks_are()}"
+
     def has_ended(self) -> bool:
-        """Whether every rank has exited and the stage's work is done."""
-        if self._num_exited < self.num_ranks:
+        """Whether every rank has exited, or had its time to, and the stage's work is done."""
+        if self._num_exited < self.num_ranks and not self._is_overdue:
             return False
         return self.done_at is not None if self.stage is Stage.TRAIN else self._failed_at is None
 
     @property
     def has_trained(self) -> bool:
-        """Whether its ranks have trained as far as they should, and are gone."""
+        """Whether its ranks have trained as far as they should, and are gone, or should be."""
         return self.stage is Stage.TRAIN and self.has_ended()
 
     def _ended_without_a_word(self) -> bool:
@@ -189,6 +215,10 @@ class Attempt:
             for number, rank in self._ranks.items()
             if not rank.has_exited and now - rank.seen_at > limit_s
         )
+
+    def quiet(self, now: float, least_s: float) -> tuple[Silence, ...]:
+        """The ranks of training that have said nothing for so long, although they may."""
+        return self._heartbeat.quiet(now, least_s) if self._heartbeat is not None and self.done_at is None else ()
 
     def patience_s(self, now: float, longest_s: float) -> float:
         """How long to wait for events before looking whether anybody is silent: at most `longest_s`."""

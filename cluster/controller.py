@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from zerofleet.cluster.attempt import Attempt, Stage
 from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.departures import Departures
-from zerofleet.cluster.ending import End, newest_in_words
-from zerofleet.cluster.group import Group
-from zerofleet.cluster.hooks import Hooks, Origin, Skips, nothing_usable
+from zerofleet.cluster.ending import End, left_in_memory, newest_in_words
+from zerofleet.cluster.group import Group, Placement
+from zerofleet.cluster.hooks import Hooks, Origin, Skips, origin_of, unusable_origins
 from zerofleet.cluster.policy.failure import Decision, Failure, decide
 from zerofleet.cluster.policy.heartbeat import Limits
 from zerofleet.cluster.policy.sizing import Decision as SizeDecision
@@ -28,7 +28,6 @@ from zerofleet.cluster.waiting import Insistence, Limit
 from zerofleet.trainer.data.quarantine import Ranges, num_positions, union
 from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.events import Control, Event
-from zerofleet.trainer.run_folder import CheckpointId
 
 WAIT_S = 0.5
 """Longest that one `step` waits for something to happen."""
@@ -56,21 +55,18 @@ class Controller(Transitions):
         """`num_steps` of the whole run; `last_attempt` is the newest one that was claimed; `stages` in the order they are run."""
         super().__init__(hooks.emit)
         self._group, self._hooks, self._config = group, hooks, config
-        self._stages = list(stages)
         self._job: JobSpec | None = None
+        self._stages, self._claimed = list(stages), last_attempt
         self._attempt = Attempt(last_attempt + 1, self._stages[0], None, 0, 0.0)
-        self._claimed = last_attempt
         self._failures: list[Failure] = []
         self._quarantine: Ranges = ()
         self._excluded: frozenset[Origin] = frozenset()
-        self._skips = Skips()
-        self._heartbeat_at = float("-inf")
+        self._skips, self._heartbeat_at = Skips(), float("-inf")
         self._late, self._last_step = "", 0
         self._saves, self._replicas = Saves(), Replicas()
         self._sizer, self._num_steps = Sizer(sizes), num_steps
         self._limits = Limits(config.stall_timeout_s, group.world_size)
-        self._suspicion = Suspicion(group.stacks)
-        self._departures = Departures(group.departing)
+        self._suspicion, self._departures = Suspicion(group.stacks), Departures(group.departing)
         self._change: tuple[Callable[[], None], str] = (lambda: None, "")  # what RESIZING is for
         self._end: End | None = None
         self._insistence = Insistence(self._say_storage)
@@ -114,18 +110,28 @@ class Controller(Transitions):
     def _placing(self, now: float) -> None:
         placement = self._group.place(self._job, WAIT_S)
         if not placement.is_ready:
-            decision = self._sizer.gather(placement, self._entered_at, now)
-            if decision.action == "fail":
-                limit = f"cluster.placement_timeout_s={self._config.placement_timeout_s:g}"
-                self._fail(now, f"no placement within {limit}: {placement.missing}", exit_code=3)
-            elif decision.action == "go on":
-                self._resize(decision)
-            return
+            return self._wait_for_nodes(now, placement)
         for finding in placement.findings:
             self._say("incident", **{"class": "node", "message": str(finding)})
-        if errors := [str(finding) for finding in placement.findings if finding.level == "error"]:
-            return self._fail(now, f"pre-flight failed: {'; '.join(errors)}")
+        if unfit := [finding for finding in placement.findings if finding.level == "error"]:
+            if self._leave_out([finding.node for finding in unfit]):
+                return
+            return self._conclude(now, State.FAILED, f"pre-flight failed: {'; '.join(map(str, unfit))}", 1)
         self._launch(now, "all node agents are up")
+
+    def _wait_for_nodes(self, now: float, placement: Placement) -> None:
+        decision = self._sizer.gather(placement, self._entered_at, now)
+        if decision.action == "fail":
+            limit = f"cluster.placement_timeout_s={self._config.placement_timeout_s:g}"
+            self._conclude(now, State.FAILED, f"no placement within {limit}: {placement.missing}", 3)
+        elif decision.action == "go on":
+            self._resize(decision)
+
+    def _leave_out(self, names: Sequence[str]) -> bool:
+        """Whether other nodes take the place of these."""
+        if left := self._group.leave_out(names):
+            self._say("info", message=f"the run goes on without node {', '.join(left)}: others take their place")
+        return bool(left)
 
     def _resize(self, decision: SizeDecision) -> None:
         self._say("info", message=f"{decision.reason} ({self._group.num_nodes} -> {decision.nodes} nodes)")
@@ -142,8 +148,8 @@ class Controller(Transitions):
         if self._attempt.has_stepped:
             return self._enter(State.RUNNING, now, "the first step is done")
         if now - self._attempt.started_at > self._config.start_timeout_s:
-            limit = f"cluster.start_timeout_s={self._config.start_timeout_s:g}"
-            self._late = f"the first step was not done within {limit}; {self._attempt.where_ranks_are()}"
+            limit, where = f"cluster.start_timeout_s={self._config.start_timeout_s:g}", self._attempt.where_ranks_are()
+            self._late = f"the first step was not done within {limit}; {where}"
             self._enter(State.RECOVERING, now, self._late)
 
     def _running(self, now: float) -> None:
@@ -192,9 +198,7 @@ class Controller(Transitions):
         self._decide(now, self._judge(now))
 
     def _decide(self, now: float, verdict: Verdict) -> None:
-        if verdict.checkpoint is not None:
-            in_memory = self._attempt.start is not None and self._attempt.start.in_memory
-            self._excluded |= {Origin(CheckpointId(*verdict.checkpoint), in_memory)}
+        self._excluded |= unusable_origins(verdict, self._failures, self._attempt.start)
         left_out = num_positions(self._quarantine)
         self._failures.append(Failure(verdict, self._attempt.step, self._attempt.base_step, left_out))
         decision = decide(self._failures, self._config.max_failures, self._config.max_quarantined_steps)
@@ -205,6 +209,7 @@ class Controller(Transitions):
             why = verdict.user_error or f"{verdict.sentence}. Stopping: {decision.reason}"
             return self._conclude(now, State.FAILED, why, 2 if verdict.user_error else 1)
         self._quarantine = union(self._quarantine, decision.quarantine)
+        self._leave_out(decision.without)
         if not self._group.place(self._job, 0.0).is_ready:
             return self._enter(State.PLACING, now, "a node must be replaced")
         self._launch(now, decision.reason)
@@ -229,8 +234,8 @@ class Controller(Transitions):
             return self._decide(now, LOST_MEANWHILE)
         ranks = 1 if stage is Stage.EXPORT else self._group.world_size
         self._attempt = Attempt(number, stage, start, ranks, now, step=self._last_step, limits=self._limits)
-        self._suspicion.forget()
         self._late = ""
+        self._suspicion.forget()
         job = self._job if stage is Stage.TRAIN else replace(self._job, target=stage.target)
         memory = start.checkpoint if start and start.in_memory else None
         self._group.start(job, number, ranks, stage.log_name, memory)
@@ -252,9 +257,7 @@ class Controller(Transitions):
         selection = self._hooks.select(self._excluded, self._group.snapshots())
         for message in self._skips.news(selection.skipped, self._attempt.save_in_flight):
             self._say("incident", **{"class": "checkpoint", "message": message})
-        if selection.checkpoint is None and selection.found:
-            raise nothing_usable(selection)
-        return Origin(selection.checkpoint, selection.in_memory) if selection.checkpoint else None
+        return origin_of(selection)
 
     def _next_stage(self, now: float) -> None:
         """The ranks have ended as they should."""
@@ -268,8 +271,7 @@ class Controller(Transitions):
         self._stages.pop(0)
         self._failures.clear()
         if attempt.stage is Stage.TRAIN:
-            self._last_step = attempt.step
-            self.keep_snapshots = False
+            self._last_step, self.keep_snapshots = attempt.step, False
         if not self._stages:
             return self._enter(State.FINISHED, now, f"all {self._last_step} steps are done")
         self._launch(now, "the model takes the data")
@@ -328,14 +330,11 @@ class Controller(Transitions):
         return attempt.has_failed(now, _SETTLE_S) or self._suspicion.look(attempt, now, stall_s)
 
     def _has_ended(self, now: float) -> bool:
-        """Whether all ranks are done and gone, and what they left is durable or cannot be; who does not go is ended."""
-        if self._attempt.has_ended():
-            return self._attempt.ordered_step <= self._attempt.checkpoint_step or bool(self._lost_end(now))
-        done_at = self._attempt.done_at
-        if done_at is None or now - done_at < _END_TIMEOUT_S:
-            return False
-        self._say("incident", **{"class": "hang", "message": f"ranks did not exit: {self._attempt.where_ranks_are()}"})
-        return True
+        """Whether all ranks are done and gone, and what they left is durable or cannot be; who does not go is ended then."""
+        attempt = self._attempt
+        if late := attempt.overdue(now, _END_TIMEOUT_S):
+            self._say("incident", **{"class": "hang", "message": late})
+        return attempt.has_ended() and (attempt.ordered_step <= attempt.checkpoint_step or bool(self._lost_end(now)))
 
     def _judge(self, now: float) -> Verdict:
         if silent := self._suspicion.silent:
@@ -357,14 +356,14 @@ class Controller(Transitions):
 
     def _rescue(self, state: State, why: str, exit_code: int, now: float) -> None:
         """Raises StorageError."""
-        newest = self._hooks.select(self._excluded, self._group.snapshots())
-        if newest.checkpoint is None or newest.checkpoint.step <= self._saves.durable_step or not newest.in_memory:
-            self.keep_snapshots = False
+        whole, kept = left_in_memory(partial(self._hooks.select, self._excluded), self._group, self._saves.durable_step)
+        if whole is None:
+            self.keep_snapshots = bool(kept)
             ending = f"; {self._newest()}" if state is State.STOPPED else ""
-            return self._finish(now, state, f"{why}{ending}", exit_code)
-        self._end = End(state, why, exit_code, newest.checkpoint, now)
-        self._saves.ordered_again(newest.checkpoint)
-        self._group.persist(newest.checkpoint)
+            return self._finish(now, state, f"{why}{ending}{kept}", exit_code)
+        self._end = End(state, why, exit_code, whole, now)
+        self._saves.ordered_again(whole)
+        self._group.persist(whole)
 
     def _wait_for_end(self, now: float, end: End) -> None:
         self._listen(now)

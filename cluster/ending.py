@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from zerofleet.cluster.group import Group
 from zerofleet.cluster.hooks import Selection
 from zerofleet.cluster.saves import Saves
+from zerofleet.cluster.spec import SnapshotInfo
 from zerofleet.cluster.state import State
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.run_folder import CheckpointId
@@ -20,6 +22,23 @@ def newest_in_words(known: int, select: Callable[[], Selection]) -> str:
     except StorageError as error:
         return f"whether there is a checkpoint cannot be seen ({error})"
     return f"the newest checkpoint is that of step {known}" if known else "there is no checkpoint yet"
+
+
+def left_in_memory(
+    select: Callable[[list[SnapshotInfo]], Selection], group: Group, durable_step: int
+) -> tuple[CheckpointId | None, str]:
+    """What a run that ends has in its nodes' memory only: the newest step that is whole there, to be made durable; else, in words, that a part of a
+    newer step is kept there, since a node is away that may have the rest. `durable_step`: the newest that is known to be durable. Raises
+    StorageError."""
+    held = group.snapshots()
+    newest, stored = select(held), select([])
+    if stored.checkpoint is not None and not stored.in_memory:
+        durable_step = max(durable_step, stored.checkpoint.step)
+    if newest.checkpoint is not None and newest.in_memory and newest.checkpoint.step > durable_step:
+        return newest.checkpoint, ""
+    if group.is_whole or all(info.meta.step <= durable_step for info in held):
+        return None, ""
+    return None, "; the nodes' memory keeps a part of a newer step: resume while they do, when the missing node is back"
 
 
 @dataclass(frozen=True)

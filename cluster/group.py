@@ -65,6 +65,10 @@ class Group(Protocol):
     def release(self, departures: Sequence[Departure]) -> None:
         """Gives these nodes back, those that are still held: `place` gets others. The ranks have ended."""
 
+    def leave_out(self, names: Sequence[str]) -> list[str]:
+        """Gives back the nodes of these names that the run has, if others can take the place of all of them: it takes them again only where there
+        is no other. The ranks have ended. Returns the names of those that were given back."""
+
     def place(self, job: JobSpec | None, wait_s: float) -> Placement:
         """Gets the nodes that are missing; idempotent. Without a job (its data is not prepared) it may get them early.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from zerofleet.cluster.commits import Outcome
+from zerofleet.cluster.policy.failure import Failure
 from zerofleet.cluster.spec import JobSpec, SnapshotInfo
+from zerofleet.cluster.verdict import Verdict
 from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.events import Event
@@ -64,6 +66,23 @@ class Origin:
     def __str__(self) -> str:
         what = "snapshot" if self.in_memory else "checkpoint"
         return f"the {what} of step {self.checkpoint.step} (attempt {self.checkpoint.attempt})"
+
+
+def origin_of(selection: Selection) -> Origin | None:
+    """None for the beginning. Never silently from scratch: ZerofleetError when there are only bad checkpoints."""
+    if selection.checkpoint is None and selection.found:
+        raise nothing_usable(selection)
+    return Origin(selection.checkpoint, selection.in_memory) if selection.checkpoint else None
+
+
+def unusable_origins(verdict: Verdict, before: Sequence[Failure], start: Origin | None) -> frozenset[Origin]:
+    """What no later attempt should start from, after the verdict about an attempt from `start` and the failures `before` it: what was found damaged,
+    and snapshots that could not be read from another node twice in a row. A connection that broke once says nothing against them."""
+    in_memory = start is not None and start.in_memory
+    found = {Origin(CheckpointId(*verdict.checkpoint), in_memory)} if verdict.checkpoint else set()
+    if verdict.unreachable and before and before[-1].verdict.unreachable == verdict.unreachable:
+        found.add(Origin(CheckpointId(*verdict.unreachable), in_memory=True))
+    return frozenset(found)
 
 
 @dataclass(frozen=True)

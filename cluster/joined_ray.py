@@ -58,7 +58,7 @@ class JoinedRay:
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise _cannot_join(self._address, error) from error
-        from zerofleet.cluster.ray_group import end_agents_of
+        from zerofleet.cluster.ray_nodes import end_agents_of
 
         end_agents_of(self._namespace)
 

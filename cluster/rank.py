@@ -18,7 +18,7 @@ from zerofleet.cluster.faults import FaultInjector, parse_faults
 from zerofleet.cluster.spec import TRAIN, RankSpec
 from zerofleet.cluster.stacks import enable_dumps
 from zerofleet.trainer.config import TrainConfig
-from zerofleet.trainer.errors import BadStep, CheckpointUnusable, UserError
+from zerofleet.trainer.errors import BadStep, CheckpointUnusable, SnapshotUnreachable, UserError, WrongArithmetic
 from zerofleet.trainer.events import ACTIONS, Control, Event
 from zerofleet.trainer.world import World
 
@@ -79,6 +79,10 @@ class AgentLink:
         }
         if isinstance(error, CheckpointUnusable):
             data["checkpoint"] = {"step": error.step, "attempt": error.attempt, "reason": error.reason}
+        if isinstance(error, SnapshotUnreachable):
+            data["unreachable"] = {"step": error.step, "attempt": error.attempt}
+        if isinstance(error, WrongArithmetic):
+            data["suspects"] = error.ranks
         if isinstance(error, BadStep):
             data["bad_step"] = {"step": error.step, "ranges": error.ranges, "loss": error.loss}
         self.report(

@@ -14,9 +14,8 @@ from dataclasses import replace as replaced
 from typing import Any
 
 import ray
-from ray import PlacementGroupID
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from zerofleet.cluster.agent import NodeAgent
@@ -92,6 +91,8 @@ class RayGroup:
         self._lost: list[Event] = []
         self._announced: set[str] = set()
         """Ids of nodes that were said to be taken away."""
+        self._left_out: frozenset[str] = frozenset()
+        """Ids of nodes that the run had better do without."""
         self._connected: Future[None] = Future()
         threading.Thread(target=self._connect, args=(connect,), name="ray", daemon=True).start()
 
@@ -145,7 +146,10 @@ class RayGroup:
         if self._is_ours and not self._was_placed:
             check_ever_fits(self._ask, nodes)
         taken = frozenset(node.resources.node_id for node in self._nodes.values())
-        found = plan(replaced(self._ask, nodes=len(wanted)), nodes, taken)
+        ask = replaced(self._ask, nodes=len(wanted))
+        found = plan(ask, nodes, taken | self._left_out)
+        if found.missing and self._left_out:
+            self._left_out, found = frozenset(), plan(ask, nodes, taken)
         if found.missing:
             return Placement(found.missing, num_ready=len(self._nodes) + len(found.nodes))
         for rank, resources in zip(wanted, found.nodes, strict=True):
@@ -185,6 +189,16 @@ class RayGroup:
         leaving = {departure.node_id for departure in departures}
         for node in [node for node in self._nodes.values() if node.resources.node_id in leaving]:
             self._forget(node)
+
+    def leave_out(self, names: Sequence[str]) -> list[str]:
+        leaving = [node for node in self._nodes.values() if node.name in names]
+        taken = self._left_out | {node.resources.node_id for node in self._nodes.values()}
+        if not leaving or plan(replaced(self._ask, nodes=len(leaving)), cluster_nodes(), taken).missing:
+            return []
+        for node in leaving:
+            self._left_out |= {node.resources.node_id}
+            self._forget(node)
+        return [node.name for node in leaving]
 
     def _create(self, rank: int, resources: NodeResources) -> _Node:
         bundle = {"CPU": self._ask.cpus} | ({"GPU": self._ask.gpus} if self._ask.gpus else {})
@@ -380,14 +394,3 @@ class RayGroup:
 def _holders(held: Sequence[SnapshotInfo], memory: CheckpointId | None) -> tuple[Holder, ...]:
     chosen = one_per_rank(held, memory) if memory else []
     return tuple(Holder(info.meta.rank, info.peer, info.path) for info in chosen if info.peer)
-
-
-def end_agents_of(namespace: str) -> None:
-    """Ends the agents of a run that an earlier driver left in the cluster, and frees what they held. This process is the run's
-    driver now, and has joined the cluster in the run's namespace."""
-    for name in ray.util.list_named_actors():
-        with contextlib.suppress(ValueError):  # it ended meanwhile
-            ray.kill(ray.get_actor(name))
-    for number, entry in placement_group_table().items():
-        if entry["name"].startswith(f"{namespace}/node-") and entry["state"] != "REMOVED":
-            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(number)))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 
 import ray
+from ray import PlacementGroupID
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from zerofleet.cluster.placement import NodeResources
 from zerofleet.trainer.errors import ZerofleetError
@@ -31,6 +34,17 @@ def cluster_nodes() -> list[NodeResources]:
             cpus, gpus, *free = (amount.get(kind, 0.0) for amount in (has, left) for kind in ("CPU", "GPU"))
             found.append(NodeResources(node["NodeID"], name, cpus, gpus, free[0], free[1], node["Labels"]))
     return found
+
+
+def end_agents_of(namespace: str) -> None:
+    """Ends the agents of a run that an earlier driver left in the cluster, and frees what they held. This process is the run's
+    driver now, and has joined the cluster in the run's namespace."""
+    for name in ray.util.list_named_actors():
+        with contextlib.suppress(ValueError):  # it ended meanwhile
+            ray.kill(ray.get_actor(name))
+    for number, entry in placement_group_table().items():
+        if entry["name"].startswith(f"{namespace}/node-") and entry["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(number)))
 
 
 def give_notice(address: str, notice_s: float, why: str) -> None:

@@ -23,6 +23,7 @@ _BY_TYPE: dict[str, Class] = {
     "ReplicaDivergence": "node",
     "WrongProbe": "node",
     "WrongResult": "node",
+    "SnapshotUnreachable": "network",
 }
 
 _DEVICE_OOM = ("OutOfMemoryError", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -104,6 +105,10 @@ class Verdict:
     bad_step: BadStep | None = None
     checkpoint: tuple[int, int] | None = None
     """(step, attempt) of a checkpoint that the ranks found unusable."""
+    unreachable: tuple[int, int] | None = None
+    """(step, attempt) of snapshots of which a part could not be read from the node that has it."""
+    suspects: tuple[str, ...] = ()
+    """Nodes whose ranks were proved to compute or to keep something wrong."""
 
 
 LOST_MEANWHILE = Verdict("node", "a node was lost before its ranks were started")
@@ -167,18 +172,22 @@ def _of_lost_node(data: dict[str, Any]) -> Verdict:
 def _of_error(event: Event, evidence: Evidence) -> Verdict:
     data: dict[str, Any] = event.data
     text = f"{data['type']}: {data['message']}"
-    found, bad = data.get("checkpoint"), data.get("bad_step")
+    found, bad, away = data.get("checkpoint"), data.get("bad_step"), data.get("unreachable")
+    suspects = data.get("suspects") or []
+    rank = suspects[0] if suspects else event.rank  # every rank raises it, the odd ones included
     return Verdict(
         kind=_class_of_error(data["type"], text),
         sentence=f"{_where(event.rank, evidence)} ended with {text}",
-        rank=event.rank,
-        node=_node(event.rank, evidence),
-        frames=tuple(data.get("frames", ())),
+        rank=rank,
+        node=_node(rank, evidence),
+        frames=() if away else tuple(data.get("frames", ())),  # no bug, however often it is met at the same place
         user_error=data["message"] if data.get("user") else "",
         bad_step=BadStep(bad["step"], tuple((start, end) for start, end in bad["ranges"]), bad["loss"])
         if bad
         else None,
         checkpoint=(found["step"], found["attempt"]) if found else None,
+        unreachable=(away["step"], away["attempt"]) if away else None,
+        suspects=tuple(dict.fromkeys(node for rank in suspects if (node := _node(rank, evidence)))),
     )
 
 

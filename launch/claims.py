@@ -30,6 +30,8 @@ class Handed:
 
 def claim(run: RunFolder, overrides: Sequence[str], handed: Handed | None = None) -> int:
     """Makes this process the run's driver. Returns its number. UserError when another drives the run."""
+    # Before the look at who drives: whoever claims meanwhile is seen by it, or has taken this number.
+    number = handed.number if handed is not None else next_number(run)
     records = driver_records(run)
     if records and records[-1].is_this_process:
         return records[-1].number  # it began anew: lost_ray.py
@@ -51,7 +53,6 @@ def claim(run: RunFolder, overrides: Sequence[str], handed: Handed | None = None
         "overrides": list(overrides),
         "requests": run.newest_request(),
     }
-    number = handed.number if handed is not None else next_number(run)
     try:
         run.storage.create(f"drivers/{number:04d}.json", json.dumps(record, indent=1).encode())
     except FileExistsError as error:

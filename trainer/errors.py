@@ -88,30 +88,49 @@ class LossSpike(BadStep):
         return type(self), self._arguments
 
 
-class ReplicaDivergence(ZerofleetError):
+class SnapshotUnreachable(ZerofleetError):
+    """A snapshot on another node cannot be read for the connection to that node; it may be as good as ever. `step` and `attempt` name it."""
+
+    def __init__(self, step: int, attempt: int, reason: str) -> None:
+        super().__init__(reason)
+        self.step, self.attempt, self.reason = step, attempt, reason
+
+    def __reduce__(self) -> tuple[type, tuple[int, int, str]]:
+        return type(self), (self.step, self.attempt, self.reason)
+
+
+class WrongArithmetic(ZerofleetError):
+    """Some ranks have computed or kept something wrong: the devices or the memory of `ranks` are suspect."""
+
+    def __init__(self, message: str, ranks: list[int]) -> None:
+        super().__init__(message)
+        self.ranks = ranks
+
+
+class ReplicaDivergence(WrongArithmetic):
     """Replicas that must be equal are not: `ranks` are the odd ones."""
 
     def __init__(self, step: int, ranks: list[int]) -> None:
         named = ", ".join(map(str, ranks))
-        super().__init__(
-            f"after step {step} the weights of rank {named} differ from the other replicas': its memory or device is suspect"
-        )
-        self.step, self.ranks = step, ranks
+        message = f"after step {step} the weights of rank {named} differ from the other replicas': its memory or device is suspect"
+        super().__init__(message, ranks)
+        self.step = step
 
     def __reduce__(self) -> tuple[type, tuple[int, list[int]]]:
         return type(self), (self.step, self.ranks)
 
 
-class WrongProbe(ZerofleetError):
+class WrongProbe(WrongArithmetic):
     """Some ranks compute another probe loss from the same weights than the others: `ranks` are those."""
 
     def __init__(self, step: int, ranks: list[int], loss: float, saved: float) -> None:
         named = ", ".join(map(str, ranks))
         super().__init__(
             f"rank {named} makes a probe loss of {loss:.6g} of the weights of step {step}, which gave {saved:.6g} when they were saved, and still "
-            "do on the other ranks: its device, or what is installed on its node, is suspect"
+            "do on the other ranks: its device, or what is installed on its node, is suspect",
+            ranks,
         )
-        self.step, self.ranks = step, ranks
+        self.step = step
         self._arguments = (step, ranks, loss, saved)
 
     def __reduce__(self) -> tuple[type, tuple[int, list[int], float, float]]:

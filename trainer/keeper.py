@@ -17,7 +17,7 @@ class Keeper:
     def __init__(self, reporter: Reporter, saver: Saver, cadence: Cadence, probe: Callable[[], float]) -> None:
         """`probe` is collective, and gives the probe loss of the weights as they are."""
         self._reporter, self._saver, self._cadence, self._probe = reporter, saver, cadence, probe
-        cadence.has_buddy, cadence.has_room = saver.has_buddy, saver.has_room
+        cadence.has_buddy, cadence.has_room, cadence.has_third = saver.has_buddy, saver.has_room, saver.has_third
         self.saved_step: int | None = None
         """The newest step that is durable, or on its way there."""
         self._stall_s: float | None = None
@@ -57,7 +57,7 @@ class Keeper:
     def keep(self, control: Control, is_last: bool = False) -> None:
         """Does what the step's end asks for: nothing, a snapshot, for this node or its buddy too, or a save."""
         step, durable = self._reporter.step, control.action in ("save", "stop")
-        replicate = control.action in ("replicate", "save")
+        replicate = control.action in ("replicate", "save", "stop")  # a node that is to go takes its part with it
         is_taken = durable or (control.action != "none" and self._saver.is_background)
         if not is_taken or self.saved_step == step:
             return self._reporter.release()

@@ -11,6 +11,8 @@ from zerofleet.trainer.data.quarantine import Ranges, named, num_positions
 
 _PLACES_OF_A_STEP = 2
 """Where one step's state can lie, and be found unusable: the nodes' memory, then storage."""
+_ABOUT_A_NODE = ("node", "hang")
+"""Classes that say something against a node when they name it twice in a row."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,17 @@ class Decision:
     reason: str
     quarantine: Ranges = ()
     """With `quarantine`: the sample positions that every later attempt leaves out."""
+    without: tuple[str, ...] = ()
+    """Nodes that the next attempt had better do without, where others can take their place."""
 
 
-def made_progress(before: Failure, after: Failure) -> bool:
-    """Whether the run got further between two failures: a newer checkpoint, a later step, or other samples in its way."""
-    is_newer = after.checkpoint_step > before.checkpoint_step or after.step > before.step
-    return is_newer or after.num_left_out > before.num_left_out
+def made_progress(failures: Sequence[Failure]) -> bool:
+    """Whether the run got further between the failure before and the last one: a newer checkpoint, other samples in its way, or a later step than
+    any before from the same checkpoint. Attempts that all begin at one checkpoint end a little later or earlier by chance."""
+    before, last = failures[-2:]
+    if last.checkpoint_step > before.checkpoint_step or last.num_left_out > before.num_left_out:
+        return True
+    return last.step > max(f.step for f in failures[:-1] if f.checkpoint_step == before.checkpoint_step)
 
 
 def decide(failures: Sequence[Failure], max_failures: int, max_quarantined_steps: int = 0) -> Decision:
@@ -51,7 +58,7 @@ def decide(failures: Sequence[Failure], max_failures: int, max_quarantined_steps
     before = counted[-2] if len(counted) > 1 else None
     if verdict.bad_step and (first := _first_time(counted, verdict.bad_step)):
         return _after_bad_step(first, verdict.bad_step, last.num_left_out, max_quarantined_steps)
-    stuck = before is not None and not made_progress(before, last)
+    stuck = before is not None and not made_progress(counted)
     if stuck and before and verdict.frames and verdict.frames == before.verdict.frames:
         return Decision(
             "stop", f"the same traceback ended two attempts in a row at step {last.step}, without progress between them"
@@ -62,7 +69,10 @@ def decide(failures: Sequence[Failure], max_failures: int, max_quarantined_steps
             "stop",
             f"{in_a_row} failures in a row without progress at step {last.step}, more than cluster.max_failures={max_failures}",
         )
-    return Decision("retry", f"failure {in_a_row} of at most {max_failures} without progress")
+    without = verdict.suspects
+    if stuck and before and verdict.node and verdict.kind in _ABOUT_A_NODE and verdict.node == before.verdict.node:
+        without = (verdict.node,)
+    return Decision("retry", f"failure {in_a_row} of at most {max_failures} without progress", without=without)
 
 
 def _first_time(failures: Sequence[Failure], bad: BadStep) -> BadStep | None:
@@ -126,8 +136,6 @@ def _without_checkpoint(failures: Sequence[Failure], step: int, attempt: int) ->
 def _failures_without_progress(failures: Sequence[Failure]) -> int:
     """How many failures the run has had since it last got further, the last one included."""
     count = 1
-    for before, after in zip(reversed(failures[:-1]), reversed(failures), strict=False):
-        if made_progress(before, after):
-            break
+    while count < len(failures) and not made_progress(failures[: len(failures) - count + 1]):
         count += 1
     return count

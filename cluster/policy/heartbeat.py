@@ -183,6 +183,12 @@ class Heartbeat:
         silences = ((number, rank.phase, self._silence_s(rank)) for number, rank in self._ranks.items())
         return tuple(silence for silence in silences if silence[2] >= least / 2)
 
+    def quiet(self, now: float, least_s: float) -> tuple[Silence, ...]:
+        """All that have been silent for so long, whatever their limits."""
+        self._tick(now)
+        silences = ((number, rank.phase, self._silence_s(rank)) for number, rank in self._ranks.items())
+        return tuple(silence for silence in silences if silence[2] >= least_s)
+
     def patience_s(self, now: float) -> float:
         """Seconds until the first rank will have been silent for too long; infinite without ranks."""
         self._tick(now)

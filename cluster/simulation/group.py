@@ -70,6 +70,9 @@ class SimulatedGroup:
     def release(self, departures: Sequence[Departure]) -> None:
         raise AssertionError("nobody leaves")
 
+    def leave_out(self, names: Sequence[str]) -> list[str]:
+        return []
+
     def available(self) -> list[str]:
         return [f"node-{number:05d}" for number in range(self.num_nodes)]
 

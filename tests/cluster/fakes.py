@@ -71,6 +71,9 @@ class FakeGroup:
         self.is_whole = True
         self.leaving: list[Departure] = []
         self.released: list[Departure] = []
+        self.replaceable: list[str] = []
+        """Names of nodes whose place others can take."""
+        self.left_out: list[str] = []
         self.names = ["a"]
         """The nodes that the run has or could have."""
         self.placements: list[Placement] = [Placement()]
@@ -99,6 +102,11 @@ class FakeGroup:
 
     def departing(self) -> list[Departure]:
         return self.leaving
+
+    def leave_out(self, names: Sequence[str]) -> list[str]:
+        left = [name for name in names if name in self.replaceable]
+        self.left_out += left
+        return left
 
     def release(self, departures: Sequence[Departure]) -> None:
         self.released += departures

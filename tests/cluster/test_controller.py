@@ -201,6 +201,28 @@ def test_pre_flight_names_the_bad_node_and_keeps_warnings():
     assert [e.data["message"] for e in h.said("incident")] == ["node a: little disk", "node b: no GPU is visible"]
 
 
+def test_an_unfit_node_is_left_out_where_another_can_take_its_place():
+    h = harness(finishing)
+    h.group.placements = [Placement(findings=(NodeFinding("error", "b", "no GPU is visible"),)), Placement()]
+    h.group.replaceable = ["b"]
+    assert h.run().state is State.FINISHED
+    assert h.group.left_out == ["b"]
+    assert "the run goes on without node b" in h.said("info")[0].data["message"]
+
+
+def test_a_node_that_is_proved_to_compute_wrongly_is_left_out():
+    def train(attempt):
+        if attempt == 1:
+            begin = [event("phase", 1, rank, 0, "init", node="ab"[rank]) for rank in (0, 1)]
+            return [begin, step(1, 5), [error_of(1, 0, 5, type="ReplicaDivergence", message="rank 1", suspects=[1])]]
+        return [step(2, 6), ended(2, "finished", 6)]
+
+    h = harness(train)
+    h.group.replaceable = ["a", "b"]
+    assert h.run().state is State.FINISHED
+    assert h.group.left_out == ["b"]
+
+
 def test_a_start_that_takes_too_long():
     h = harness(
         lambda a: [[event("phase", a, 0, 0, "build"), event("phase", a, 1, 0, "init")]],

@@ -11,8 +11,11 @@ from zerofleet.cluster.commits import Outcome
 from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.group import Departure, Placement
 from zerofleet.cluster.hooks import Origin
+from zerofleet.cluster.spec import SnapshotInfo
 from zerofleet.cluster.state import State
+from zerofleet.trainer.checkpoint.snapshot import SnapshotMeta
 from zerofleet.trainer.errors import Superseded
+from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import CheckpointId
 
 
@@ -360,3 +363,134 @@ def test_nodes_that_are_lost_whenever_ranks_are_to_start_end_the_run():
     assert len(verdicts) == h.config.max_failures + 1
     assert all("a node was lost before its ranks were started" in v.data["sentence"] for v in verdicts)
     assert h.claims == []
+
+
+# -- a node that goes after the ranks are done -------------------------------------------------------------------------
+def node_lost(node: str) -> Event:
+    return event("node_lost", 0, -1, node=node, node_rank=1, message="the actor died", announced=False)
+
+
+def on_two_nodes(attempt: int) -> list[Event]:
+    return [event("phase", attempt, rank, 0, "init", node="ab"[rank]) for rank in (0, 1)]
+
+
+def gone(how: str) -> list[Event]:
+    return [event(how, 1, 0, 5, "end"), *[exit_of(1, rank, node="ab"[rank]) for rank in (0, 1)]]
+
+
+def written(number: int, rank: int) -> Event:
+    return event("written", 1, rank, number, "save")
+
+
+@pytest.mark.parametrize("how", ["finished", "stopped"])
+def test_a_part_of_the_last_state_that_went_with_its_node_is_saved_again_at_once(how):
+    """The snapshots lie in its host's memory, or at its buddy: another attempt starts from them and saves."""
+
+    def train(attempt):
+        if attempt == 1:
+            return [
+                on_two_nodes(1),
+                step(1, 5),
+                snapshot(1, 5, True),
+                gone(how),
+                [written(5, 0), node_lost("b")],
+            ]
+        return [snapshot(2, 5, True), ended(2, "finished", 5)]
+
+    h = harness(train, selections=[FakeSelection(), in_memory(5)])
+    started = h.clock.now
+    until_waiting(h)
+    assert h.claims[-1] == (2, Origin(CheckpointId(5, 1), in_memory=True)) and h.clock.now - started < 30
+    h.outcomes = [durable(5, 2)]
+    assert h.run().state is State.FINISHED
+
+
+def test_a_node_that_goes_when_its_part_is_written_costs_nothing():
+    last = [[written(5, 0), written(5, 1), node_lost("b")]]
+    h = harness(lambda a: [on_two_nodes(1), step(1, 5), snapshot(1, 5, True), gone("finished"), *last])
+    until_waiting(h)
+    assert h.controller.state is State.RUNNING
+    h.outcomes = [durable(5)]
+    assert h.run().state is State.FINISHED and len(h.claims) == 1
+
+
+def test_what_a_missing_node_may_complete_is_kept_for_whoever_resumes():
+    script = [on_two_nodes(1), step(1, 5), snapshot(1, 5, False), [node_lost("b")]]
+    h = harness(lambda a: script, config=ClusterConfig(max_failures=0))
+    h.run_until("RUNNING")
+    h.group.is_whole, h.group.infos = False, [held(5, 0)]
+    h.selections = [stored(3)]
+    controller = h.run()
+    assert controller.state is State.FAILED and controller.keep_snapshots
+    assert "keeps a part of a newer step: resume while they do" in controller.why
+
+
+def test_nothing_is_kept_of_what_is_durable_already():
+    script = [on_two_nodes(1), step(1, 5), snapshot(1, 5, False), [node_lost("b")]]
+    h = harness(lambda a: script, config=ClusterConfig(max_failures=0))
+    h.run_until("RUNNING")
+    h.group.is_whole, h.group.infos = False, [held(5, 0)]
+    h.selections = [stored(5)]
+    assert h.run().state is State.FAILED and not h.controller.keep_snapshots
+
+
+def test_a_step_that_storage_has_is_not_rescued_again():
+    """By a driver that has not seen it become durable: the resumed run's newest snapshot is of the very step that was saved."""
+    h = harness(failing, config=ClusterConfig(max_failures=0))
+    h.run_until("RECOVERING")
+    h.selections = [in_memory(12), stored(12)]
+    assert h.run().state is State.FAILED
+    assert h.group.persisted == [] and not h.controller.keep_snapshots
+
+
+def held(number: int, rank: int) -> SnapshotInfo:
+    meta = SnapshotMeta(step=number, attempt=1, silo="main", rank=rank, world_size=2, token="t")
+    return SnapshotInfo(0, "x", meta, None)
+
+
+@pytest.mark.parametrize("how", ["finished", "stopped"])
+def test_a_rank_that_does_not_exit_leaves_the_last_save_its_time(how):
+    """It is given up; the save that is on its way is not."""
+    h = harness(lambda a: [step(1, 5), snapshot(1, 5, True), [event(how, 1, 0, 5, "end"), exit_of(1, 0)]])
+    for _ in range(200):
+        h.controller.step(h.clock.now)
+    assert "did not exit" in h.said("incident")[0].data["message"] and len(h.said("incident")) == 1
+    assert not h.controller.state.is_final and h.controller.keep_snapshots
+    h.outcomes = [durable(5)]
+    assert h.run().state is (State.FINISHED if how == "finished" else State.STOPPED)
+    assert h.controller.exit_code == 0 and not h.controller.keep_snapshots
+
+
+# -- snapshots that cannot be reached, nodes that cannot be replaced -----------------------------------------------------
+def test_snapshots_that_could_not_be_read_once_are_tried_again_and_twice_are_not():
+    away = {"step": 11, "attempt": 1}
+
+    def train(attempt):
+        if attempt == 1:
+            return [step(1, 11), [exit_of(1, 1, None, 9)]]
+        if attempt < 4:
+            error = error_of(attempt, 0, 11, type="SnapshotUnreachable", message="timed out", unreachable=away)
+            return [[error]]
+        return [step(4, 12), ended(4, "finished", 12)]
+
+    h = harness(train, selections=[FakeSelection(), in_memory(11), in_memory(11), stored(10)])
+    assert h.run().state is State.FINISHED
+    assert h.excluded[2] == frozenset()
+    assert h.excluded[-1] == {Origin(CheckpointId(11, 1), in_memory=True)}
+
+
+def test_what_memory_holds_is_rescued_when_no_node_takes_the_place_of_a_lost_one():
+    h = harness(
+        lambda a: [step(1, 12), snapshot(1, 12, False), [node_lost("b")]], config=ClusterConfig(placement_timeout_s=5)
+    )
+    h.run_until("RUNNING")
+    h.group.placements, h.selections = [Placement("asked for 2 nodes; 1 found")], [in_memory(12)]
+    until_waiting(h)
+    assert h.group.persisted == [CheckpointId(12, 1)]
+    h.outcomes = [durable(12)]
+    controller = h.run()
+    assert (controller.state, controller.exit_code) == (State.FAILED, 3)
+    assert (
+        "asked for 2 nodes; 1 found" in controller.why
+        and "step 12, which was in memory, is durable now" in controller.why
+    )

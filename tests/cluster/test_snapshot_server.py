@@ -34,6 +34,7 @@ from zerofleet.trainer.checkpoint.snapshot import (
     hash_snapshot,
     open_snapshot,
 )
+from zerofleet.trainer.errors import SnapshotUnreachable
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import CheckpointId
 
@@ -102,21 +103,25 @@ def test_a_reader_that_is_cut_off_does_not_pin_it_for_ever(tmp_path, there, monk
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("change", "kind", "why"),
     [
-        ({"peer": lambda peer: replace(peer, secret="guessed")}, "closed the connection"),
-        ({"peer": lambda peer: replace(peer, port=1)}, "refused"),
-        ({"path": lambda path: str(Path(path).parents[1] / "elsewhere" / Path(path).name)}, "no longer there"),
-        ({"path": lambda path: str(Path(path).with_name("rank-00009.0.snapshot"))}, "no longer there"),
+        ({"peer": lambda peer: replace(peer, secret="guessed")}, SnapshotUnreachable, "closed the connection"),
+        ({"peer": lambda peer: replace(peer, port=1)}, SnapshotUnreachable, "refused"),
+        (
+            {"path": lambda path: str(Path(path).parents[1] / "elsewhere" / Path(path).name)},
+            DamagedFile,
+            "no longer there",
+        ),
+        ({"path": lambda path: str(Path(path).with_name("rank-00009.0.snapshot"))}, DamagedFile, "no longer there"),
     ],
 )
-def test_what_cannot_be_read_is_damaged_and_says_where(tmp_path, there, change, why):
+def test_a_connection_that_fails_says_nothing_against_a_snapshot_and_its_node_does(tmp_path, there, change, kind, why):
     path = write(tmp_path / "there", 1, 37, 100)
     write(tmp_path / "elsewhere", 1, 37, 100)
     good = Holder(1, there.peer, str(path))
     RemoteSnapshot(good, FOUR).close()
     wrong = replace(good, **{name: how(getattr(good, name)) for name, how in change.items()})
-    with pytest.raises(DamagedFile, match=f"rank 1's snapshot cannot be read from 127.0.0.1:.*{why}"):
+    with pytest.raises(kind, match=f"rank 1's snapshot cannot be read from 127.0.0.1:.*{why}"):
         RemoteSnapshot(wrong, FOUR)
 
 
@@ -147,7 +152,7 @@ def test_a_node_that_dies_while_it_is_read_from(tmp_path):
 
         threading.Thread(target=answer_once, daemon=True).start()
         remote = RemoteSnapshot(Holder(1, Peer("127.0.0.1", listener.getsockname()[1], "secret"), "/x"), FOUR)
-        with pytest.raises(DamagedFile, match="closed the connection"):
+        with pytest.raises(SnapshotUnreachable, match="closed the connection"):
             remote.read(0, 100)
 
 

@@ -6,10 +6,11 @@ from tests.cluster.fakes import event
 from zerofleet.cluster.attempt import Attempt, Stage
 from zerofleet.cluster.policy.heartbeat import Limits
 from zerofleet.cluster.stacks import RankStack
-from zerofleet.cluster.suspicion import CERTAIN_S, Suspicion
+from zerofleet.cluster.suspicion import CERTAIN_S, QUIET_LOOK_INTERVAL_S, Suspicion
 
 STALL_S = 600.0
 SLEEPING, STOPPED = RankStack("S", "waits", True), RankStack("T", "stopped")
+WAITING = RankStack("D", "waits for a disk")
 
 
 class Case:
@@ -72,3 +73,47 @@ def test_another_attempt_begins_without_suspicion():
     case.until(5)
     case.suspicion.forget()
     assert case.suspicion.silent == () and case.suspicion.stacks == {}
+
+
+def test_a_rank_that_waits_for_a_disk_at_one_look_only_is_left_alone():
+    """A page that a slow disk brings takes a while, and the rank goes on by itself."""
+    case = Case(SLEEPING, WAITING)
+    looked = case.suspicion._ask
+
+    def once():
+        case.stacks = dict(enumerate((SLEEPING, WAITING if case.looks == 0 else SLEEPING)))
+        return looked()
+
+    case.suspicion._ask = once
+    assert case.until(20) is None
+
+
+def test_a_rank_that_waits_for_a_device_at_two_looks_hangs():
+    found = Case(SLEEPING, WAITING).until(10)
+    assert found is not None and 2.5 < found <= 4
+
+
+def test_what_a_rank_that_speaks_is_doing_proves_nothing():
+    case = Case(SLEEPING, WAITING)
+    silent = case.attempt.silent
+    case.attempt.silent = lambda now, limit_s: tuple(found for found in silent(now, limit_s) if found[0] == 0)
+    assert case.until(20) is None
+
+
+def in_its_first_evaluation(*stacks: RankStack) -> Case:
+    case = Case(*stacks)
+    for rank in (0, 1):
+        case.attempt.hear(event("phase", 1, rank, 101, "eval"), 10.0)
+    return case
+
+
+def test_a_stopped_rank_is_found_in_a_phase_that_was_never_seen():
+    """Its limit is ten minutes."""
+    found = in_its_first_evaluation(SLEEPING, STOPPED).until(60)
+    assert found is not None and CERTAIN_S <= found <= CERTAIN_S + 1
+
+
+def test_in_a_phase_that_was_never_seen_whoever_is_not_stopped_is_left_alone():
+    case = in_its_first_evaluation(SLEEPING, WAITING)
+    assert case.until(300) is None
+    assert case.looks <= 300 / QUIET_LOOK_INTERVAL_S

@@ -226,3 +226,23 @@ def test_the_verdict_over_10_000_ranks_takes_less_than_a_second():
     found = judge(attempt.evidence(silent, "", stacks))
     assert time.process_time() - began < 5.0, "the bar is 1 s on a machine of its own"
     assert found.rank == 7777 and len(silent) == num_ranks
+
+
+@pytest.mark.parametrize("name", ["ReplicaDivergence", "WrongProbe", "WrongResult"])
+def test_the_suspects_are_named_whoever_says_it_first(name):
+    """Every rank raises it, the odd ones too."""
+    found = verdict(error_of(1, 0, 12, type=name, message="rank 2 differs", suspects=[2, 3]))
+    assert (found.rank, found.node, found.suspects) == (2, "c", ("c", "d"))
+
+
+def test_a_snapshot_that_could_not_be_reached_is_no_damaged_one():
+    away = {"step": 11, "attempt": 1}
+    found = verdict(error_of(1, 0, 11, type="SnapshotUnreachable", message="timed out", unreachable=away))
+    assert (found.kind, found.checkpoint, found.unreachable) == ("network", None, (11, 1))
+
+
+def test_a_lost_node_comes_before_those_who_could_not_reach_it():
+    lost = event("node_lost", 0, -1, node="b", node_rank=1, message="the actor died", announced=False)
+    away = {"step": 11, "attempt": 1}
+    refused = error_of(1, 0, 11, type="SnapshotUnreachable", message="Connection refused", unreachable=away)
+    assert verdict(refused, lost).sentence == "node b was lost: the actor died"

@@ -51,6 +51,16 @@ def test_a_lost_node_is_told_and_replaced(seen):
     assert seen["ranks_after_loss"] == [0, 1, 2, 3]
 
 
+def test_a_node_is_left_out_only_where_another_takes_its_place(seen):
+    assert seen["left_out_without_a_spare"] == []
+    assert (seen["left_out"], seen["missing_without_it"], seen["nodes_without_it"]) == (
+        ["third"],
+        "",
+        ["first", "fourth"],
+    )
+    assert seen["left_out_again"] == [], "the one that was left out is no spare"
+
+
 def test_what_never_fits_and_what_is_waited_for(seen):
     assert "can never hold" in seen["never"]
-    assert "asked for 3 node(s) with 2 CPUs each (2 ranks per node); 2 found" in seen["waiting"]
+    assert "asked for 4 node(s) with 2 CPUs each (2 ranks per node); 3 found" in seen["waiting"]

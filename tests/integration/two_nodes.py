@@ -50,8 +50,10 @@ def wait_until_dead(node_id: str, timeout_s: float = 30) -> None:
 
 
 def main(folder: Path) -> None:
+    os.environ["ZEROFLEET_NODE"] = "first"  # as a pod has it: both raylets are on this host
     head = {"num_cpus": 2, "object_store_memory": 8 * 10**7}
     cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
+    os.environ["ZEROFLEET_NODE"] = "second"
     second = cluster.add_node(num_cpus=2, object_store_memory=8 * 10**7)
     cluster.wait_for_nodes()
     spec = NodeSpec("r", 0, "cpu", str(folder), str(folder), preload=f"{RANKS}:preload")
@@ -65,6 +67,7 @@ def main(folder: Path) -> None:
     seen["agents"] = len({e.data["agent"] for e in hellos})
     seen["killed"] = sorted(e.rank for e in group.kill() if e.kind == "exit" and e.data["killed"])
 
+    os.environ["ZEROFLEET_NODE"] = "third"
     third = cluster.add_node(num_cpus=2, object_store_memory=8 * 10**7)  # a spare, before one is lost
     seen["doomed"] = [n.rank for n in group._nodes.values() if n.resources.node_id == second.node_id]
     cluster.remove_node(second, allow_graceful=False)
@@ -72,17 +75,25 @@ def main(folder: Path) -> None:
     seen["missing_after_loss"] = place(group, job)
     group.start(job, 2, 4, "rank")
     seen["ranks_after_loss"] = sorted(e.rank for e in poll_until(group, "hello", 4) if e.attempt == 2)
+    group.kill()
+    seen["left_out_without_a_spare"] = group.leave_out(["third"])
+    os.environ["ZEROFLEET_NODE"] = "fourth"
+    cluster.add_node(num_cpus=2, object_store_memory=8 * 10**7)
+    seen["left_out"] = group.leave_out(["third"])
+    seen["missing_without_it"] = place(group, job)
+    seen["nodes_without_it"] = sorted(node.name for node in group._nodes.values())
+    seen["left_out_again"] = group.leave_out(["fourth"])
     group.close()
 
     ray.init(address=cluster.address, namespace="r", log_to_driver=False)
     wait_until_dead(second.node_id)
     try:
-        RayGroup(lambda: None, Ask(3, 2, 2, 0), spec, is_ours=True).place(job, 5.0)
+        RayGroup(lambda: None, Ask(4, 2, 2, 0), spec, is_ours=True).place(job, 5.0)
     except UserError as error:
         seen["never"] = str(error)
-    other = RayGroup(lambda: None, Ask(3, 2, 2, 0), spec, is_ours=False)
+    other = RayGroup(lambda: None, Ask(4, 2, 2, 0), spec, is_ours=False)
     ends_at = time.monotonic() + 30
-    while "2 found" not in other.place(job, 0.1).missing and time.monotonic() < ends_at:
+    while "3 found" not in other.place(job, 0.1).missing and time.monotonic() < ends_at:
         time.sleep(0.1)  # Ray gives back what the group before held when its processes have ended
     seen["waiting"] = other.place(job, 0.1).missing
     other.close()

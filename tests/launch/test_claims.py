@@ -83,6 +83,21 @@ def test_two_claims_at_once(run, monkeypatch):
         claim(run, [])
 
 
+def test_whoever_claims_while_another_looks_who_drives_is_not_overtaken(run, monkeypatch):
+    """Of a run whose last driver is on another host, all events are read first: that may take minutes."""
+    record_of(subprocess.Popen(["true"]), run, 1, **ELSEWHERE)
+
+    def look(run, record) -> bool:
+        monkeypatch.setattr(claims, "_is_alive", lambda run, record: False)
+        assert claim(run, []) == 2
+        return False
+
+    monkeypatch.setattr(claims, "_is_alive", look)
+    with pytest.raises(UserError, match="at this moment"):
+        claim(run, [])
+    assert [record.number for record in driver_records(run)] == [1, 2]
+
+
 # -- drivers that are jobs -----------------------------------------------------------------------------------------
 def handed(number: int, after: int = 0) -> Handed:
     return Handed(number, after, "10.0.0.1:6379")

@@ -6,7 +6,15 @@ import math
 
 import pytest
 
-from zerofleet.trainer.errors import CheckpointUnusable, LossSpike, NonFiniteStep, ReplicaDivergence, WrongProbe
+from zerofleet.cluster.tasks import WrongResult
+from zerofleet.trainer.errors import (
+    CheckpointUnusable,
+    LossSpike,
+    NonFiniteStep,
+    ReplicaDivergence,
+    SnapshotUnreachable,
+    WrongProbe,
+)
 from zerofleet.trainer.events import ACTIONS, Control, Event
 from zerofleet.trainer.world import World
 
@@ -29,6 +37,8 @@ def test_a_stop_is_stronger_than_a_save():
         NonFiniteStep(7, float("inf"), [[48, 56]]),
         LossSpike(7, 9.5, 20.0, 12.0, [[48, 56]]),
         ReplicaDivergence(5, [1, 2]),
+        SnapshotUnreachable(4, 2, "refused"),
+        WrongResult("wrong", [3]),
         WrongProbe(5, [1, 2], 4.0, 5.0),
     ],
 )

@@ -14,7 +14,7 @@ from zerofleet.trainer.world import World
 
 class Saver:
     def __init__(self, is_background: bool, has_buddy: bool = False) -> None:
-        self.is_background, self.has_buddy, self.has_room = is_background, has_buddy, False
+        self.is_background, self.has_buddy, self.has_room, self.has_third = is_background, has_buddy, False, True
         self.replicated: list[int] = []
         self.saved: list[tuple[int, bool]] = []
         self.recent: list[str] = []
@@ -185,3 +185,11 @@ def test_standing_still_for_a_save_is_told_once():
     rank.step()
     assert 1.0 < rank.keeper.take_stall_s() < 1.5, "two settles of half a second, and two saves"
     assert rank.keeper.take_stall_s() == 0.0
+
+
+@pytest.mark.parametrize("action", ["save", "stop"])
+def test_what_is_to_become_durable_goes_to_the_buddy_too(action):
+    """A node that is taken away before its part is in storage takes it along."""
+    rank = Rank(has_buddy=True, interval_steps=0, snapshot_interval_steps=0)
+    rank.step(Control(action))
+    assert rank.saver.replicated == [1]

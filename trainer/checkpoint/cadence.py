@@ -53,6 +53,9 @@ class Cadence:
     """Whether snapshots can be sent to other nodes."""
     has_room: bool = False
     """Whether that leaves two buffers to take turns while a save is on its way to storage too."""
+    has_third: bool = True
+    """Whether a rank has a third buffer. With two, while a save waits to be written, those ranks whose file is written already would go on and the
+    others could not: no step would be whole on the node."""
     replica_in_flight: int | None = None
     """The step that is on its way to the buddies."""
     _step_s: float | None = None
@@ -63,7 +66,7 @@ class Cadence:
         """What to do after `step`, which ends about `now`. A save waits for the one before to be settled."""
         if self.in_flight is None and self._save_is_due(step, now):
             return "save"
-        if not self._snapshot_is_due(step):
+        if not self._snapshot_is_due(step) or (self.in_flight is not None and not self.has_third):
             return "none"
         is_free = self.replica_in_flight is None and (self.in_flight is None or self.has_room)
         return "replicate" if self.has_buddy and is_free else "snapshot"

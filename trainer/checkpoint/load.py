@@ -49,7 +49,7 @@ def load(
 
     `weights_only` (init_from) takes masters and buffers, leaves the optimizer and counters fresh, and does not compare
     the data. Raises CheckpointUnusable on every rank when any byte, fragment or digest is wrong; UserError when the
-    checkpoint belongs to another model, tokenizer, corpus, seed or global batch.
+    checkpoint belongs to another model, tokenizer, corpus, seed or global batch; SnapshotUnreachable when a node that holds a part of it cannot be reached.
     """
     problem: ZerofleetError | None = None
     manifest: Manifest | None = None

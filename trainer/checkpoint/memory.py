@@ -21,6 +21,7 @@ from zerofleet.trainer.checkpoint.snapshot import (
     open_snapshot,
     snapshot_files,
 )
+from zerofleet.trainer.errors import SnapshotUnreachable
 from zerofleet.trainer.run_folder import CheckpointId
 
 _CGROUP_LIMIT, _CGROUP_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
@@ -40,13 +41,13 @@ class SnapshotReader(FragmentTable):
     """The snapshots of all ranks of one step. They stay pinned until `close`."""
 
     def __init__(self, folder: Path, checkpoint: CheckpointId, world_size: int, token: str) -> None:
-        """Raises DamagedFile when one is missing."""
+        """Raises DamagedFile when one is missing, SnapshotUnreachable when another node that has one cannot be reached."""
         self._snapshots: list[Snapshot | RemoteSnapshot] = []
         elsewhere = {holder.rank: holder for holder in read_holders(folder)}
         try:
             for rank in range(world_size):
                 self._snapshots.append(_open(folder, checkpoint, rank, token, elsewhere.get(rank)))
-        except DamagedFile:
+        except (DamagedFile, SnapshotUnreachable):
             self.close()
             raise
         draft = self._snapshots[0].meta.draft
@@ -70,7 +71,7 @@ class SnapshotReader(FragmentTable):
 
     def partial_digests(self, rank: int, world_size: int) -> dict[str, int]:
         """Of every `world_size`-th snapshot, this rank's first, after it was compared with its own digest. A remote one is summed up
-        where it lies. Raises DamagedFile."""
+        where it lies. Raises DamagedFile and SnapshotUnreachable."""
         return add_parts(
             s.partial_digests() if isinstance(s, RemoteSnapshot) else checked_digests(s)
             for s in self._snapshots[rank::world_size]

@@ -21,6 +21,7 @@ from typing import Any
 from zerofleet.trainer.checkpoint.format import DamagedFile, parse_header
 from zerofleet.trainer.checkpoint.fragments import FragmentKey
 from zerofleet.trainer.checkpoint.snapshot import SnapshotMeta
+from zerofleet.trainer.errors import SnapshotUnreachable
 from zerofleet.trainer.run_folder import CheckpointId
 
 LENGTH = struct.Struct("<I")
@@ -81,10 +82,11 @@ def forget_holders(folder: Path) -> None:
 
 
 class RemoteSnapshot:
-    """A complete snapshot on another node, pinned there until `close`. All methods raise DamagedFile when that node fails."""
+    """A complete snapshot on another node, pinned there until `close`. All methods raise SnapshotUnreachable when the connection fails, which says
+    nothing against the snapshot, and DamagedFile when that node says that it has none."""
 
     def __init__(self, holder: Holder, checkpoint: CheckpointId) -> None:
-        self._holder = holder
+        self._holder, self._checkpoint = holder, checkpoint
         try:
             self._connection = holder.peer.connect()
             with contextlib.ExitStack() as undo:
@@ -94,10 +96,10 @@ class RemoteSnapshot:
                 answer = receive(self._connection)
                 undo.pop_all()
         except (OSError, ValueError) as error:
-            raise self._damaged(error) from error
+            raise self._unreachable(error) from error
         if "error" in answer:
             self.close()
-            raise self._damaged(answer["error"])
+            raise DamagedFile(self._said(answer["error"]))
         self.meta = SnapshotMeta(**answer["meta"])
 
     def header(self) -> dict[FragmentKey, tuple[int, int]]:
@@ -112,7 +114,7 @@ class RemoteSnapshot:
                 self._connection.sendall(RANGE.pack(start, end))
                 receive_into(self._connection, data)
             except OSError as error:
-                raise self._damaged(error) from error
+                raise self._unreachable(error) from error
         return data
 
     def partial_digests(self) -> dict[str, int]:
@@ -121,17 +123,20 @@ class RemoteSnapshot:
             self._connection.sendall(ASK_DIGESTS)
             answer = receive(self._connection)
         except (OSError, ValueError) as error:
-            raise self._damaged(error) from error
+            raise self._unreachable(error) from error
         if "error" in answer:
-            raise self._damaged(answer["error"])
+            raise DamagedFile(self._said(answer["error"]))
         return {str(label): int(value) for label, value in answer.items()}
 
     def close(self) -> None:
         self._connection.close()
 
-    def _damaged(self, why: object) -> DamagedFile:
+    def _unreachable(self, why: Exception) -> SnapshotUnreachable:
+        return SnapshotUnreachable(self._checkpoint.step, self._checkpoint.attempt, self._said(why))
+
+    def _said(self, why: object) -> str:
         where = f"{self._holder.peer.address}:{self._holder.peer.port}"
-        return DamagedFile(f"rank {self._holder.rank}'s snapshot cannot be read from {where}: {why}")
+        return f"rank {self._holder.rank}'s snapshot cannot be read from {where}: {why}"
 
 
 # -- messages -----------------------------------------------------------------------------------------------------------

@@ -57,6 +57,8 @@ class Saver(Protocol):
 
     has_room: bool
     """Whether it can while another snapshot is on its way to storage."""
+    has_third: bool
+    """Whether a rank has more than the two buffers that take turns."""
 
     def save(
         self,
@@ -175,7 +177,7 @@ class MemorySaver:
 
     def __init__(self, source: Source, buffers: BufferSet, plan: Buffers, token: str) -> None:
         self._source, self._buffers, self._token = source, buffers, token
-        self.has_buddy, self.has_room = plan.replicas > 0, plan.can_keep
+        self.has_buddy, self.has_room, self.has_third = plan.replicas > 0, plan.can_keep, plan.own > 2
         self._thread: threading.Thread | None = None
         self._problem: BaseException | None = None
 
@@ -241,7 +243,7 @@ class DirectSaver:
     """Straight to storage: the ranks wait until their files are there. `publish` says so to whoever commits."""
 
     is_background = False
-    has_buddy = has_room = False
+    has_buddy = has_room = has_third = False
 
     def __init__(self, source: Source, publish: Callable[[int, Written | None, Exception | None], None]) -> None:
         self._source, self._publish = source, publish

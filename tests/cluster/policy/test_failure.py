@@ -60,7 +60,43 @@ def test_progress_starts_the_count_anew():
 
 
 def test_going_back_is_no_progress():
-    assert not made_progress(failure(step=9, checkpoint_step=5), failure(step=6, checkpoint_step=5))
+    assert not made_progress([failure(step=9, checkpoint_step=5), failure(step=6, checkpoint_step=5)])
+
+
+def test_ending_a_little_later_by_chance_is_no_progress():
+    """All begin at step 50: an attempt that came further than the one before, and not further than any, has got nowhere."""
+    steps = [93, 88, 95, 90, 94, 91]
+    failures = [failure(step=step, checkpoint_step=50) for step in steps]
+    assert [decide(failures[:count], 3).action for count in range(1, 7)] == ["retry"] * 5 + ["stop"]
+
+
+def test_a_walk_back_has_a_measure_of_its_own():
+    """What was reached from a checkpoint that turned out to be bad does not count against the one before it."""
+    failures = [
+        failure(step=95, checkpoint_step=90),
+        failure(step=60, checkpoint_step=50),
+        failure(step=70, checkpoint_step=50),
+    ]
+    assert made_progress(failures)
+
+
+def test_a_node_whose_device_is_suspect_is_done_without():
+    assert decide([failure(suspects=("b",), node="b")], 3).without == ("b",)
+    assert decide([failure(node="b")], 3).without == ()
+
+
+@pytest.mark.parametrize(
+    ("second", "without"),
+    [
+        ({"node": "b"}, ("b",)),
+        ({"node": "b", "kind": "hang"}, ("b",)),
+        ({"node": "c"}, ()),
+        ({"node": "b", "kind": "host OOM"}, ()),
+        ({"node": "b", "step": 6}, ()),
+    ],
+)
+def test_a_node_that_fails_twice_in_a_row_without_progress_is_done_without(second, without):
+    assert decide([failure(node="b"), failure(**second)], 3).without == without
 
 
 def unusable(step: int, **fields) -> Failure:

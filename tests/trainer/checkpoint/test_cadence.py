@@ -121,3 +121,17 @@ def test_auto_saves_as_far_apart_as_it_means_to_when_steps_take_now_more_and_now
         made.stepped(random.gauss(1.0, 0.1))
     gaps = [later - earlier for earlier, later in pairwise(saves)]
     assert min(gaps[5:]) > 0.9 * made._save_interval_steps(), saves
+
+
+def test_with_two_buffers_no_snapshot_is_taken_while_a_save_waits_to_be_written():
+    """Ranks whose file is written already would overwrite what the others still hold: no step would be whole on the node."""
+    tight = cadence(interval_steps=4, snapshot_interval_steps=1)
+    tight.has_third = False
+    assert run(tight, 8, write_s=2.5) == {
+        1: "snapshot",
+        2: "snapshot",
+        3: "snapshot",
+        4: "save",
+        7: "snapshot",
+        8: "save",
+    }

@@ -54,7 +54,7 @@ def silo_job(job: JobConfig, name: str, tokenizer: str | None) -> JobConfig:
 def weight_limit(job: JobConfig, silos: SilosConfig) -> float:
     """What tokens x weight of all silos in a round cannot exceed together."""
     most_tokens = job.train.global_batch_size * job.data.sequence_length * silos.interval_steps
-    return most_tokens * sum(member.weight for member in silos.members.values())
+    return math.fsum(most_tokens * member.weight for member in silos.members.values())
 
 
 def _member_config(job: JobConfig, silos: SilosConfig, name: str) -> SiloConfig:

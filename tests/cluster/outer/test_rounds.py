@@ -160,6 +160,33 @@ def test_garbage_is_rejected_and_named(place, spans, size, says):
     assert place.told("round")[0]["is_step"] is False
 
 
+@pytest.mark.parametrize("tokens", [0, -10, 2.5, True, "10", None, 2**53 + 1])
+def test_a_claim_of_tokens_that_cannot_count_is_rejected_and_named_and_the_others_go_on(tmp_path, tokens):
+    """With it the round could never be closed, whoever asked."""
+    place = Place(tmp_path, quorum=1)
+    one, other = two(place)
+    other.push(1, 0.1, tokens=tokens)
+    one.push(1, 0.5)
+    assert one.verdict(1) == ("done", 1) and other.verdict(1) == ("rejected", 1)
+    assert one.weights(1) == pytest.approx([0.5] * 8)
+    (incident,) = [data for data in place.told("incident") if data.get("silo") == "b"]
+    assert f"it claims {tokens!r} tokens: that is no whole number from 1 to" in incident["message"]
+    place.server.close()
+
+
+def test_weights_whose_plain_sum_is_below_their_exact_one_close_a_round(tmp_path):
+    weights = {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1}
+    assert sum(weights.values()) < 1
+    place = Place(tmp_path, quorum=4, weights=weights)
+    silos = {name: place.silo(name) for name in weights}
+    silos["a"].seed()
+    for name in weights:
+        silos[name].push(1, 0.5, tokens=2**18)
+    assert {silo.verdict(1) for silo in silos.values()} == {("done", 1)}
+    assert silos["a"].weights(1) == pytest.approx([0.5] * 8)
+    place.server.close()
+
+
 def test_a_delta_far_from_the_others_is_garbage(tmp_path):
     place = Place(tmp_path, quorum=2, weights={"a": 1.0, "b": 1.0, "c": 1.0})
     silos = {name: place.silo(name) for name in "abc"}

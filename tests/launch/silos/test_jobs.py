@@ -1,9 +1,13 @@
+import json
+
 from tests.launch.silos.conftest import RECIPE
 from zerofleet.launch.checks import check_job
 from zerofleet.launch.config import JobConfig, load_job, parse_job
 from zerofleet.launch.silos.driver import faults_of
-from zerofleet.launch.silos.jobs import silo_job
+from zerofleet.launch.silos.jobs import silo_job, weight_limit
 from zerofleet.launch.silos.process import changes
+
+WEIGHTS = (0.4, 0.3, 0.2, 0.1)
 
 
 def test_a_silo_has_its_own_data_ranks_and_folder_and_nothing_of_the_others(recipe, tmp_path):
@@ -41,6 +45,13 @@ def test_with_masks_a_silo_knows_its_share_of_what_all_can_send(recipe):
     """8 sequences of 64 tokens in each of 5 steps, the one silo with weight 1, the other with 2."""
     masking = [silo_job(load_job(recipe, ["silos.secure_aggregation=true"]), name, None).silo for name in "ab"]
     assert [(own.masking.weight, own.masking.weight_limit) for own in masking] == [(1, 7680), (2, 7680)]
+
+
+def test_what_all_can_send_is_the_exact_sum_of_their_weights(recipe):
+    """Their plain sum is below 1, and what is sent would exceed the limit."""
+    members = {name: {"files": [f"{name}/*.txt"], "weight": weight} for name, weight in zip("abcd", WEIGHTS, strict=True)}
+    job = load_job(recipe, [f"silos.members={json.dumps(members)}"])
+    assert job.silos is not None and weight_limit(job, job.silos) == 8 * 64 * 5
 
 
 def test_a_resume_hands_on_what_may_change_and_nothing_else(recipe):

@@ -88,11 +88,10 @@ def audit_run(run: RunFolder, cache: Path | None = None, progress: Progress = no
         return RunAudit(run, job, attempts, Audit((), 0, 0, 0, 0, ()), None, time.monotonic() - began)
     fingerprint = _fingerprint(run, table, checkpoints)
     data = _open_data(fingerprint, job, cache)
+    data.verify()  # else ranks that were fed what a disk made of it would agree with what is read now
     plan = BatchPlan.of(job.train.global_batch_size, job.train.micro_batch_size, 1)
     feed = Feed.of(job.train_config(), data.train, plan, job.order_key, ())
     found = audit(table, attempts, feed, job.train.steps, known_step, progress, fingerprint)
-    if any(finding.kind in ("data", "counts") for finding in found.findings):
-        data.verify()  # before a rank is accused
     return RunAudit(run, job, attempts, found, data, time.monotonic() - began)
 
 

@@ -250,6 +250,20 @@ def test_damaged_prepared_data_accuses_no_rank(config, tiny_cache, tmp_path, cap
     assert code == 2 and "train.bin does not match its hash" in err
 
 
+def test_prepared_data_that_changed_before_it_was_fed_proves_nothing(config, tiny_cache, tmp_path, capsys):
+    """The ledger agrees with what is read now: ranks and audit see the same wrong bytes."""
+    copy = shutil.copytree(tiny_cache.path, tmp_path / "copy")
+    data = bytearray((copy / "train.bin").read_bytes())
+    data[100] ^= 1
+    (copy / "train.bin").write_bytes(data)
+    changed = DataCache.open(copy)
+    every = changed.train.num_sequences // 8 + 1
+    longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": every})})
+    run = SimulatedRun(feed_of(changed.train, 8, 2, 2, seed=0), data=changed.fingerprint).attempt(0, every)
+    code, out, err = audited(write(run, longer), capsys, "--cache", str(copy))
+    assert (code, out) == (2, "") and "train.bin does not match its hash" in err
+
+
 @pytest.mark.parametrize("line", [b'{"step": 1', b"[1, 2]", b"\x00\x00"])
 def test_a_ledger_line_that_is_none(config, tiny_cache, capsys, line):
     folder = write(simulated(tiny_cache), config)

@@ -18,6 +18,7 @@ from zerofleet.cluster.faults import FaultInjector, parse_faults
 from zerofleet.cluster.spec import TRAIN, RankSpec
 from zerofleet.cluster.stacks import enable_dumps
 from zerofleet.trainer.config import TrainConfig
+from zerofleet.trainer.credentials import mask_output
 from zerofleet.trainer.errors import BadStep, CheckpointUnusable, SnapshotUnreachable, UserError, WrongArithmetic
 from zerofleet.trainer.events import ACTIONS, Control, Event
 from zerofleet.trainer.world import World
@@ -100,6 +101,7 @@ def run_rank(spec: RankSpec, connection: socket.socket, resolve: Callable[[str],
     link = AgentLink(connection, spec.world)
     try:
         _redirect(Path(spec.log))
+        mask_output()
         faulthandler.enable()  # a crash in C leaves its Python stack in the log
         enable_dumps()
         os.environ.update(spec.environment)

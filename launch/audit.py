@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zerofleet.cluster.outer.state import OuterStore
 from zerofleet.launch.config import JobConfig
 from zerofleet.launch.drivers import effective_job
 from zerofleet.trainer.batch import BatchPlan
@@ -88,12 +90,28 @@ def audit_run(run: RunFolder, cache: Path | None = None, progress: Progress = no
         return RunAudit(run, job, attempts, Audit((), 0, 0, 0, 0, ()), None, time.monotonic() - began)
     fingerprint = _fingerprint(run, table, checkpoints)
     data = _open_data(fingerprint, job, cache)
+    data.verify()  # else ranks that were fed what a disk made of it would agree with what is read now
     plan = BatchPlan.of(job.train.global_batch_size, job.train.micro_batch_size, 1)
     feed = Feed.of(job.train_config(), data.train, plan, job.order_key, ())
     found = audit(table, attempts, feed, job.train.steps, known_step, progress, fingerprint)
-    if any(finding.kind in ("data", "counts") for finding in found.findings):
-        data.verify()  # before a rank is accused
     return RunAudit(run, job, attempts, found, data, time.monotonic() - began)
+
+
+def missing_silos(run: RunFolder, found: Collection[str]) -> dict[str, str]:
+    """Of a run of silos, those whose own folder is not among the found, and how they are known. None before any of them has begun."""
+    job = effective_job(run)
+    if job.silos is None:
+        return {}
+    store = OuterStore(run.storage, job.silos.keep_rounds)
+    rounds = store.rounds()
+    if not found and not rounds:
+        return {}
+    known = dict.fromkeys(job.silos.members, "it is in the run's job.yaml")
+    for number in rounds:
+        with contextlib.suppress(FileNotFoundError):  # the run goes on, and keeps the newest rounds only
+            tokens = store.record_of(number).tokens
+            known |= {name: f"{count:,} tokens of it are in outer round {number}" for name, count in tokens.items()}
+    return {name: why for name, why in sorted(known.items()) if name not in found}
 
 
 def _read_ledger(run: RunFolder) -> LedgerTable:

@@ -94,7 +94,15 @@ def resolve_paths(job: JobConfig) -> JobConfig:
 def _resolved_silos(silos: SilosConfig | None) -> SilosConfig | None:
     if silos is None:
         return None
-    members = {name: member.model_copy(update=_files(member)) for name, member in silos.members.items()}
+    members = {
+        name: member.model_copy(
+            update={
+                **_files(member),
+                "environment_file": _absolute(member.environment_file) if member.environment_file else None,
+            }
+        )
+        for name, member in silos.members.items()
+    }
     return silos.model_copy(update={"members": members})
 
 

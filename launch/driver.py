@@ -55,6 +55,7 @@ from zerofleet.trainer import ops
 from zerofleet.trainer.checkpoint.commit import commit
 from zerofleet.trainer.checkpoint.format import Manifest
 from zerofleet.trainer.checkpoint.select import Selection, newest_snapshot, select_checkpoint
+from zerofleet.trainer.credentials import mask_output
 from zerofleet.trainer.data.prepare import prepare
 from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.errors import UserError, ZerofleetError
@@ -93,6 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run")
     parser.add_argument("--override", action="append", default=[], metavar="key=value")
     options = parser.parse_args(arguments)
+    mask_output()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     try:
         return drive(options.storage_url, options.run, options.override)

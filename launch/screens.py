@@ -158,8 +158,9 @@ def event_line(event: Event) -> str:
         case "verdict":
             return _first_line(data["sentence"])
         case "round":
-            silos = f"{len(data['tokens'])} silos, {sum(data['tokens'].values()):,} tokens"
-            return f"round {data['round']}: {silos}" + ("" if data["is_step"] else "; no outer step")
+            if not data["is_step"]:
+                return f"round {data['round']}: no outer step"
+            return f"round {data['round']}: {len(data['tokens'])} silos, {sum(data['tokens'].values()):,} tokens"
         case "export":
             return f"exported to {data['path']}"
         case _:

@@ -32,7 +32,7 @@ Heartbeats, progress, goodput and the ledger are readings of the one event strea
 | `heartbeat`  | driver        | every 10 s: the driver is alive |
 | `export`     | driver        | `path`, dtype |
 | `outer`      | rank 0        | a silo took part in an outer step: `round`, `state` (see trainer/silos/wire.py), `sent_bytes` by kind, `received_bytes`, `tokens`, `codec`; with `silos.privacy` in `privacy` the epsilon and delta of all that it has let out, and how many `releases` that was; with `silos.overlap_steps` it is the merge, `handed_over_step` the step at whose end the delta was made, `handed_over_at` and `arrived_at` when rank 0's thread took it over and had all back (Unix s) |
-| `round`      | driver        | an outer step of all silos: `round`, `tokens` by silo, `missing`, `rejected` (why, by silo), `delta_bytes` by silo |
+| `round`      | driver        | an outer step of all silos: `round`, `is_step` (false: it changed nothing), `tokens` by silo whose delta is in it, `missing`, `rejected` (why, by silo), `delta_bytes` by silo |
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zerofleet.trainer.config import TrainConfig
+from zerofleet.trainer.credentials import masked_event
 from zerofleet.trainer.events import DRIVER, RESULTS, Event
 from zerofleet.trainer.rank_sums import RankSums
 from zerofleet.trainer.run_folder import RunFolder
@@ -48,7 +49,8 @@ class Recorder:
         self._tracker = self._open_tracker()
 
     def on_event(self, event: Event) -> None:
-        """Writes an event down. Raises StorageError."""
+        """Writes an event down, without credentials. Raises StorageError."""
+        event = masked_event(event)
         self._sums.hear(event)
         if event.kind in RESULTS:
             self._record_news(event)

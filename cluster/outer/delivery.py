@@ -19,6 +19,9 @@ from zerofleet.trainer.silos.fixed_point import MASKED
 from zerofleet.trainer.silos.inspection import inspect
 from zerofleet.trainer.silos.kernels import sum_of_squares
 
+MOST_TOKENS = 2**53
+"""Of a silo in a round: fp64, in which weights are added up, counts no further."""
+
 
 class Parts:
     """Which elements have come, and which ranks have sent all of theirs."""
@@ -71,12 +74,12 @@ class Delivery:
         """A rank's message. Whether the delta is whole. Raises UnusableDelta."""
         if why := question.get("unusable"):
             raise UnusableDelta(str(why))
-        offset = 0
+        self.tokens, offset = _checked_tokens(question.get("tokens")), 0
         for *span, size in question["spans"]:
             chunk = self._parts.admit(span)
             self.read(chunk)[:] = self._decoded(bytes(payload[offset : offset + size]), chunk.count)
             offset += size
-        self.tokens, self.num_bytes = int(question["tokens"]), self.num_bytes + offset
+        self.num_bytes += offset
         return bool(question["is_last"]) and self._parts.finish(rank)
 
     def _decoded(self, data: bytes, count: int) -> Any:
@@ -98,6 +101,13 @@ class Delivery:
         """L2 norm of the whole delta."""
         squares = (sum_of_squares(self.read(chunk)) for chunk in chunks_of(self._sizes))
         return math.sqrt(math.fsum(squares))
+
+
+def _checked_tokens(tokens: Any) -> int:
+    """What a delta counts by. Raises UnusableDelta: of one that counts nothing, or less, no mean can be taken when the round closes."""
+    if type(tokens) is not int or not 1 <= tokens <= MOST_TOKENS:
+        raise UnusableDelta(f"it claims {tokens!r} tokens: that is no whole number from 1 to {MOST_TOKENS}")
+    return tokens
 
 
 class Initial:

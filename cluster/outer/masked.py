@@ -6,6 +6,7 @@ trainer/silos/masking.py has the protocol. Nothing of it is durable: a new drive
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -101,7 +102,7 @@ class MaskedRound:
             list(deliveries),
             self._revealed.values(),
         )
-        total_share = sum(weights.values()) / self._weight_limit
+        total_share = math.fsum(weights.values()) / self._weight_limit
         return Means(chunks_of(sizes), lambda chunk: _mean(unmasker, chunk, deliveries, total_share))
 
     def _keys_of_all(self) -> dict[str, PublicKeys]:

@@ -197,7 +197,8 @@ class Rounds:
                 return {"state": "wait", "round": self.number}
             self._changed.wait(min(deadline - now, VERDICT_S))
         record = self._records.get(number)
-        if record is not None and silo in record.tokens:
+        # Earlier versions recorded tokens of rounds without a step, too.
+        if record is not None and record.is_step and silo in record.tokens:
             return {"state": "done", "round": number}
         state = "rejected" if (silo, number) in self._rejected else "late"
         return {"state": state, "round": self.number, "why": self._rejected.get((silo, number), "")}
@@ -244,7 +245,7 @@ class Rounds:
         weights = {silo: delivery.tokens * self._terms.weights[silo] for silo, delivery in taken.items()}
         means, why = self._means(state, taken, weights)
         is_step = means is not None
-        tokens = {silo: delivery.tokens for silo, delivery in taken.items() if is_step or self._masked is None}
+        tokens = {silo: delivery.tokens for silo, delivery in taken.items() if is_step}
         record = RoundRecord(closing.number, tokens, is_step)
         arrays = stepped(state, self._terms.strategy, means) if means is not None else (state.weights, state.moments)
         self._store.save(after := OuterState(record, *arrays))

@@ -35,7 +35,7 @@ class RoundRecord:
 
     round: int
     tokens: dict[str, int] = field(default_factory=dict)
-    """By silo that delivered in time."""
+    """By silo whose delta is in the outer step; of nobody where there was none."""
     is_step: bool = True
     """False: too few deltas were of use, and the weights are those of the round before."""
     hash: str = ""

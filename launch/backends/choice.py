@@ -11,6 +11,7 @@ from zerofleet.launch.checks import check_machine
 from zerofleet.launch.config import JobConfig
 from zerofleet.launch.drivers import JobRecord
 from zerofleet.launch.planning.before_submit import plan_first
+from zerofleet.launch.silos.environment_file import check_environment_files
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.run_folder import RunFolder
 
@@ -20,6 +21,7 @@ class ThisMachine:
 
     def check(self, job: JobConfig, is_new: bool) -> str:
         check_machine(job)
+        check_environment_files(job)
         return plan_first(job) if is_new else ""
 
     def start(self, run: RunFolder, storage_url: str, overrides: Sequence[str], after: int) -> LocalDriver:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zerofleet.launch.exit_codes import OK, RUN_FAILED
-from zerofleet.launch.silos.jobs import silo_runs
+from zerofleet.launch.silos.jobs import FOLDER, silo_runs
 from zerofleet.launch.words import duration
 from zerofleet.trainer.data.quarantine import named
 from zerofleet.trainer.errors import UserError
@@ -37,18 +37,21 @@ def add_parser(verbs: Verbs) -> None:
 def run(arguments: argparse.Namespace) -> int:
     folder = RunFolder.open(arguments.run)
     try:
-        from zerofleet.launch.audit import audit_run  # needs numpy, which the light verbs do without
+        from zerofleet.launch.audit import audit_run, missing_silos  # needs numpy, which the light verbs do without
     except ImportError as error:
         raise UserError(f"audit needs {error.name}: pip install 'zerofleet[train]'") from error
     silos = silo_runs(folder)
-    audits = [audit_run(each, arguments.cache, ProgressLine()) for each in silos or [folder]]
-    is_exact = all(found.audit.is_exact for found in audits)
+    missing = missing_silos(folder, {silo.name for silo in silos})
+    runs = silos if silos or missing else [folder]
+    audits = [audit_run(each, arguments.cache, ProgressLine()) for each in runs]
+    is_exact = not missing and all(found.audit.is_exact for found in audits)
     if arguments.json:
         each = {found.run.name: found.to_dict() for found in audits}
-        facts = {"run": folder.name, "exact": is_exact, "silos": each} if silos else audits[0].to_dict()
-        sys.stdout.write(json.dumps(facts) + "\n")
+        facts = {"run": folder.name, "exact": is_exact, "silos": each, "missing": missing}
+        sys.stdout.write(json.dumps(audits[0].to_dict() if runs == [folder] else facts) + "\n")
     else:
-        sys.stdout.write("\n".join(report(found) for found in audits))
+        told = [report_missing(name, why, folder) for name, why in missing.items()]
+        sys.stdout.write("\n".join([*(report(found) for found in audits), *told]))
     return OK if is_exact else RUN_FAILED
 
 
@@ -97,6 +100,12 @@ def report(found: RunAudit) -> str:
     if len(result.findings) > _SHOWN_FINDINGS:
         rows.append(("found", f"and {len(result.findings) - _SHOWN_FINDINGS} more: --json has all"))
     return "".join(f"{name:<14} {value}\n" for name, value in rows if value)
+
+
+def report_missing(name: str, why: str, run: RunFolder) -> str:
+    """What a person reads of a silo that has no folder."""
+    where = run.storage.path(f"{FOLDER}/{name}")
+    return f"{'run':<14} {name}: NOT EXACT, nothing of it is proven\n{'found':<14} silo {name} has no folder: {why}; restore {where}\n"
 
 
 def _fed(found: RunAudit) -> str:

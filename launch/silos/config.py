@@ -37,6 +37,8 @@ class SiloMember(SourceFields):
     """ZeRO stage inside the silo, instead of `train.zero_stage`."""
     key_file: str | None = None
     """File on the silo's machines with at least 32 random bytes that only the silo can read: the secret that its noise comes from. Without it one is made in the silo's run folder."""
+    environment_file: str | None = None
+    """File of `NAME=value` lines on the machine of the run's driver, which only its owner can read (mode 600): credentials for this silo's driver and the ranks of its own Ray. It is read when that driver is started; what it holds is in no run folder and no log."""
 
     @model_validator(mode="after")
     def _one_place(self) -> SiloMember:

@@ -26,6 +26,7 @@ from zerofleet.launch.environment import fingerprint
 from zerofleet.launch.event_log_lines import write_log_line
 from zerofleet.launch.exit_codes import OK, RUN_FAILED
 from zerofleet.launch.requests import RequestWatch
+from zerofleet.launch.silos.environment_file import check_environment_files
 from zerofleet.launch.silos.jobs import shared_tokenizer, silo_job, silo_run, weight_limit
 from zerofleet.launch.silos.process import SiloProcess
 from zerofleet.launch.silos.progress import RoundLosses
@@ -72,6 +73,7 @@ class SilosDriver:
 
     def _drive(self) -> int:
         self._say("environment", **fingerprint())
+        check_environment_files(self._job)
         self._enter("PREPARING", "the job was taken")
         tokenizer = shared_tokenizer(self._job)
         terms = Terms(
@@ -106,7 +108,8 @@ class SilosDriver:
             VARIABLE: server.where.to_env(),
             FAULTS_VARIABLE: faults_of(name, os.environ.get(FAULTS_VARIABLE, "")),
         }
-        process = SiloProcess(name, run, job, environment, self._losses.hear)
+        own_file = self._silos.members[name].environment_file
+        process = SiloProcess(name, run, job, environment, self._losses.hear, own_file)
         self._processes[name] = process
         process.start()
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import os
 from collections.abc import Mapping
 from typing import Any
-
-import xxhash
 
 from zerofleet.launch.config import JobConfig
 from zerofleet.launch.silos.config import SilosConfig
@@ -54,7 +49,7 @@ def silo_job(job: JobConfig, name: str, tokenizer: str | None) -> JobConfig:
 def weight_limit(job: JobConfig, silos: SilosConfig) -> float:
     """What tokens x weight of all silos in a round cannot exceed together."""
     most_tokens = job.train.global_batch_size * job.data.sequence_length * silos.interval_steps
-    return most_tokens * sum(member.weight for member in silos.members.values())
+    return math.fsum(most_tokens * member.weight for member in silos.members.values())
 
 
 def _member_config(job: JobConfig, silos: SilosConfig, name: str) -> SiloConfig:
@@ -89,20 +84,9 @@ def _fedprox_mu(options: Mapping[str, Any]) -> float:
 
 def shared_tokenizer(job: JobConfig) -> str:
     """The folder of the tokenizer that all silos use: the given one, or one that is trained on `data`, once. Raises UserError,
-    DataError."""
+    DataError, StorageError."""
     if job.data.tokenizer is not None:
         return job.data.tokenizer
-    from zerofleet.trainer.data.local_files import publish
-    from zerofleet.trainer.data.prepare import cache_root
-    from zerofleet.trainer.data.sources import resolve
-    from zerofleet.trainer.data.tokenizer import save_trained
+    from zerofleet.trainer.data.prepare import train_tokenizer
 
-    corpus, size = resolve(job.data), job.data.tokenizer_vocab_size
-    facts = [job.data.format, job.data.text_field, size, corpus.identity]
-    folder = cache_root(job.data) / "tokenizers" / xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True).encode())
-    if not folder.exists():
-        draft = folder.with_name(f"{folder.name}.{os.getpid()}")
-        save_trained(corpus, size, draft)
-        with contextlib.suppress(FileExistsError):  # another run has made the same meanwhile
-            publish(draft, folder)
-    return str(folder)
+    return str(train_tokenizer(job.data, lambda stage, share, detail: None))

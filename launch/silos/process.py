@@ -14,6 +14,7 @@ from zerofleet.launch.config import JobConfig
 from zerofleet.launch.drivers import driver_records, effective_job
 from zerofleet.launch.follow import EventTail
 from zerofleet.launch.progress import Progress
+from zerofleet.launch.silos.environment_file import read_environment
 from zerofleet.launch.stops import PARENT
 from zerofleet.trainer.errors import StorageError, UserError
 from zerofleet.trainer.events import Event
@@ -35,10 +36,11 @@ class SiloProcess:
         job: JobConfig,
         environment: Mapping[str, str],
         hear: Callable[[str, Event], None],
+        environment_file: str | None = None,
     ) -> None:
-        """`hear` is called with the silo's name and each of its events."""
+        """`hear` is called with the silo's name and each of its events; `environment_file` is read at every start, and not kept."""
         self.name, self.run, self._hear = name, run, hear
-        self._job, self._environment = job, environment
+        self._job, self._environment, self._environment_file = job, environment, environment_file
         self._tail, self._progress = EventTail(run), Progress(job.train.steps)
         self._driver: LocalDriver | None = None
         self._code: int | None = None
@@ -52,7 +54,8 @@ class SiloProcess:
             overrides = changes(effective_job(self.run), self._job)
         else:
             self.run.create(self._job.to_yaml())
-        environment = {**self._environment, PARENT: str(os.getpid())}
+        own = read_environment(self.name, self._environment_file)
+        environment = {**own, **self._environment, PARENT: str(os.getpid())}
         self.look()
         self._progress.new_driver(self._job.train.steps)
         self._code, self._num_starts = None, self._num_starts + 1

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from tests.cluster.fakes import event
 from zerofleet.cluster.rank import AgentLink
+from zerofleet.trainer.credentials import VARIABLE
 from zerofleet.trainer.errors import CheckpointUnusable, DataError, LossSpike, NonFiniteStep
 from zerofleet.trainer.events import Control, Event
 from zerofleet.trainer.world import World
@@ -99,3 +104,24 @@ def test_what_the_controller_acts_upon(link, error, key, value):
     agent, rank = link
     rank.last_words(raised(error))
     assert heard(agent).data[key] == value
+
+
+RANK = """
+import socket, sys
+from tests.cluster.test_rank import WORLD
+from zerofleet.cluster.rank import run_rank
+from zerofleet.cluster.spec import JobSpec, RankSpec
+
+agent, rank = socket.socketpair()
+spec = RankSpec(JobSpec("r", '{"wJalrXUtnFEMI": 1}', ""), WORLD, {}, sys.argv[1])
+sys.exit(run_rank(spec, rank, lambda target: None))
+"""
+
+
+def test_the_log_of_a_rank_holds_no_credentials(tmp_path):
+    """Its config is none, and the traceback says what is wrong with it."""
+    environment = {**os.environ, "STORE_KEY": "wJalrXUtnFEMI", VARIABLE: "STORE_KEY"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", RANK, str(tmp_path / "log")], cwd=root, env=environment, check=False)
+    log = (tmp_path / "log").read_text()
+    assert done.returncode == 1 and "validation error" in log and "***" in log and "wJalrXUtnFEMI" not in log

@@ -125,6 +125,14 @@ def user_error_after_steps(fake: Fake) -> int:
     return user_error(fake)
 
 
+def tell_environment(fake: Fake) -> int:
+    """Its environment, to the file that TOLD names."""
+    with open(os.environ["TOLD"], "w") as file:
+        json.dump(dict(os.environ), file)
+    fake.state("FINISHED")
+    return 0
+
+
 def no_claim(fake: Fake) -> int:
     raise AssertionError("never called")
 

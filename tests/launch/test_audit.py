@@ -13,6 +13,7 @@ import pytest
 from tests.support.checkpoints import written
 from tests.support.ranks import job
 from tests.support.simulated_run import SimulatedRun, feed_of
+from zerofleet.cluster.outer.state import RoundRecord
 from zerofleet.launch import cli
 from zerofleet.launch.audit import audit_run
 from zerofleet.trainer.batch import BatchPlan
@@ -37,8 +38,8 @@ def simulated(cache: DataCache, data: str | None = None) -> SimulatedRun:
     return SimulatedRun(feed, data=cache.fingerprint if data is None else data).attempt(0, 12).attempt(10, 20, 3)
 
 
-def write(run: SimulatedRun, config: TrainConfig, storage: str = "") -> RunFolder:
-    folder = RunFolder(storage or config.run.storage, "tiny")
+def write(run: SimulatedRun, config: TrainConfig, storage: str = "", name: str = "tiny") -> RunFolder:
+    folder = RunFolder(storage or config.run.storage, name)
     folder.create(json.dumps(config.model_dump(mode="json")))
     for record in run.attempts:
         folder.storage.create(f"attempts/{record.attempt:04d}.json", json.dumps(asdict(record)).encode())
@@ -250,6 +251,20 @@ def test_damaged_prepared_data_accuses_no_rank(config, tiny_cache, tmp_path, cap
     assert code == 2 and "train.bin does not match its hash" in err
 
 
+def test_prepared_data_that_changed_before_it_was_fed_proves_nothing(config, tiny_cache, tmp_path, capsys):
+    """The ledger agrees with what is read now: ranks and audit see the same wrong bytes."""
+    copy = shutil.copytree(tiny_cache.path, tmp_path / "copy")
+    data = bytearray((copy / "train.bin").read_bytes())
+    data[100] ^= 1
+    (copy / "train.bin").write_bytes(data)
+    changed = DataCache.open(copy)
+    every = changed.train.num_sequences // 8 + 1
+    longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": every})})
+    run = SimulatedRun(feed_of(changed.train, 8, 2, 2, seed=0), data=changed.fingerprint).attempt(0, every)
+    code, out, err = audited(write(run, longer), capsys, "--cache", str(copy))
+    assert (code, out) == (2, "") and "train.bin does not match its hash" in err
+
+
 @pytest.mark.parametrize("line", [b'{"step": 1', b"[1, 2]", b"\x00\x00"])
 def test_a_ledger_line_that_is_none(config, tiny_cache, capsys, line):
     folder = write(simulated(tiny_cache), config)
@@ -298,3 +313,53 @@ def test_where_numpy_is_missing_the_remedy_is_said(config, tiny_cache, capsys, m
     monkeypatch.setitem(sys.modules, "zerofleet.launch.audit", None)
     code, _, err = audited(write(simulated(tiny_cache), config), capsys)
     assert code == 2 and "audit needs zerofleet.launch.audit: pip install" in err
+
+
+# -- silos -------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def silos(config, tiny_cache) -> RunFolder:
+    """A run of two that are both exact, and the record of an outer round with both in it."""
+    folder = RunFolder(config.run.storage, "several")
+    members = {"a": {"files": ["a.txt"]}, "b": {"files": ["b.txt"]}}
+    folder.create(json.dumps({**config.model_dump(mode="json", exclude={"silo"}), "silos": {"members": members}}))
+    for name in members:
+        write(simulated(tiny_cache), config, f"{folder.storage.url}/silos", name)
+    record = RoundRecord(2, {"a": 10, "b": 1234})
+    folder.storage.create("outer/round-00000002/round.json", json.dumps(asdict(record)).encode())
+    return folder
+
+
+def test_silos_are_audited_one_by_one(silos, capsys):
+    code, out, _ = audited(silos, capsys)
+    assert code == 0 and "a: exact" in out and "b: exact" in out
+    code, out, _ = audited(silos, capsys, "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["exact"] and facts["silos"].keys() == {"a", "b"} and facts["missing"] == {}
+
+
+@pytest.mark.parametrize(
+    ("has_round", "why"), [(True, "1,234 tokens of it are in outer round 2"), (False, "it is in the run's job.yaml")]
+)
+def test_a_silo_whose_folder_is_missing_is_found(silos, capsys, has_round, why):
+    silos.storage.remove("silos/b")
+    if not has_round:
+        silos.storage.remove("outer/round-00000002")
+    code, out, _ = audited(silos, capsys)
+    assert code == 1 and "a: exact" in out and "b: NOT EXACT, nothing of it is proven" in out
+    assert f"silo b has no folder: {why}; restore {silos.storage.path('silos/b')}" in out
+    code, out, _ = audited(silos, capsys, "--json")
+    facts = json.loads(out)
+    assert (code, facts["exact"], facts["silos"].keys(), facts["missing"]) == (1, False, {"a"}, {"b": why})
+
+
+def test_a_run_whose_silos_are_all_missing_is_not_exact(silos, capsys):
+    silos.storage.remove("silos")
+    code, out, _ = audited(silos, capsys)
+    assert code == 1 and "a: NOT EXACT" in out and "b: NOT EXACT" in out and "nothing to prove" not in out
+
+
+def test_silos_that_have_not_begun_have_nothing_to_prove(silos, capsys):
+    silos.storage.remove("silos")
+    silos.storage.remove("outer")
+    code, out, _ = audited(silos, capsys)
+    assert code == 0 and "there is nothing to prove" in out

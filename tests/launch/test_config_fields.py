@@ -32,7 +32,7 @@ silos silos.members silos.members.<name> silos.members.<name>.files silos.member
 silos.members.<name>.hub.id silos.members.<name>.hub.name silos.members.<name>.hub.split
 silos.members.<name>.hub.revision silos.members.<name>.format silos.members.<name>.text_field
 silos.members.<name>.weight silos.members.<name>.address silos.members.<name>.labels silos.members.<name>.nodes
-silos.members.<name>.ranks_per_node silos.members.<name>.zero_stage silos.members.<name>.key_file silos.strategy silos.strategy_options
+silos.members.<name>.ranks_per_node silos.members.<name>.zero_stage silos.members.<name>.key_file silos.members.<name>.environment_file silos.strategy silos.strategy_options
 silos.interval_steps silos.overlap_steps silos.codec
 silos.privacy silos.privacy.clip_norm silos.privacy.noise_multiplier silos.privacy.delta silos.secure_aggregation silos.aggregation silos.trimmed_fraction silos.quorum silos.deadline_s silos.keep_rounds silos.listen
 """.split()  # noqa: SIM905 - a diff shows the one name that changed

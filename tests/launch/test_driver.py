@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -11,9 +12,10 @@ import pytest
 from zerofleet.cluster.event_log import EventLog
 from zerofleet.launch import driver
 from zerofleet.launch.claims import claim
-from zerofleet.launch.driver import Driver, Program, drive
+from zerofleet.launch.driver import Driver, Program, drive, main
 from zerofleet.launch.drivers import driver_records, effective_job
 from zerofleet.launch.stops import Stops
+from zerofleet.trainer.credentials import VARIABLE as CREDENTIALS
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import RunFolder
@@ -119,3 +121,13 @@ def test_ranks_read_the_folder_that_the_driver_was_given(run, stops, monkeypatch
     storage = str(run.storage.url).removesuffix("/a")
     assert drive(storage, "a") == 0
     assert seen[0].run.storage == storage
+
+
+def test_what_a_driver_says_holds_no_credentials(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("STORE_KEY", "wJalrXUtnFEMI")
+    monkeypatch.setenv(CREDENTIALS, "STORE_KEY")
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    assert main([str(tmp_path), "a", "--override", "train.wJalrXUtnFEMI=3"]) == 2
+    told = capsys.readouterr().err
+    assert "error: " in told and "***" in told and "wJalrXUtnFEMI" not in told

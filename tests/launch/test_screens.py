@@ -29,6 +29,8 @@ def show(screen, progress: Progress, *events: Event) -> None:
         (event("incident", message="rank 1 is slow", **{"class": "hang"}), "incident: rank 1 is slow"),
         (event("info", message="one\ntwo"), "one"),
         (event("verdict", sentence="rank 1 was killed\ntraceback"), "rank 1 was killed"),
+        (event("round", round=3, tokens={"a": 1500, "b": 500}, is_step=True), "round 3: 2 silos, 2,000 tokens"),
+        (event("round", round=4, tokens={}, is_step=False), "round 4: no outer step"),
         (event("export", path="/x"), "exported to /x"),
         (event("heartbeat"), ""),
         (event("error", type="E", message="said by the verdict"), ""),

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.ranks import job
 from zerofleet.trainer.config import TrackingConfig
+from zerofleet.trainer.credentials import VARIABLE
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.recorder import Recorder
@@ -44,6 +45,16 @@ def test_steps_and_evaluations_go_to_metrics_and_the_rest_to_events_without_hear
     assert [r["kind"] for r in run.read("metrics")] == ["step", "eval"]
     assert [(e.kind, e.phase) for e in run.events()] == [("phase", "save"), ("checkpoint", "save")]
     assert next(iter(run.read("metrics"))) == events[0].__dict__
+
+
+def test_credentials_are_in_no_record(config, monkeypatch):
+    monkeypatch.setenv("STORE_KEY", "wJalrXUtnFEMI")
+    monkeypatch.setenv(VARIABLE, "STORE_KEY")
+    run = RunFolder(config.run.storage, config.run.name)
+    recorder = Recorder(run, 1, config)
+    recorder.on_event(event("incident", message="the store refused wJalrXUtnFEMI"))
+    recorder.close()
+    assert [told.data["message"] for told in run.events()] == ["the store refused ***"]
 
 
 def test_what_ranks_say_at_the_end_of_a_step_is_written_in_sums_at_the_end_of_the_attempt(config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -135,9 +136,15 @@ def too_long(place: str, reading: Reading, what: str) -> BadData:
 
 
 def damaged(reading: Reading, place: str, error: Exception, lost: Lost = "rest") -> BadData:
-    """What a decoder or decompressor says is wrong. An error of the system's, which has a number, says nothing about the bytes: it is
-    raised."""
-    if isinstance(error, OSError) and error.errno is not None:
+    """What a decoder or decompressor says is wrong. An error that is not about the bytes is raised."""
+    if not is_about_bytes(error):
         raise error
     remedy = f"fetch or write it again, or take the file out of {reading.section}.files"
     return BadData(f"{place} is damaged ({' '.join(str(error).split())})", remedy, lost)
+
+
+def is_about_bytes(error: Exception) -> bool:
+    """Whether a decoder or decompressor says it. bz2 and pyarrow do so by a plain OSError without a number: one with a number is the
+    system's, one of another class that of who fetches the bytes, such as a timeout or a connection that broke. That is over some day, and what is
+    left out is left out for good."""
+    return not isinstance(error, OSError) or (type(error) in (OSError, gzip.BadGzipFile) and error.errno is None)

@@ -116,7 +116,8 @@ class Feed:
     def read_ahead(self, step: StepPlan) -> None:
         """Has data that is not on this machine fetched while what is here is fed."""
         if isinstance(self.store, StreamedStore):
-            self.store.read_ahead(self.store.order(self.seed, self.silo), int(step.positions[0]))
+            order = self.store.order(self.seed, self.silo)
+            self.store.read_ahead(order, int(step.positions[0]), step.samples)
 
     def digests_of(self, samples: Int64) -> UInt64:
         """The digest that each sample has when it is fed whole: what the audit compares with. A few MB at a time are read."""

@@ -22,7 +22,15 @@ from typing import Any, BinaryIO, cast
 from fsspec.spec import AbstractBufferedFile
 
 from zerofleet.trainer.data.bad_data import BadData, Lost, Reading, stop
-from zerofleet.trainer.data.columns import checked_text, damaged, need_column, read_arrow, read_parquet, too_long
+from zerofleet.trainer.data.columns import (
+    checked_text,
+    damaged,
+    is_about_bytes,
+    need_column,
+    read_arrow,
+    read_parquet,
+    too_long,
+)
 from zerofleet.trainer.errors import DataError, StorageError
 
 
@@ -72,13 +80,11 @@ def reading_errors(reading: Reading) -> Iterator[None]:
         ) from error
     except PermissionError as error:
         raise DataError(f"{reading.name} cannot be read (permission denied): make it readable for this user") from error
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise damaged(reading, reading.name, error) from error
-    except OSError as error:
-        if error.errno is None:  # bz2 and pyarrow report bad bytes as an OSError without a number
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if is_about_bytes(error):
             raise damaged(reading, reading.name, error) from error
         raise StorageError(
-            f"reading {reading.name} failed ({error}): check that it can be reached, then try again"
+            f"reading {reading.name} failed ({str(error) or type(error).__name__}): check that it can be reached, then try again"
         ) from error
 
 

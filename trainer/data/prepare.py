@@ -105,14 +105,20 @@ def _key(data: DataConfig, seed: int, corpus: Corpus, given: Path | None) -> str
     """Name of the cache's folder: a hash of all that decides its content, from names, sizes and times; no document is read."""
     tokenizer = data.tokenizer_vocab_size if given is None else Encoder(given).fingerprint
     fields: dict[str, object] = data.model_dump(include={"format", "text_field", "sequence_length", "heldout_fraction"})
-    if data.on_bad == "quarantine":  # else what cannot be read leaves no cache: those that exist keep their names
-        fields |= {"on_bad": data.on_bad, "max_document_bytes": data.max_document_bytes}
-    fields |= Functions.of(data.filter, data.scrub).fingerprints
+    fields |= _left_by(data)
     if data.deduplicate is not None:
         fields["deduplicate"] = [data.deduplicate, SIMILARITY, NUM_HASHES, BANDS]
     # The version says how documents are packed; what only says how sequences are fed is no part of the cache.
     parts = [FORMAT_VERSIONS[data.packing], fields, seed, tokenizer, corpus.identity]
     return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
+
+
+def _left_by(data: DataConfig) -> dict[str, object]:
+    """What decides, besides the files, which text is left of a corpus; nothing where all of it is."""
+    fields: dict[str, object] = {}
+    if data.on_bad == "quarantine":  # else what cannot be read leaves no cache: those that exist keep their names
+        fields |= {"on_bad": data.on_bad, "max_document_bytes": data.max_document_bytes}
+    return fields | Functions.of(data.filter, data.scrub).fingerprints
 
 
 def _finished(folder: Path) -> DataCache | None:
@@ -168,12 +174,37 @@ def _make_tokenizer(task: _Task, progress: Progress) -> None:
     if task.given is not None:
         shutil.copytree(task.given, temporary)
     else:
-        progress("tokenizer", 0.0, f"training a byte-level BPE of {task.data.tokenizer_vocab_size} entries")
-        on_bad = leave_out if task.data.on_bad == "quarantine" else stop
-        functions = Functions.of(task.data.filter, task.data.scrub)
-        save_trained(task.corpus, task.data.tokenizer_vocab_size, temporary, on_bad, functions)
-        progress("tokenizer", 1.0, f"{Encoder(temporary).size} entries")
+        _train_tokenizer(task.data, task.corpus, temporary, progress)
     publish(temporary, target)
+
+
+def train_tokenizer(data: DataConfig, progress: Progress) -> Path:
+    """The folder of the tokenizer that is trained on a corpus, as its preparation would train it; once, for all that ask.
+
+    Raises DataError when the corpus cannot be used, UserError when the cache's place cannot, StorageError when the disk fails.
+    """
+    corpus = resolve(data)
+    facts: list[object] = [data.format, data.text_field, data.tokenizer_vocab_size, corpus.identity]
+    if left := _left_by(data):  # tokenizers of whole corpora keep their names
+        facts.append(left)
+    folder = cache_root(data) / "tokenizers" / xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True).encode())
+    if folder.exists():
+        return folder
+    making = folder.with_name(f"{folder.name}.making")
+    with _locked(making, progress), storage_errors("writing", str(folder), setting="data.cache"):
+        if not folder.exists():
+            draft = making / TOKENIZER_NAME
+            shutil.rmtree(draft, ignore_errors=True)  # of a try that was killed
+            _train_tokenizer(data, corpus, draft, progress)
+            publish(draft, folder)
+    return folder
+
+
+def _train_tokenizer(data: DataConfig, corpus: Corpus, folder: Path, progress: Progress) -> None:
+    progress("tokenizer", 0.0, f"training a byte-level BPE of {data.tokenizer_vocab_size} entries")
+    on_bad = leave_out if data.on_bad == "quarantine" else stop
+    save_trained(corpus, data.tokenizer_vocab_size, folder, on_bad, Functions.of(data.filter, data.scrub))
+    progress("tokenizer", 1.0, f"{Encoder(folder).size} entries")
 
 
 def _tokenise(parts: list[Part], work: Work, lock: BinaryIO, progress: Progress) -> None:

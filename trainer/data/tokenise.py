@@ -8,6 +8,7 @@ import signal
 import sys
 from multiprocessing.connection import Connection
 
+from zerofleet.trainer.credentials import mask_output
 from zerofleet.trainer.data.parts import Part, Work, tokenise_part
 from zerofleet.trainer.data.tokenizer import Encoder
 from zerofleet.trainer.errors import ZerofleetError
@@ -18,6 +19,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Ends when nobody gives it parts any more, at the first error, and with its parent."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    mask_output()  # the user's functions run here
     connection = Connection(int(sys.argv[1]))  # of a parent that died before this line nothing comes: EOF
     try:
         _serve(connection)

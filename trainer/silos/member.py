@@ -88,7 +88,7 @@ class Member:
     def __post_init__(self) -> None:
         hello = {"silo": self.config.name, "life": self.life}
         server = Server.from_env()
-        self._outbox = Outbox(self.config, self.adapter)
+        self._outbox = Outbox(self.config, self.adapter, self._say_unusable)
         if self.config.privacy is not None:
             from zerofleet.trainer.silos.private import Privacy  # brings an extra
 
@@ -360,6 +360,9 @@ class Member:
             message = f"round {number} is without this silo's delta, which was rejected: {why}"
             self._incident("silo", message)
         return max(0, int(answer["round"])) * len(_STATES) + _STATES.index(answer["state"])
+
+    def _say_unusable(self, why: str) -> None:
+        self._incident("silo", f"the delta of round {self.round + 1} is not sent: {why}")
 
     def _say_away(self, error: OSError) -> None:
         if not self._is_told_away:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ RESIDUAL = "outer_residual"
 """Kind of the fragments that hold what was left out (codecs.ErrorFeedback)."""
 BOUNDARY = "outer_boundary"
 """Kind of the fragments that hold the silo's weights as they were at the end of the round whose delta is on its way (overlap.py)."""
+UNTOLD = "it cannot go under masks, and only the silo's own incidents say why"
+"""What the server hears of a delta that was to be masked: a number of it would be in the clear."""
 GARBAGE_FACTOR = -4.0
 """What an injected fault makes of a delta: the wrong way, and not so long that the inspection of norms would see it."""
 
@@ -54,6 +56,8 @@ class Outbox:
 
     config: SiloConfig
     adapter: Adapter
+    say_unusable: Callable[[str], None]
+    """Hears, within the silo, what is wrong with a delta that goes under masks; once a round."""
     planted: str | None = None
     """An injected fault: what becomes of this round's delta."""
     noise: Noise | None = None
@@ -61,6 +65,7 @@ class Outbox:
     wrapping: Wrapping | None = None
     """Masks of this round, with secure aggregation."""
     _refusal: str = ""
+    _is_said: bool = False
     _base: dict[str, Float32] = field(default_factory=dict)
     """By parameter, the outer weights that the inner steps began from, of the elements that this rank sends."""
     _left_out: dict[str, Float32] = field(default_factory=dict)
@@ -110,10 +115,19 @@ class Outbox:
                     raise UnusableDelta(self._refusal)
                 parts = [self._encoded(feedback, owned[chunk.name], chunk) for chunk in batch]
             except UnusableDelta as error:
-                yield {**fields, "spans": [], "unusable": str(error)}, b""
+                yield {**fields, "spans": [], "unusable": self._why_for_others(str(error))}, b""
                 return
             spans = [[*chunk, len(part)] for chunk, part in zip(batch, parts, strict=True)]
             yield {**fields, "spans": spans}, b"".join(parts)
+
+    def _why_for_others(self, why: str) -> str:
+        """What leaves the silo of why there is no delta."""
+        if self.wrapping is None:
+            return why
+        if not self._is_said:  # the message is made anew whenever a connection broke
+            self.say_unusable(why)
+            self._is_said = True
+        return UNTOLD
 
     def settle(self, state: State | str) -> None:
         """What became of the delta. Of one that was not used nothing was left out."""
@@ -122,7 +136,7 @@ class Outbox:
                 part = slice(slot.save_start - slot.start, slot.save_end - slot.start)
                 self.adapter.extras[RESIDUAL][name][part] = torch.from_numpy(self._left_out[name])
         self._left_out.clear()
-        self.noise, self.wrapping, self._refusal = None, None, ""
+        self.noise, self.wrapping, self._refusal, self._is_said = None, None, "", False
 
     def _delta(self, slot: Slot, chunk: Chunk) -> Float32:
         """Outer weights - the silo's [chunk.count]."""

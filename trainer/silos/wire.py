@@ -12,8 +12,8 @@ proves by the run's secret that it comes from one of its silos. Every question m
 | `verdict` | round                                                      | state (below), round: whose weights to go on with; `reveal`: survivors |
 | `pull`    | round, spans                                               | payload: outer weights, fp32 |
 
-States of a verdict: `wait` (ask again), `done` (this silo's delta is in the round), `late` (the round was closed without it: it goes on
-with the newest weights), `rejected` (its delta was of no use; likewise). A span is a chunk (chunks.py). An answer with `error` says what is
+States of a verdict: `wait` (ask again), `done` (this silo's delta is in the round's outer step), `late` (the round was closed without it, or
+without an outer step: it goes on with the newest weights), `rejected` (its delta was of no use; likewise). A span is a chunk (chunks.py). An answer with `error` says what is
 wrong for good.
 
 With secure aggregation (masking.py) rank 0 asks more before and after the deltas, and a verdict may be `reveal`: answer that question first.

@@ -8,11 +8,13 @@ import pytest
 pytest.importorskip("Crypto", reason="the extra `silos` is not installed")
 
 from tests.cluster.outer.masked_silo import MaskedSilo
+from zerofleet.cluster.outer import masked as masked_module
 from zerofleet.cluster.outer import rounds as rounds_module
 from zerofleet.cluster.outer.rounds import Rounds
 from zerofleet.cluster.outer.server import OuterServer
 from zerofleet.cluster.outer.state import OuterStore
 from zerofleet.cluster.outer.terms import Terms
+from zerofleet.trainer.silos.chunks import Chunk
 from zerofleet.trainer.silos.codecs import load_codec
 from zerofleet.trainer.silos.fixed_point import MASKED
 from zerofleet.trainer.silos.masked import GO, OUT, WAIT
@@ -100,6 +102,17 @@ def test_the_mean_is_exact_to_the_quantum(place):
     np.testing.assert_allclose(place.silos["a"].weights(1), expected(names), rtol=0, atol=quanta(names))
     (told,) = place.told("round")
     assert told["is_step"] and told["tokens"] == {name: DELTAS[name][1] for name in names}
+
+
+def test_the_share_of_all_silos_is_the_exact_sum(monkeypatch):
+    """A plain sum of these weights is below 1, and the mean would be of more than was sent."""
+    shares = []
+    monkeypatch.setattr(masked_module, "Unmasker", lambda *secrets: None)
+    monkeypatch.setattr(masked_module, "_mean", lambda unmasker, chunk, deliveries, share: shares.append(share))
+    round_ = masked_module.MaskedRound(1, 2, 600.0, weight_limit=1.0)
+    round_.policy.answered |= {"shares": set(), "deltas": set()}
+    round_.means({"w": 1}, {}, {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1}).of(Chunk("w", 0, 1))
+    assert shares == [1.0]
 
 
 def test_the_server_holds_no_delta(place):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from tests.cluster.outer.silo import Silo
 from zerofleet.cluster.outer import rounds as rounds_module
 from zerofleet.cluster.outer.rounds import Rounds
 from zerofleet.cluster.outer.server import OuterServer
-from zerofleet.cluster.outer.state import OuterStore
+from zerofleet.cluster.outer.state import OuterStore, RoundRecord
 from zerofleet.cluster.outer.terms import Terms
 from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.silos.codecs import load_codec
@@ -155,9 +157,55 @@ def test_garbage_is_rejected_and_named(place, spans, size, says):
     one.push_raw(1, spans, bytes(size))
     assert says in place.told("incident")[0]["message"]
     other.push(1, 0.1)
-    assert other.verdict(1)[0] == "done"
+    assert other.verdict(1) == ("late", 1)
     assert other.weights(1) == [1.0] * 8, "one delta is below the quorum of two: no step"
-    assert place.told("round")[0]["is_step"] is False
+
+
+def test_in_a_round_that_changed_nothing_nobody_is_done(place):
+    """What a silo has delivered for it is in no weights: it may not forget what earlier deltas left out."""
+    one, other = two(place)
+    one.push(1, 0.5)
+    other.push(1, 0.1, tokens=0)
+    assert one.verdict(1) == ("late", 1) and other.verdict(1) == ("rejected", 1)
+    (told,) = place.told("round")
+    assert (told["is_step"], told["tokens"], told["rejected"].keys()) == (False, {}, {"b"})
+    assert place.store.record_of(1).tokens == {}
+
+
+def test_a_round_without_a_step_that_an_earlier_version_recorded_with_tokens(place):
+    two(place)
+    state = place.store.newest()
+    place.store.save(replace(state, record=RoundRecord(1, {"a": 10}, is_step=False)))
+    place.server.close()
+    place.restart()
+    assert place.silo("a", 0).verdict(1) == ("late", 1)
+
+
+@pytest.mark.parametrize("tokens", [0, -10, 2.5, True, "10", None, 2**53 + 1])
+def test_a_claim_of_tokens_that_cannot_count_is_rejected_and_named_and_the_others_go_on(tmp_path, tokens):
+    """With it the round could never be closed, whoever asked."""
+    place = Place(tmp_path, quorum=1)
+    one, other = two(place)
+    other.push(1, 0.1, tokens=tokens)
+    one.push(1, 0.5)
+    assert one.verdict(1) == ("done", 1) and other.verdict(1) == ("rejected", 1)
+    assert one.weights(1) == pytest.approx([0.5] * 8)
+    (incident,) = [data for data in place.told("incident") if data.get("silo") == "b"]
+    assert f"it claims {tokens!r} tokens: that is no whole number from 1 to" in incident["message"]
+    place.server.close()
+
+
+def test_weights_whose_plain_sum_is_below_their_exact_one_close_a_round(tmp_path):
+    weights = {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1}
+    assert sum(weights.values()) < 1
+    place = Place(tmp_path, quorum=4, weights=weights)
+    silos = {name: place.silo(name) for name in weights}
+    silos["a"].seed()
+    for name in weights:
+        silos[name].push(1, 0.5, tokens=2**18)
+    assert {silo.verdict(1) for silo in silos.values()} == {("done", 1)}
+    assert silos["a"].weights(1) == pytest.approx([0.5] * 8)
+    place.server.close()
 
 
 def test_a_delta_far_from_the_others_is_garbage(tmp_path):

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
 import gzip
 import io
+import itertools
 import json
 import lzma
 
 import pyarrow as pa
 import pytest
+from fsspec.exceptions import FSTimeoutError
+from fsspec.implementations.local import LocalFileSystem
 from pyarrow import feather, ipc, parquet
 
 from tests.trainer.data.corpora import document
 from zerofleet.trainer.config import DataConfig
 from zerofleet.trainer.data.sources import resolve
-from zerofleet.trainer.errors import DataError
+from zerofleet.trainer.errors import DataError, StorageError
 
 TEXTS = [document(seed, 30) for seed in range(5)] + ['quoted "text",\nover lines', "", "x" * 200_000]
 TABLE = pa.table({"id": range(len(TEXTS)), "text": TEXTS})
@@ -162,3 +166,55 @@ def test_empty_files_of_lines_hold_no_documents(tmp_path):
 
 def test_numbers_instead_of_text_are_named(tmp_path):
     assert "row 0: 'id' holds int" in failure(tmp_path, "a.parquet", FILES["a.parquet"], text_field="id")
+
+
+class LineThatDrops(io.BytesIO):
+    """Gives so many reads, then an error."""
+
+    def __init__(self, data: bytes, num_reads: int, error: Exception) -> None:
+        super().__init__(data)
+        self.num_reads, self.error = num_reads, error
+
+    def _count(self) -> None:
+        self.num_reads -= 1
+        if self.num_reads < 0:
+            raise self.error
+
+    def read(self, size=-1):
+        self._count()
+        return super().read(size)
+
+    def readline(self, size=-1):
+        self._count()
+        return super().readline(size)
+
+
+class RequestException(OSError):
+    """As the clients of some stores have it: no number, and none of Python's own classes."""
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+@pytest.mark.parametrize("name", ["a.txt", *FILES])
+def test_a_network_that_fails_at_any_read_is_no_bad_data(tmp_path, monkeypatch, name, ending):
+    """Under quarantine good data would be left out for good."""
+    data = COMPRESS[ending](FILES.get(name, TEXTS[0].encode()))
+    (tmp_path / (name + ending)).write_bytes(data)
+    (shard,) = resolve(DataConfig(files=[str(tmp_path / (name + ending))])).shards
+    whole, bad = list(shard.documents()), []
+    for error in (
+        FSTimeoutError(),
+        ConnectionResetError("peer"),
+        TimeoutError(110, "timed out"),
+        RequestException("503"),
+    ):
+        for num_reads in itertools.count():
+            line = LineThatDrops(data, num_reads, error)
+            monkeypatch.setattr(LocalFileSystem, "open", lambda self, *arguments, line=line: line)
+            if num_reads == 0:
+                with pytest.raises(StorageError, match="check that it can be reached"):
+                    list(shard.documents(bad.append))
+                continue
+            with contextlib.suppress(StorageError):
+                assert list(shard.documents(bad.append)) == whole
+                break
+    assert bad == []

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import xxhash
 
-from tests.trainer.data.corpora import content, document, prepared, write_corpus
+from tests.trainer.data.corpora import config, content, document, prepared, quiet, write_corpus
 from zerofleet.trainer.config import DataConfig
 from zerofleet.trainer.data import parts as parts_module
 from zerofleet.trainer.data import prepare as prepare_module
 from zerofleet.trainer.data.cache import content_fingerprint
-from zerofleet.trainer.data.prepare import cache_root
+from zerofleet.trainer.data.prepare import cache_root, train_tokenizer
 from zerofleet.trainer.data.sources import Corpus
 from zerofleet.trainer.data.tokenizer import Encoder
 from zerofleet.trainer.errors import DataError
@@ -287,3 +287,66 @@ def test_the_default_corpus_on_a_few_files(tmp_path, monkeypatch):
     cache = prepared("python-stdlib", tmp_path / "cache", tokenizer_vocab_size=512)
     assert cache.tokenizer_size == 512
     assert cache.train.num_tokens > 10_000 and cache.heldout.num_sequences >= 1
+
+
+# -- a tokenizer by itself ---------------------------------------------------------------------------------------------
+def test_a_tokenizer_by_itself_is_that_of_the_preparation(files, tmp_path):
+    folder = train_tokenizer(config(files, tmp_path / "cache"), quiet)
+    assert Encoder(folder).fingerprint == prepared(files, tmp_path / "cache").tokenizer_fingerprint
+    stages = []
+    assert train_tokenizer(config(files, tmp_path / "cache"), lambda *report: stages.append(report)) == folder
+    assert stages == [], "it is there"
+
+
+def test_a_tokenizer_by_itself_is_trained_on_what_is_left_of_the_corpus(files, tmp_path, monkeypatch):
+    (tmp_path / "zf_scrubbing.py").write_text("def without_trees(text):\n    return text.replace('tree', '')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "corpus/bad.txt").write_bytes(b"abc\xff")
+    scrub = {"scrub": "zf_scrubbing:without_trees"}
+    with pytest.raises(DataError, match=r"bad.txt: byte 3"):
+        train_tokenizer(config(files, tmp_path / "cache"), quiet)
+    options = [{"on_bad": "quarantine"}, {"on_bad": "quarantine", **scrub}]
+    folders = [train_tokenizer(config(files, tmp_path / "cache", **changes), quiet) for changes in options]
+    learned = [(folder / "tokenizer.json").read_text() for folder in folders]
+    assert ["tree" in text for text in learned] == [True, False]
+    assert Encoder(folders[1]).fingerprint == prepared(files, tmp_path / "cache", **options[1]).tokenizer_fingerprint
+
+
+def test_two_that_want_the_same_tokenizer_at_once_train_it_once(files, tmp_path, monkeypatch):
+    """The second waits for the first, which goes on when the second is there."""
+    trained, is_training, is_waiting = [], threading.Event(), threading.Event()
+    save_trained, found = prepare_module.save_trained, []
+
+    def slowly(*arguments):
+        trained.append(arguments)
+        is_training.set()
+        assert is_waiting.wait(30)
+        save_trained(*arguments)
+
+    def hear(stage: str, fraction: float, detail: str) -> None:
+        if stage == "wait":
+            is_waiting.set()
+
+    monkeypatch.setattr(prepare_module, "save_trained", slowly)
+    threads = [
+        threading.Thread(target=lambda: found.append(train_tokenizer(config(files, tmp_path / "cache"), hear)))
+        for _ in range(2)
+    ]
+    threads[0].start()
+    assert is_training.wait(30)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert len(trained) == 1 and found[0] == found[1] and (found[0] / "tokenizer.json").exists()
+
+
+def test_a_tokenizer_whose_training_was_killed_is_trained_again(files, tmp_path, monkeypatch):
+    def killed(draft: Path, folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_tokenizer(config(files, tmp_path / "cache"), quiet)
+    folder = train_tokenizer(config(files, tmp_path / "cache"), quiet)
+    assert sorted(path.name for path in folder.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]

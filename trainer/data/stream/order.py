@@ -1,7 +1,7 @@
 """The windowed order: data shards in random order, and the samples of each window of shards shuffled together. Pure.
 
-For corpora of which only a part fits on the disk: at any position a rank needs the shards of one window, or of two where a step
-reaches into the next one. As in the full order (order.py) nothing is stored, any position is reached in O(1), each sample comes once
+For corpora of which only a part fits on the disk: at any position a rank needs the shards of one window, or of those that a step
+reaches into. As in the full order (order.py) nothing is stored, any position is reached in O(1), each sample comes once
 per epoch, and who is fed what is no part of it. What is less: samples of shards that are far apart in an epoch never share a step.
 
 The order is frozen: runs resume by position, so a change here would make them repeat and miss samples.
@@ -51,6 +51,25 @@ class WindowedOrder:
     def window_samples(self) -> int:
         """Of a window whose shards are all full."""
         return self.window_shards * self.shard_samples
+
+    @property
+    def smallest_window(self) -> int:
+        """Samples of the window that has the fewest: the last of an epoch where the last shard is in it, too."""
+        absent = self.num_windows * self.window_shards - self.num_shards
+        return (self.window_shards - absent) * self.shard_samples - self._missing
+
+    def most_shards(self, num_positions: int) -> tuple[int, bool]:
+        """In how many full shards so many consecutive samples of the order lie at most, and whether in the short last one on top of them.
+
+        Those of two windows, one sample in each at least. Or, with windows that lie whole between these, some samples fewer of those two and all
+        shards of the ones between: where all samples but 2 x `window_shards` lie, or more if no window is that small.
+        """
+        of_two = min(2 * self.window_shards, num_positions)
+        between = max(self.smallest_window, num_positions - 2 * self.window_shards)
+        full = min(2 * self.window_shards, num_positions - between) + between // self.shard_samples
+        if between > num_positions - 2 or full < of_two:
+            return of_two, False
+        return full, self._missing > 0
 
     @property
     def _missing(self) -> int:

@@ -50,22 +50,36 @@ class StreamedStore(SequenceStore):
         return StreamedStore(tables, published, config, shards)
 
     def check_batch(self, global_batch_size: int) -> None:
-        """UserError when a step could need more than two windows."""
-        size = self._config.window_shards * self.published.shard_sequences
-        if global_batch_size > size:
-            least = -(-global_batch_size // self.published.shard_sequences)
+        """UserError when the shards that a step can need do not fit into the bound: where it reaches over a window that is smaller than it is, they are
+        of three or more."""
+        sizes = [entry.num_bytes for entry in self.published.shards]
+        order = self.order(0, "")  # every seed's windows are of these sizes
+        num_full, is_last_on_top = order.most_shards(global_batch_size)
+        needed = sum(sorted(sizes, reverse=True)[:num_full])
+        if is_last_on_top and num_full < len(sizes):
+            needed += sizes[-1]
+        if needed > self._config.max_bytes:
             raise UserError(
-                f"train.global_batch_size={global_batch_size} is more than the {size} sequences of a window of data.stream.window_shards="
-                f"{self._config.window_shards} shards: set it to {least} or more"
+                f"data.stream.max_bytes={self._config.max_bytes} is too little for train.global_batch_size={global_batch_size}: windows of "
+                f"data.stream.window_shards={self._config.window_shards} shards have {order.smallest_window} sequences or more, so a step "
+                f"can need shards of {needed} bytes. Raise it, or lower the batch"
             )
 
     def order(self, seed: int, silo: str) -> WindowedOrder:
         """The run's."""
         return WindowedOrder(self.num_sequences, self.published.shard_sequences, self._config.window_shards, seed, silo)
 
-    def read_ahead(self, order: WindowedOrder, position: int) -> None:
-        """Has the shards of the window that holds a position fetched, and those of the next one."""
-        self._shards.want(order.shards_from(position, 1 + _WINDOWS_AHEAD))
+    def read_ahead(self, order: WindowedOrder, position: int, samples: Int64) -> None:
+        """Has the shards of a step's samples fetched, and as far as there is room those of the window that holds its first position, and of the
+        next one."""
+        needed = [shard for shard, _ in shards_of_samples(samples, self.published.shard_sequences)]
+        wanted, room = [], self._config.max_bytes
+        for shard in dict.fromkeys([*needed, *order.shards_from(position, 1 + _WINDOWS_AHEAD)]):
+            room -= self.published.shards[shard].num_bytes
+            if room < 0:
+                break
+            wanted.append(shard)
+        self._shards.want(wanted)
 
     def num_targets(self, indices: Int64) -> Int64:
         return self._tables.num_targets(indices)

@@ -51,6 +51,29 @@ def test_a_window_needs_its_own_shards_only_and_they_are_told_beforehand(order, 
     assert at == order.num_samples
 
 
+@settings(max_examples=40)
+@given(ORDERS, st.integers(1, 120), st.integers(0, 30))
+def test_no_step_needs_more_shards_than_are_told_beforehand(order, num_positions, first_epoch):
+    """Full shards and the short one, of all steps of some epochs."""
+    num_full, is_last_on_top = order.most_shards(num_positions)
+    last = order.num_shards - 1 if order.num_samples % order.shard_samples else -1
+    start = first_epoch * order.num_samples
+    shards = order.samples_at(np.arange(start, start + 3 * order.num_samples + num_positions)) // order.shard_samples
+    for at in range(len(shards) - num_positions):
+        found = set(shards[at : at + num_positions].tolist())
+        assert len(found - {last} if is_last_on_top else found) <= num_full
+
+
+def test_a_step_of_a_full_window_reaches_over_one_that_is_smaller():
+    """1,030 samples in shards of 100, one to a window: the window of the last shard holds 30."""
+    order = order_of(1030, 100, 1)
+    assert (order.smallest_window, order.most_shards(31), order.most_shards(100)) == (30, (2, False), (2, True))
+    assert order_of(1000, 100, 3).smallest_window == 100 and order_of(1000, 100, 3).most_shards(300) == (8, False)
+    starts = range(0, 50 * 1030, 100)
+    most = max(len(np.unique(order.samples_at(np.arange(start, start + 100)) // 100)) for start in starts)
+    assert most == 3
+
+
 @settings(max_examples=25)
 @given(ORDERS, st.integers(0, 10**9))
 def test_any_position_alone_gives_what_a_row_gives(order, start):

@@ -134,6 +134,36 @@ def test_two_epochs_within_the_bound_each_shard_fetched_once_in_each(whole, remo
     assert len([path for path in fetched if path.startswith("shards/")]) <= 2 * num_shards + 6
 
 
+def test_a_step_that_reaches_over_a_small_window_has_its_shards(whole, tmp_path):
+    """The last shard holds a few sequences and is a window of its own: a step of a full one reaches from the window before it into that after."""
+    num_sequences = whole.train.num_sequences
+    size = next(size for size in range(20, 60) if 0 < num_sequences % size < size // 4)
+    publish(whole, str(tmp_path / "remote"), size * 32 * 2)
+    *full, last = [
+        entry.num_bytes for entry in attached(tmp_path / "remote", tmp_path, max_bytes=2**30).train.published.shards
+    ]
+    bound, plan = sum(sorted(full)[-2:]) + last, BatchPlan.of(size, size, 1)
+    job = _Job(data_config(tmp_path / "remote", tmp_path))
+    with pytest.raises(
+        UserError, match=rf"windows of .*=1 shards have {num_sequences % size} sequences or more, .* {bound} bytes"
+    ):
+        Feed.of(
+            job, attached(tmp_path / "remote", tmp_path, max_bytes=bound - 1, window_shards=1).train, plan, "main", []
+        )
+    cache = attached(tmp_path / "remote", tmp_path, max_bytes=bound, window_shards=1)
+    feed, most = Feed.of(job, cache.train, plan, "main", []), 0
+    for step in range(4 * num_sequences // size):
+        planned = feed.step_plan(step)
+        feed.read_ahead(planned)
+        for shard in cache.train._shards._wanted:  # whatever is fetched ahead may be there before the step reads
+            cache.train._shards.get(shard)
+        most = max(most, len(np.unique(planned.samples // size)))
+        (batch,) = feed.micro_batches(planned, 0)
+        assert np.array_equal(batch.inputs["input_ids"], whole.train.read(planned.samples)[0])
+        assert bytes_in(cache) <= bound
+    assert most == 3
+
+
 def test_ranks_that_need_the_same_shard_at_once_fetch_it_once(remote, tmp_path, monkeypatch):
     cache = attached(remote, tmp_path)
     published, dtype = cache.train.published, cache.token_dtype
@@ -208,9 +238,9 @@ def test_what_a_killed_fetch_left_takes_no_room(remote, tmp_path):
 def test_what_does_not_fit_is_said_with_numbers(remote, tmp_path):
     with pytest.raises(UserError, match=r"data.stream.max_bytes=1000 is too little: .*6 of up to \d+ bytes, are \d+"):
         attached(remote, tmp_path, max_bytes=1000)
-    with pytest.raises(UserError, match=r"global_batch_size=40 is more than the 15 sequences.*set it to 8 or more"):
+    with pytest.raises(UserError, match=r"too little for train.global_batch_size=400: .*can need shards of \d+ bytes"):
         Feed.of(
-            _Job(data_config(remote, tmp_path)), attached(remote, tmp_path).train, BatchPlan.of(40, 2, 1), "main", []
+            _Job(data_config(remote, tmp_path)), attached(remote, tmp_path).train, BatchPlan.of(400, 2, 1), "main", []
         )
     cache = attached(remote, tmp_path)
     folder = ShardFolder(Storage(str(remote)), tmp_path / "x", cache.train.published.shards, cache.token_dtype, 400)

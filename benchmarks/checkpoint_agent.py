@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -44,11 +45,14 @@ def serve_saves(config: TrainConfig, connections: list[Connection]) -> None:
             raise
         tell(manifest.step)
 
+    heard = threading.Lock()  # files are written side by side
+
     def hear(event: Event) -> None:
-        if event.kind == "written":
-            committer.hear(event)
-        else:
-            tell(event.data["message"])
+        with heard:
+            if event.kind == "written":
+                committer.hear(event)
+            else:
+                tell(event.data["message"])
 
     committer = Committer(commit_and_tell)
     writer = SnapshotWriter(run.storage, hear)

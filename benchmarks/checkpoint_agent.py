@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -45,14 +44,11 @@ def serve_saves(config: TrainConfig, connections: list[Connection]) -> None:
             raise
         tell(manifest.step)
 
-    heard = threading.Lock()  # files are written side by side
-
     def hear(event: Event) -> None:
-        with heard:
-            if event.kind == "written":
-                committer.hear(event)
-            else:
-                tell(event.data["message"])
+        if event.kind == "written":
+            committer.hear(event)
+        else:
+            tell(event.data["message"])
 
     committer = Committer(commit_and_tell)
     writer = SnapshotWriter(run.storage, hear)

@@ -1,4 +1,4 @@
-"""Writes snapshots out to storage behind the ranks' backs: threads of the node agent, at the lowest priority."""
+"""Writes snapshots out to storage behind the ranks' backs: a thread of the node agent, at the lowest priority."""
 
 from __future__ import annotations
 
@@ -31,9 +31,6 @@ MEMORY = Path("/dev/shm")
 """The file system in memory that every Linux host has."""
 _NICE = 19
 """The ranks go first: what is written in the background takes what they leave."""
-_SIDE_BY_SIDE = 2
-"""Files that are written at a time. A store answers both at once (a local disk gained nothing), and what they cost is taken from two cores and not
-from one, for whose rank all others would wait."""
 _REMEMBERED = 32
 """Files that were written last: whoever orders one of them again is told of it, since a commit of it may be under way."""
 _TOLD_EVERY = 10
@@ -74,44 +71,24 @@ class Order:
 
 
 class SnapshotWriter:
-    """Orders of one rank one after the other, those of several ranks side by side; each is tried until storage takes it. Results are events:
-    `written`, or `unwritten` with why, from any thread."""
+    """One order after the other, each tried until storage takes it. Results are events: `written`, or `unwritten` with why."""
 
     def __init__(self, storage: Storage, emit: Emit) -> None:
-        self._lines = [_Line(storage, emit, number) for number in range(_SIDE_BY_SIDE)]
-
-    def order(self, path: Path | str | None, rank: int, checkpoint: CheckpointId) -> None:
-        """Returns at once; from here on no rank overwrites the snapshot. Without a path there was none."""
-        pinned = open_snapshot(Path(path)) if path else None
-        self._lines[rank % len(self._lines)].put(Order(rank, checkpoint, pinned))
-
-    def close(self) -> None:
-        """Gives up what has not been written."""
-        for line in self._lines:
-            line.give_up()
-        for line in self._lines:
-            line.join()
-
-
-class _Line:
-    """One order after the other."""
-
-    def __init__(self, storage: Storage, emit: Emit, number: int) -> None:
         self._storage, self._emit = storage, emit
         self._written: dict[tuple[CheckpointId, int], Written] = {}
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"snapshot-writer-{number}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="snapshot-writer", daemon=True)
         self._thread.start()
 
-    def put(self, order: Order) -> None:
-        self._orders.put(order)
+    def order(self, path: Path | str | None, rank: int, checkpoint: CheckpointId) -> None:
+        """Returns at once; from here on no rank overwrites the snapshot. Without a path there was none."""
+        self._orders.put(Order(rank, checkpoint, open_snapshot(Path(path)) if path else None))
 
-    def give_up(self) -> None:
+    def close(self) -> None:
+        """Gives up what has not been written."""
         self._closing.set()
         self._orders.put(None)
-
-    def join(self) -> None:
         self._thread.join()
 
     def _run(self) -> None:

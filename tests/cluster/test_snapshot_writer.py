@@ -67,34 +67,12 @@ def test_two_snapshots_become_a_checkpoint(run, writer, heard, tmp_path):
     for rank in (0, 1):
         writer.order(snapshot(tmp_path / "shm", FOUR, rank), rank, FOUR)
     events = heard.of("written", count=2)
-    events = sorted(events, key=lambda event: event.rank)
     assert [(e.attempt, e.rank, e.step) for e in events] == [(1, 0, 4), (1, 1, 4)]
     assert [[r["step"] for r in e.data["results"]] for e in events] == [[3, 4], []], "nobody else may have heard them"
     commit(CheckpointConfig(), run, assemble([Written.from_dict(e.data) for e in events]), lambda: None)
     reader = CheckpointReader(run.storage, FOUR)
     reader.check_blocks()
     assert reader.read("w", "master", 0, 100).tolist() == VALUES.tolist()
-
-
-def test_files_of_two_ranks_are_written_side_by_side_and_those_of_one_in_turn(run, heard, tmp_path, monkeypatch):
-    """Each of two waits for the other within its write; a third, of the first one's rank, is not begun before that has ended."""
-    both, write, begun = threading.Barrier(2, timeout=10), snapshot_writer.write_payload, []
-
-    def wait_and_write(storage, checkpoint, rank, *rest):
-        begun.append((checkpoint.step, rank))
-        if checkpoint == FOUR:
-            both.wait()
-            assert (5, 0) not in begun
-        return write(storage, checkpoint, rank, *rest)
-
-    monkeypatch.setattr(snapshot_writer, "write_payload", wait_and_write)
-    writer = SnapshotWriter(run.storage, heard)
-    five = CheckpointId(5, 1)
-    writer.order(snapshot(tmp_path / "shm", FOUR, 0), 0, FOUR)
-    writer.order(snapshot(tmp_path / "other", five, 0), 0, five)
-    writer.order(snapshot(tmp_path / "shm", FOUR, 1), 1, FOUR)
-    assert {(e.step, e.rank) for e in heard.of("written", count=3)} == {(4, 0), (4, 1), (5, 0)}
-    writer.close()
 
 
 def test_what_is_committed_is_never_written_again(run, writer, heard, tmp_path):

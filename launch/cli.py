@@ -19,6 +19,7 @@ from zerofleet.launch.commands import (
     k8s,
     list_runs,
     logs,
+    partition,
     plan,
     report,
     resume,
@@ -34,7 +35,7 @@ from zerofleet.launch.exit_codes import INTERRUPTED
 from zerofleet.trainer.errors import ZerofleetError
 
 VERBS = (
-    *(submit, validate, status, list_runs, logs, stop, resume, export, import_model),
+    *(submit, validate, status, list_runs, logs, stop, resume, export, import_model, partition),
     *(plan, simulate, bench, eval, audit, explain, report, top, stacks, chaos, doctor, k8s),
 )
 

@@ -11,7 +11,7 @@ from typing import Any
 from zerofleet.cluster.hooks import Origin
 from zerofleet.cluster.policy.heartbeat import Heartbeat, Limits, Silence, is_sign
 from zerofleet.cluster.policy.stragglers import Straggler, Stragglers
-from zerofleet.cluster.spec import TRAIN
+from zerofleet.cluster.spec import CHECK, TRAIN
 from zerofleet.cluster.stacks import RankStack
 from zerofleet.cluster.verdict import Evidence, Place, is_echo, is_failure, progress
 from zerofleet.trainer.events import Event
@@ -24,7 +24,7 @@ class Stage(enum.StrEnum):
     """What ranks are forked for, in this order."""
 
     CHECK = "check"
-    """On every rank, before an attempt is claimed: does the device compute, does the model take the data?"""
+    """On every rank, before an attempt is claimed: does the device compute, does the network carry, does the model take the data?"""
     TRAIN = "train"
     EXPORT = "export"
     """On one rank, when training has finished."""
@@ -32,7 +32,7 @@ class Stage(enum.StrEnum):
     @property
     def target(self) -> str:
         """The function that each rank runs."""
-        return TRAIN if self is Stage.TRAIN else f"zerofleet.cluster.tasks:{self.value}"
+        return {Stage.TRAIN: TRAIN, Stage.CHECK: CHECK}.get(self, f"zerofleet.cluster.tasks:{self.value}")
 
     def when_stopped(self, has_trained: bool) -> str:
         """For messages: where in its life a run is that is stopped, no rank of it training."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zerofleet.cluster.faults import FaultInjector, parse_faults
-from zerofleet.cluster.spec import TRAIN, RankSpec
+from zerofleet.cluster.spec import CHECK, TRAIN, RankSpec
 from zerofleet.cluster.stacks import enable_dumps
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.credentials import mask_output
@@ -110,7 +110,7 @@ def run_rank(spec: RankSpec, connection: socket.socket, resolve: Callable[[str],
         config = TrainConfig.model_validate_json(spec.job.config_json)
         fault = FaultInjector(parse_faults(spec.job.faults), spec.world.rank, spec.world.attempt)
         train = resolve(spec.job.target)
-        if spec.job.target == TRAIN:
+        if spec.job.target in (TRAIN, CHECK):  # which join a process group
             _await_rank_zero(spec.world, spec.environment)
         snapshots = Path(spec.snapshots) if spec.snapshots else None
         train(config, spec.world, Path(spec.job.cache_path), link.report, link.control, fault, snapshots)

@@ -12,8 +12,8 @@ from zerofleet.trainer.checkpoint.snapshot import REPLICAS, SnapshotMeta
 from zerofleet.trainer.run_folder import CheckpointId
 from zerofleet.trainer.world import World
 
-TRAIN = "zerofleet.trainer.loop:train"
-"""The function that a rank runs: (config, world, cache_path, report, control, fault, snapshots)."""
+TRAIN, CHECK = "zerofleet.trainer.loop:train", "zerofleet.cluster.tasks:check"
+"""Functions that every rank of a world runs: (config, world, cache_path, report, control, fault, snapshots)."""
 PRELOAD = "zerofleet.cluster.preload:preload"
 """The function that a zygote runs once, before it forks: (model_type)."""
 

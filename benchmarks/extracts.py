@@ -33,7 +33,12 @@ def peer_throughput(record: Record) -> list[Series]:
     found = []
     for each in record["pairings"]:
         values = [peer / ours for ours, peer in each["seconds"]]
-        found += _series(f"{each['model']}: step of {each['peer']} over zerofleet's", "", "higher", values)
+        found += _series(
+            f"{each['model']}{', compiled' if each['is_compiled'] else ''}: step of {each['peer']} over zerofleet's",
+            "",
+            "higher",
+            values,
+        )
     return found
 
 

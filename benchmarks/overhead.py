@@ -95,7 +95,7 @@ def bare_loop(config: TrainConfig, cache: DataCache, world: World, device: torch
     """Yields after every step of a plain DeepSpeed training loop."""
     train = config.train
     accumulation = train.global_batch_size // (train.micro_batch_size * world.world_size)
-    model = build_model(config, check(config, cache), contextlib.nullcontext())
+    model = build_model(config, check(config, cache), contextlib.nullcontext(), on_gpu=False)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, train.weight_decay), lr=train.learning_rate, betas=train.betas
     )

@@ -12,6 +12,7 @@ zerofleet is. Interval: Wilcoxon's, of 95 % (`ratio_intervals.py`).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import shutil
@@ -35,6 +36,7 @@ from zerofleet.launch.environment import fingerprint
 
 OURS = "zerofleet"
 PEERS = tuple(name for name in LOOPS if name != OURS)
+FORMS = ("eager", "compiled")
 COMPARED_STEPS = 8
 """First steps of every system: their losses are compared, their seconds do not count."""
 LOSS_TOLERANCE = 5e-3
@@ -49,6 +51,7 @@ class Pairing:
     """zerofleet and one peer on one model."""
 
     model: str
+    is_compiled: bool
     peer: str
     seconds: list[tuple[float, float]]
     """Of a step, by round: zerofleet's and the peer's."""
@@ -102,7 +105,7 @@ def measure(
         if OURS in found.failed:
             raise SystemFailed(found.failed[OURS])
         for peer, said in found.failed.items():
-            yield Pairing(model.name, peer, [], [], 0.0, said)
+            yield Pairing(model.name, task.is_compiled, peer, [], [], 0.0, said)
         peers = [peer for peer in peers if peer not in found.failed]
         losses = {system: turn(found, system, COMPARED_STEPS)[2] for system in (OURS, *peers)}
         apart = {peer: largest_difference(losses[OURS], losses[peer]) for peer in peers}
@@ -117,7 +120,7 @@ def measure(
         processor_seconds = [(each[OURS][1], each[peer][1]) for each in by_round if peer in each]
         later = [largest_difference(each[OURS][2], each[peer][2]) for each in by_round if peer in each]
         error = "" if peer in fit else f"its losses are not zerofleet's: {losses[peer]}, and {losses[OURS]}"
-        yield Pairing(model.name, peer, seconds, processor_seconds, max([apart[peer], *later]), error)
+        yield Pairing(model.name, task.is_compiled, peer, seconds, processor_seconds, max([apart[peer], *later]), error)
 
 
 def sessions(model: Model, peers: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -129,7 +132,7 @@ def sessions(model: Model, peers: Sequence[str]) -> Iterator[Sequence[str]]:
 def line(found: Pairing) -> str:
     """Of the markdown table."""
     figures = found.figures()
-    start = f"| {found.model} | {found.peer} |"
+    start = f"| {found.model} | {'compiled' if found.is_compiled else 'eager'} | {found.peer} |"
     if found.error:
         return f"{start} - | - | - | - | {found.bar:g} | not measured | - |"
     ours, theirs = figures["median_step_s"]
@@ -145,6 +148,7 @@ def page(pairings: Sequence[Pairing], rounds: int) -> str:
     """The table as markdown."""
     heads = [
         "model",
+        "torch.compile",
         "peer",
         "its step, s",
         "zerofleet's step, s",
@@ -154,7 +158,11 @@ def page(pairings: Sequence[Pairing], rounds: int) -> str:
         "",
         "losses apart",
     ]
-    failed = [f"- {each.model}, {each.peer}: {each.error}" for each in pairings if each.error]
+    failed = [
+        f"- {each.model}, {'compiled' if each.is_compiled else 'eager'}, {each.peer}: {each.error}"
+        for each in pairings
+        if each.error
+    ]
     return "\n".join(
         [
             f"Medians of {rounds} rounds in turns. Above 1: zerofleet is faster.",
@@ -178,6 +186,13 @@ def main() -> int:
         default="eager",
         help="of all systems (default: eager, the faster one on CPUs in bf16)",
     )
+    parser.add_argument(
+        "--forms",
+        nargs="+",
+        choices=FORMS,
+        default=list(FORMS),
+        help="all systems as they are, or all compiled (default: one after the other)",
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seed", type=int, default=0, help="of the order in each round")
     parser.add_argument("--output", type=Path, required=True)
@@ -189,11 +204,11 @@ def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="zf-peers-", dir="/var/tmp"))
     pairings: list[Pairing] = []
     try:
-        for model in (MODELS[name] for name in arguments.models):
+        for model, form in itertools.product((MODELS[name] for name in arguments.models), arguments.forms):
             steps = COMPARED_STEPS + arguments.rounds * model.steps_per_turn + 1
             for number, peers in enumerate(sessions(model, arguments.peers)):
-                place = root / f"{model.name}-{number}"
-                task = make_task(model, place, steps, arguments.attention)
+                place = root / f"{model.name}-{form}-{number}"
+                task = make_task(model, place, steps, arguments.attention, form == "compiled")
                 pairings += _measured(task, model, peers, arguments.rounds, draw, place / "logs")
     finally:
         shutil.rmtree(root, ignore_errors=True)
@@ -220,7 +235,7 @@ def _measured(task: Task, model: Model, peers: Sequence[str], *rest: Any) -> lis
     try:
         found = list(measure(task, model, peers, *rest))
     except SystemFailed as error:
-        found = [Pairing(model.name, peer, [], [], 0.0, str(error)) for peer in peers]
+        found = [Pairing(model.name, task.is_compiled, peer, [], [], 0.0, str(error)) for peer in peers]
     for each in found:
         print(line(each), *([each.error] if each.error else []), flush=True)
     return found

@@ -15,12 +15,13 @@ A figure below its agreed value by more than its tolerance misses too: an improv
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from zerofleet.trainer.checkpoint.fragments import FragmentKey, Tensor, equal_pa
 from zerofleet.trainer.config import CheckpointConfig
 from zerofleet.trainer.data.prepare import prepare
 from zerofleet.trainer.events import Control
+from zerofleet.trainer.host_collectives import HostCollectives
 from zerofleet.trainer.loop import Loop
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 from zerofleet.trainer.silos.codecs import CODECS, load_codec
@@ -90,6 +92,28 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch dec
         }
 
 
+@contextlib.contextmanager
+def shared_memory_counted(counting: Counting) -> Iterator[None]:
+    """Adds the collectives that are no operators of torch's."""
+    plain = {name: getattr(HostCollectives, name) for name in ("all_reduce", "all_gather")}
+
+    def counted(name: str) -> Callable[..., None]:
+        def call(self: HostCollectives, *tensors: torch.Tensor) -> None:
+            counting.calls[f"c10d::shared_{name}"] += 1
+            counting.collective_bytes += sum(tensor.nbytes for tensor in tensors)
+            plain[name](self, *tensors)
+
+        return call
+
+    for name in plain:
+        setattr(HostCollectives, name, counted(name))
+    try:
+        yield
+    finally:
+        for name, function in plain.items():
+            setattr(HostCollectives, name, function)
+
+
 def _tensors(values: Any) -> list[torch.Tensor]:
     if isinstance(values, torch.Tensor):
         return [values]
@@ -112,7 +136,7 @@ def count_steps(group: Group, root: Path) -> Figures:
         loop.load()
         for _ in range(WARM_UP_STEPS):
             loop.train_step()
-        with Counting() as counting:
+        with Counting() as counting, shared_memory_counted(counting):
             loop.train_step()
         found |= {f"step, ZeRO-{stage}: {name}": count for name, count in counting.figures().items()}
     return found

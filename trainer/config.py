@@ -58,8 +58,8 @@ class ModelConfig(Section):
     """Fields of a transformers config (`model_type` and its sizes): the model starts with random weights. Without `vocab_size`, the tokenizer's, rounded up to a multiple of 64."""
     pretrained: str | None = None
     """A folder or a hub id whose weights to start from, instead of `config`."""
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernel, as transformers names it."""
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention kernel, as transformers names it. `auto` takes what was measured to be faster (docs/speed.md): `eager` on CPUs for short sequences in bf16, `sdpa` else."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:
@@ -210,6 +210,8 @@ class TrainSection(Section):
     """Dtype of the weights in forward and backward; master weights are fp32 always."""
     activation_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more compute."""
+    compile: bool = False
+    """Compile the model's layers with torch.compile, each for itself: steps are faster, and every start of ranks is later by the compilation. Not with ZeRO-3."""
     moments_precision: MomentsPrecision = "fp32"
     """Dtype of AdamW's two moments, in checkpoints too: bf16 saves 4 bytes per parameter (2 x 2). A run goes on with the dtype that it began with."""
     keep_freed_memory: bool = True

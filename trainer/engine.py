@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,9 +21,11 @@ from zerofleet.trainer.allocator import give_freed_memory_back, keep_freed_memor
 from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.document_mask import check_document_mask
-from zerofleet.trainer.model import ModelShape, build_model, shape_of
+from zerofleet.trainer.host_collectives import open_collectives, serve_deepspeed
+from zerofleet.trainer.model import ModelShape, build_model, layers_of, shape_of
 from zerofleet.trainer.ops import make_loadable
 from zerofleet.trainer.sizing.setup import CPU_REDUCE_BUCKET_ELEMENTS
+from zerofleet.trainer.token_loss import TokenLoss
 from zerofleet.trainer.world import World
 
 COLLECTIVE_TIMEOUT = timedelta(hours=24)
@@ -40,8 +43,28 @@ class Engine:
     model: PreTrainedModel
     shape: ModelShape
     device: torch.device
+    loss: TokenLoss
+    is_compiled: bool
     _keep: HfDeepSpeedConfig | None
     """transformers holds only a weak reference to it; without it `from_pretrained` would load whole models under ZeRO-3."""
+
+    def token_loss(self, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        """Nats summed over real tokens, with or without gradients (`TokenLoss`)."""
+        if not self.loss.is_tried:
+            with self._eager():  # its few tokens would be a shape of their own
+                self.loss.try_out(self.engine, inputs, labels)
+        return self.loss(self.engine, inputs, labels)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Forward passes without gradients and dropout. Not compiled: each shape of a batch would be compiled for a few of them."""
+        self.engine.eval()
+        with self._eager(), torch.no_grad():
+            yield
+        self.engine.train()
+
+    def _eager(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.compiler.set_stance("force_eager") if self.is_compiled else contextlib.nullcontext()
 
 
 def init_distributed(world: World, keeps_freed_memory: bool) -> torch.device:
@@ -62,6 +85,8 @@ def init_distributed(world: World, keeps_freed_memory: bool) -> torch.device:
         rank=world.rank,
         world_size=world.world_size,
     )
+    if device.type == "cpu" and (collectives := open_collectives(world.rank, world.world_size)):
+        serve_deepspeed(collectives)
     return device
 
 
@@ -124,7 +149,7 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
 
 
 def build_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019): torch's; DeepSpeed's for CPUs where the optimizer is offloaded; our own where moments are bf16."""
+    """AdamW (Loshchilov and Hutter 2019): torch's, one pass over all it updates; DeepSpeed's for CPUs where the optimizer is offloaded; our own where moments are bf16."""
     train = config.train
     offload = config.deepspeed.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
     arguments: dict[str, Any] = {"lr": train.learning_rate, "betas": train.betas, "eps": train.eps}
@@ -134,7 +159,7 @@ def build_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **arguments)  # type: ignore[no-any-return]
     if train.moments_precision == "bf16":
         return Bf16MomentsAdamW(groups, **arguments)
-    return torch.optim.AdamW(groups, **arguments)
+    return torch.optim.AdamW(groups, fused=True, **arguments)
 
 
 def build_engine(config: TrainConfig, resolved: PretrainedConfig, plan: BatchPlan, device: torch.device) -> Engine:
@@ -147,14 +172,24 @@ def build_engine(config: TrainConfig, resolved: PretrainedConfig, plan: BatchPla
         ds_config["zero_optimization"].setdefault("reduce_bucket_size", CPU_REDUCE_BUCKET_ELEMENTS)
     keep = HfDeepSpeedConfig(ds_config) if config.train.zero_stage == 3 else None
     zero_init = deepspeed.zero.Init(config_dict_or_path=ds_config) if keep else contextlib.nullcontext()
-    model = build_model(config, resolved, zero_init)
+    model = build_model(config, resolved, zero_init, on_gpu=device.type != "cpu")
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     optimizer = build_optimizer(config, parameter_groups(model, config.train.weight_decay))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
     _restore_buffers(model, buffers)
     if config.data.document_mask:
         check_document_mask(engine, config.train.micro_batch_size, config.data.sequence_length, device)
-    return Engine(engine, model, shape_of(model), device, keep)
+    if config.train.compile:
+        compile_layers(model)
+    return Engine(engine, model, shape_of(model), device, TokenLoss(model), config.train.compile, keep)
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Regional compilation (https://docs.pytorch.org/tutorials/recipes/regional_compilation.html): layers are alike, so that one is compiled for all.
+    In this process, by one thread: workers would outlive a rank that is killed, and its cores are the ranks' already."""
+    torch._inductor.config.compile_threads = 1
+    for layer in layers_of(model):
+        layer.compile(dynamic=False)
 
 
 def _restore_buffers(model: torch.nn.Module, buffers: dict[str, torch.Tensor]) -> None:

@@ -5,6 +5,7 @@ Blocks, labels and the sum over real tokens are those of `Loop.evaluate`: a test
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -13,15 +14,16 @@ from pathlib import Path
 
 import psutil
 import torch
-import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from zerofleet.trainer.batch import BatchPlan
-from zerofleet.trainer.config import Precision, TrainConfig
+from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.feed import Feed
-from zerofleet.trainer.data.sequences import IGNORED_LABEL, SequenceStore
+from zerofleet.trainer.data.sequences import SequenceStore
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.model import DTYPES
+from zerofleet.trainer.sizing.setup import attention_of
+from zerofleet.trainer.token_loss import TokenLoss
 
 _TELL_INTERVAL_S = 10.0
 
@@ -41,7 +43,7 @@ class Evaluation:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
-def load_model(folder: Path, precision: Precision, attention: str) -> PreTrainedModel:
+def load_model(folder: Path, config: TrainConfig) -> PreTrainedModel:
     """An export, on the GPU if there is one. UserError when it cannot be loaded, or this machine has not the memory for it."""
     needed = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -52,7 +54,11 @@ def load_model(folder: Path, precision: Precision, attention: str) -> PreTrained
             "on a machine with more, or within a run (train.eval_interval_steps), where ZeRO partitions them"
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[precision], attn_implementation=attention)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES[config.train.precision],
+            attn_implementation=attention_of(config, on_gpu=device.type == "cuda"),
+        )
     except (OSError, ValueError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise UserError(f"{folder} cannot be loaded as a causal language model: {first_line}") from error
@@ -80,17 +86,13 @@ def evaluate(
     10 s. UserError when there is nothing to evaluate on."""
     micro = config.train.micro_batch_size
     feed = Feed.of(config, store, BatchPlan.of(micro, micro, 1), config.order_key, ())
+    loss, call = TokenLoss(model), functools.partial(model, use_cache=False)
     loss_sum, tokens, sequences, told_at = 0.0, 0, 0, time.monotonic()
     wanted = min(num_sequences or store.num_sequences, store.num_sequences)
     for batch in feed.heldout_blocks(store, num_sequences, 0) if wanted else ():
         inputs = {name: torch.from_numpy(values).to(model.device) for name, values in batch.inputs.items()}
         labels = torch.from_numpy(batch.labels).to(model.device)
-        logits = model(**inputs, use_cache=False).logits
-        loss_sum += float(
-            F.cross_entropy(
-                logits.float().view(-1, logits.shape[-1]), labels.view(-1), ignore_index=IGNORED_LABEL, reduction="sum"
-            )
-        )
+        loss_sum += float(loss(call, inputs, labels))
         tokens, sequences = tokens + batch.num_tokens, sequences + batch.num_sequences
         if time.monotonic() - told_at > _TELL_INTERVAL_S:
             told_at = time.monotonic()

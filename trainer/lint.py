@@ -48,6 +48,7 @@ def lint(config: TrainConfig, world_size: int) -> list[Finding]:
         *_dtypes(config),
         *_offload(config),
         *_moments(config),
+        *_compile(config),
         *_blocks(config, world_size),
         *_heldout(config),
         *_mixture(config.data),
@@ -181,6 +182,16 @@ def _moments(config: TrainConfig) -> Iterator[Finding]:
             "train.betas",
             f"the second, {train.betas[1]}, moves the second moment by less than bf16 can tell in most steps, so that it would stand still: "
             f"at most {LARGEST_BETA2} with train.moments_precision=bf16, or fp32 moments",
+        )
+
+
+def _compile(config: TrainConfig) -> Iterator[Finding]:
+    """ZeRO-3 gathers and lets go of weights by hooks within every layer."""
+    if config.train.compile and config.train.zero_stage == 3:
+        yield _error(
+            "train.compile",
+            "with train.zero_stage=3 a layer's weights come and go by hooks, at each of which the compiled layer would be cut: set it to false, "
+            "or take train.zero_stage=2 where the weights fit",
         )
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 from zerofleet.trainer.batch import BatchPlan, block_seed
 from zerofleet.trainer.checkpoint.adapters import adapter_for
@@ -21,7 +20,6 @@ from zerofleet.trainer.checkpoint.select import newest_commit_at
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.cache import DataCache
 from zerofleet.trainer.data.feed import Feed, MicroBatch, StepPlan
-from zerofleet.trainer.data.sequences import IGNORED_LABEL
 from zerofleet.trainer.description import describe
 from zerofleet.trainer.driver_records import driver_records
 from zerofleet.trainer.engine import build_engine, clips_itself, init_distributed, seed_generators
@@ -270,10 +268,7 @@ class Loop:
         seed_generators(block_seed(self.config.run.seed, self.step, batch.block), self.device)
         inputs = {name: torch.from_numpy(values).to(self.device) for name, values in batch.inputs.items()}
         labels = torch.from_numpy(batch.labels).to(self.device)
-        logits = self.engine(**inputs).logits
-        return F.cross_entropy(
-            logits.float().view(-1, logits.shape[-1]), labels.view(-1), ignore_index=IGNORED_LABEL, reduction="sum"
-        )
+        return self.built.token_loss(inputs, labels)
 
     def _optimizer_step(self, plan: StepPlan) -> float:
         """DeepSpeed's step; on the last micro-step of the step it updates the weights. Returns the gradient norm, NaN before."""
@@ -334,15 +329,13 @@ class Loop:
             return
         self.reporter.begin("eval")
         start, began = time.time(), time.perf_counter()
-        self.engine.eval()
         share = StepShare()
         num_sequences = self.config.train.eval_sequences
-        with torch.no_grad():
+        with self.built.evaluating():
             for batch in self.feed.heldout_blocks(self.cache.heldout, num_sequences, self.world.rank):
                 self.reporter.alive("eval")
                 share.add(batch)
                 share.loss_sum += float(self._loss(batch))
-        self.engine.train()
         total = exchange(share, self.device, self.world.world_size)
         if self.world.rank == 0:
             loss = total.loss_sum / total.num_tokens
@@ -351,10 +344,8 @@ class Loop:
     def _probe(self) -> float:
         """The probe loss of the weights as they are, nats per token. Collective at stage 3."""
         batch = probe_batch(self.cache, self.config.data.document_mask)
-        self.engine.eval()
-        with torch.no_grad():
+        with self.built.evaluating():
             loss = float(self._loss(batch))
-        self.engine.train()
         return loss / max(1, batch.num_tokens)
 
     def _end(self, kind: str) -> None:

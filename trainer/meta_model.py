@@ -9,7 +9,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedCon
 
 from zerofleet.trainer.config import ModelConfig, Precision
 from zerofleet.trainer.errors import UserError
-from zerofleet.trainer.model import DTYPES, resolve_config, shape_of
+from zerofleet.trainer.model import DTYPES, layers_of, resolve_config, shape_of
 from zerofleet.trainer.sizing.model import ModelSizes
 
 _ATTENTION = "zerofleet_kept"
@@ -35,7 +35,7 @@ def measure(model: ModelConfig, vocabulary: int | None, precision: Precision, se
 
 def _sizes(built: PreTrainedModel, resolved: PretrainedConfig, tokens: int) -> ModelSizes:
     text, shape = resolved.get_text_config(), shape_of(built)
-    layers = _layers(built, shape.num_layers)
+    layers = layers_of(built)
     inner = max(
         (p.numel() // text.hidden_size for p in layers[0].parameters() if p.dim() == 2), default=4 * text.hidden_size
     )
@@ -50,6 +50,8 @@ def _sizes(built: PreTrainedModel, resolved: PretrainedConfig, tokens: int) -> M
         num_layers=shape.num_layers,
         hidden=text.hidden_size,
         attention_width=shape.num_heads * shape.head_size,
+        heads=shape.num_heads,
+        key_width=(getattr(text, "num_key_value_heads", None) or shape.num_heads) * shape.head_size,
         vocabulary=text.vocab_size,
         largest_parameter=max(parameter.numel() for parameter in built.parameters()),
         layer_parameters=max(sum(p.numel() for p in layer.parameters()) for layer in layers),
@@ -57,14 +59,6 @@ def _sizes(built: PreTrainedModel, resolved: PretrainedConfig, tokens: int) -> M
         kept_fp32_elements=kept[1],
         working_elements=3 * inner,
     )
-
-
-def _layers(built: PreTrainedModel, num_layers: int) -> torch.nn.ModuleList:
-    """The list of the model's layers. UserError when it has none."""
-    for module in built.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers:
-            return module
-    raise UserError(f"{type(built).__name__} has no list of {num_layers} layers: it cannot be planned, only tried")
 
 
 class _Attention(torch.autograd.Function):

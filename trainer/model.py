@@ -23,6 +23,7 @@ from zerofleet.trainer.batch import module_seed
 from zerofleet.trainer.config import ModelConfig, Precision, TrainConfig
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.sizing import VOCABULARY_MULTIPLE
+from zerofleet.trainer.sizing.setup import attention_of
 
 if TYPE_CHECKING:
     from zerofleet.trainer.data.cache import DataCache
@@ -115,10 +116,13 @@ class ModelShape:
 
 
 def build_model(
-    config: TrainConfig, resolved: PretrainedConfig, zero_init: contextlib.AbstractContextManager[Any]
+    config: TrainConfig,
+    resolved: PretrainedConfig,
+    zero_init: contextlib.AbstractContextManager[Any],
+    on_gpu: bool,
 ) -> PreTrainedModel:
     """The model with its initial or pretrained weights; under ZeRO-3 (`zero_init` is deepspeed.zero.Init) partitioned."""
-    attention = config.model.attn_implementation
+    attention = attention_of(config, on_gpu)
     if config.model.pretrained is not None:
         # transformers opens zero.Init itself here, because HfDeepSpeedConfig is alive (see engine.py).
         model = _load_pretrained(config.model.pretrained, resolved, attention)
@@ -167,6 +171,15 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
         num_heads=heads,
         head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
     )
+
+
+def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The list of the model's layers. UserError when it has none."""
+    num_layers = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers:
+            return module
+    raise UserError(f"{type(model).__name__} has no list of {num_layers} layers")
 
 
 def num_elements(parameter: torch.Tensor) -> int:

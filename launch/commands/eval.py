@@ -106,7 +106,7 @@ def _evaluate(
         folder = Path(export(subject.run, checkpoint, place / "model", "fp32", said.append))
     config = evaluated(config, folder, arguments)
     cache = prepare(config.data, config.run.seed, lambda stage, fraction, detail: None)
-    model = load_model(folder, config.train.precision, config.model.attn_implementation)
+    model = load_model(folder, config)
     check_vocabulary(model, cache.tokenizer_size)
     store = cache.train if arguments.data else cache.heldout
     return evaluate(model, config, store, arguments.sequences)

@@ -7,6 +7,7 @@ from typing import Any
 
 from zerofleet.launch.config import JobConfig
 from zerofleet.launch.planning.model_shape import PlannedModel
+from zerofleet.launch.planning.speed import speed_choices
 from zerofleet.trainer.sizing.node import Footprint, Node, footprint
 from zerofleet.trainer.sizing.pace import Pace, pace_of
 from zerofleet.trainer.sizing.search import Choice, Remedy, changes, nearest, recommend
@@ -118,6 +119,7 @@ class JobPlan:
             "step_s": None
             if self.pace is None
             else asdict(self.pace) | {"bound_s": self.pace.bound_s, "step_s": self.pace.step_s},
+            "speed": [asdict(each) for each in speed_choices(self.job, setup)],
             "price_per_hour": self.price,
             "recommended": None if self.choice is None else self.changes,
             "nearest": None if self.remedy is None else self.remedies,

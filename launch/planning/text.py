@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from zerofleet.launch.planning.durable import durable_bound
 from zerofleet.launch.planning.job_plan import JobPlan
+from zerofleet.launch.planning.speed import speed_choices
 from zerofleet.launch.words import duration
 from zerofleet.trainer.sizing.setup import Setup
 
@@ -56,6 +57,8 @@ def _rows(plan: JobPlan) -> Iterator[tuple[str, str]]:
     yield from _storage(plan)
     yield "travels", _traffic(plan)
     yield "step", _step(plan)
+    for number, each in enumerate(speed_choices(plan.job, setup)):
+        yield "" if number else "speed", f"{each.what}: {each.choice} ({each.why})"
     if plan.price is not None:
         yield "price", _price(plan, plan.price)
     if plan.footprint.fits:

@@ -17,7 +17,7 @@ from zerofleet.trainer.batch import BatchPlan
 
 def pairing(ours: float, theirs: float, **changes) -> Pairing:
     seconds = [(ours, theirs), (ours * 1.01, theirs), (ours, theirs * 1.01)] * 3
-    fields = {"model": "small", "peer": "ddp"} | changes
+    fields = {"model": "small", "is_compiled": False, "peer": "ddp"} | changes
     return Pairing(**fields, seconds=seconds, processor_seconds=seconds, loss_difference=1e-4)
 
 
@@ -39,10 +39,10 @@ def test_the_bar_is_met_or_missed(model, peer, bar):
 
 
 def test_a_peer_with_other_losses_has_no_figure_and_is_named():
-    found = Pairing("small", "fsdp2", [], [], 0.2, "its losses are not zerofleet's: [8.0], and [9.0]")
+    found = Pairing("small", False, "fsdp2", [], [], 0.2, "its losses are not zerofleet's: [8.0], and [9.0]")
     assert not found.figures()["is_met"]
     text = page([pairing(1.0, 1.1), found], 9)
-    assert "not measured" in text and "- small, fsdp2: its losses are not zerofleet's" in text
+    assert "not measured" in text and "- small, eager, fsdp2: its losses are not zerofleet's" in text
 
 
 def test_losses_are_compared_step_by_step():
@@ -55,13 +55,15 @@ def test_peers_are_measured_as_many_at_a_time_as_fit():
 
 
 def test_the_series_are_ratios_by_round():
-    record = {"pairings": [json.loads(json.dumps({"model": "m", "peer": "p", "seconds": [[1.0, 2.0]]}))]}
+    record = {
+        "pairings": [json.loads(json.dumps({"model": "m", "is_compiled": False, "peer": "p", "seconds": [[1.0, 2.0]]}))]
+    }
     (series,) = extracts.peer_throughput(record)
     assert (series.values, series.better) == ([2.0], "higher")
 
 
 def test_ranks_take_blocks_in_turn():
-    task = Task("", 16, 4, steps=2, attention="sdpa")
+    task = Task("", 16, 4, steps=2, attention="sdpa", is_compiled=False)
     assert task.accumulation == 2
     dealt = [task.blocks_of(rank) for rank in range(WORLD_SIZE)]
     assert [blocks[0].start for blocks in dealt] == [0, 4]
@@ -75,7 +77,7 @@ def test_ranks_take_blocks_in_turn():
 
 def test_models_give_every_rank_as_many_full_blocks():
     for model in MODELS.values():
-        config = job(model, Path("/x"), "eager")
+        config = job(model, Path("/x"), "eager", False)
         plan = BatchPlan.of(config.train.global_batch_size, config.train.micro_batch_size, WORLD_SIZE)
         assert plan.num_surplus_blocks == plan.num_padded_sequences == 0
 
@@ -87,7 +89,7 @@ def test_all_systems_train_the_same_model_on_the_same_samples(tmp_path):
     """But Ray Train, whose workers run the loop of `deepspeed`."""
     systems = ("zerofleet", "deepspeed", "hf_trainer", "accelerate", "ddp", "fsdp2")
     tiny = dataclasses.replace(MODELS["small"], global_batch_size=4, micro_batch_size=1)
-    task = make_task(tiny, tmp_path / "task", 3, "eager")
+    task = make_task(tiny, tmp_path / "task", 3, "eager", False)
     with session(task, systems, tmp_path / "logs") as found:
         assert found.failed == {}
         losses = {

@@ -41,7 +41,7 @@ class Alone:
 
     def __post_init__(self) -> None:
         torch.manual_seed(0)
-        self.model = build_model(self.config, check(self.config, self.cache), contextlib.nullcontext())
+        self.model = build_model(self.config, check(self.config, self.cache), contextlib.nullcontext(), on_gpu=False)
         train = self.config.train
         self.optimizer = build_optimizer(self.config, parameter_groups(self.model, train.weight_decay))
         plan = BatchPlan.of(train.global_batch_size, train.micro_batch_size, 1)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.support.cli import assert_audited
-from tests.support.ranks import TINY_LLAMA, job, run_attempt
+from tests.support.ranks import TINY_LLAMA, Plan, job, run_attempt
 from zerofleet.trainer.checkpoint.export import export
 from zerofleet.trainer.process_id import ProcessId
 from zerofleet.trainer.run_folder import RunFolder
@@ -39,9 +39,22 @@ def test_activation_checkpointing_changes_memory_and_not_the_losses(tmp_path, ti
     assert run_losses(recomputed, tiny_cache) == pytest.approx(plain, rel=1e-6)
 
 
-def test_dropout_is_a_function_of_the_block_and_survives_a_restart(tmp_path, tiny_corpus, tiny_cache):
-    from tests.support.ranks import Plan
+@pytest.mark.further
+@pytest.mark.timeout(400)
+def test_compiled_layers_train_the_same_losses_and_go_on_bitwise(tmp_path, tiny_corpus, tiny_cache):
+    plain = run_losses(job(tmp_path / "plain", tiny_corpus, train__steps=4), tiny_cache)
+    compiled = {"train__steps": 4, "train__compile": True}
+    unbroken = run_attempt(job(tmp_path / "a", tiny_corpus, **compiled), tiny_cache, 2, timeout_s=180)
+    assert not unbroken.errors, unbroken.errors
+    assert unbroken.losses() == pytest.approx(plain, rel=1e-5) and unbroken.losses() != plain
+    config = job(tmp_path / "b", tiny_corpus, **compiled, train__zero_stage=2)
+    first = run_attempt(config, tiny_cache, 2, Plan(stop_after=2), timeout_s=180)
+    second = run_attempt(config, tiny_cache, 2, timeout_s=180)
+    assert not first.errors + second.errors, first.errors + second.errors
+    assert {**first.losses(), **second.losses()} == unbroken.losses()
 
+
+def test_dropout_is_a_function_of_the_block_and_survives_a_restart(tmp_path, tiny_corpus, tiny_cache):
     model = {
         "config": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32, "resid_pdrop": 0.2}
     }

@@ -56,7 +56,9 @@ class Server:
                 for chunk in chunks:
                     self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
                     self.wfile.flush()
-                self.close_connection = True
+                self.close_connection = bool(
+                    chunks[-1]
+                )  # closed unannounced after its end, it would break the next request
 
             do_GET = do_POST = do_PATCH = do_DELETE = answer
 

@@ -69,6 +69,10 @@ class Plan:
     """Ranks whose node has other prepared data."""
     environment: dict[str, str] = field(default_factory=dict)
     """Of every rank."""
+    least_shared_bytes: int | None = None
+    """From which size on tensors travel through shared memory."""
+    shared_log: Path | None = None
+    """Each rank writes a line for every tensor that did."""
 
 
 def free_port() -> int:
@@ -178,6 +182,7 @@ def run_ranks(config, cache, world_size, attempt, plan=Plan(), timeout_s=90.0) -
 
 
 def _rank(config_json, cache_path, rank, world_size, attempt, port, plan, queue) -> None:
+    from zerofleet.trainer import host_collectives
     from zerofleet.trainer.loop import nothing_to_do, train
     from zerofleet.trainer.recorder import Recorder
 
@@ -204,6 +209,10 @@ def _rank(config_json, cache_path, rank, world_size, attempt, port, plan, queue)
     def control() -> Control:
         return Control("stop" if rank == 0 and plan.stop_after is not None and doing >= plan.stop_after else "none")
 
+    if plan.least_shared_bytes is not None:
+        host_collectives.LEAST_BYTES = plan.least_shared_bytes
+    if plan.shared_log is not None:
+        _log_collectives(plan.shared_log)
     config = TrainConfig.model_validate_json(config_json)
     recorder = Recorder(RunFolder(config.run.storage, config.run.name), attempt, config) if rank == 0 else None
 
@@ -223,6 +232,19 @@ def _rank(config_json, cache_path, rank, world_size, attempt, port, plan, queue)
         if recorder is not None:
             recorder.close()
     queue.put(None)
+
+
+def _log_collectives(path: Path) -> None:
+    from zerofleet.trainer.host_collectives import HostCollectives
+
+    for name in ("all_reduce", "all_gather"):
+
+        def logged(self, *tensors, name=name, plain=getattr(HostCollectives, name)):
+            with path.open("a") as log:
+                log.write(f"{name}\n")
+            return plain(self, *tensors)
+
+        setattr(HostCollectives, name, logged)
 
 
 def _take_longer(seconds: float, how: str) -> None:

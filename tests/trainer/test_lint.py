@@ -171,6 +171,11 @@ def test_16_bit_moments_have_their_limits(settings, where, says):
     assert findings(**settings) == [] and findings(moments_precision="bf16") == []
 
 
+def test_layers_are_not_compiled_where_their_weights_come_and_go():
+    assert only(findings(compile=True, zero_stage=3), "error").where == "train.compile"
+    assert findings(compile=True, zero_stage=2) == []
+
+
 def test_more_ranks_than_blocks():
     finding = only(findings(world_size=6), "warning")
     assert "8 in blocks of 2 is 4 blocks for 6 ranks: 2 ranks compute with weight 0" in finding.message

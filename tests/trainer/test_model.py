@@ -44,7 +44,7 @@ def config_of(model_type, **fields):
 def test_the_std_of_every_initial_parameter_is_the_models_own(model_type, tied):
     config = config_of(model_type, tie_word_embeddings=tied)
     resolved = resolve_config(config.model, 1000)
-    ours = dict(build_model(config, resolved, contextlib.nullcontext()).named_parameters())
+    ours = dict(build_model(config, resolved, contextlib.nullcontext(), on_gpu=False).named_parameters())
     torch.manual_seed(0)
     theirs = dict(AutoModelForCausalLM.from_config(resolved).named_parameters())
     assert list(ours) == list(theirs)
@@ -60,7 +60,9 @@ def test_initial_weights_depend_on_the_seed_and_on_nothing_else():
     def weights(seed):
         seeded = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
         torch.manual_seed(torch.seed() % 1000)
-        return torch.cat([p.flatten() for p in build_model(seeded, resolved, contextlib.nullcontext()).parameters()])
+        return torch.cat(
+            [p.flatten() for p in build_model(seeded, resolved, contextlib.nullcontext(), on_gpu=False).parameters()]
+        )
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
@@ -68,12 +70,12 @@ def test_initial_weights_depend_on_the_seed_and_on_nothing_else():
 
 def test_a_parameter_is_counted_once_and_its_flops_are_palms():
     config = config_of("llama", tie_word_embeddings=True)
-    model = build_model(config, resolve_config(config.model, 1000), contextlib.nullcontext())
+    model = build_model(config, resolve_config(config.model, 1000), contextlib.nullcontext(), on_gpu=False)
     shape = shape_of(model)
     assert shape.num_parameters == shape.num_matmul_parameters == sum(p.numel() for p in model.parameters())
     assert shape.flops_per_token(64) == 6 * shape.num_parameters + 12 * 2 * 4 * 32 * 64
     untied = config_of("llama", tie_word_embeddings=False)
-    other = shape_of(build_model(untied, resolve_config(untied.model, 1000), contextlib.nullcontext()))
+    other = shape_of(build_model(untied, resolve_config(untied.model, 1000), contextlib.nullcontext(), on_gpu=False))
     assert other.num_parameters - other.num_matmul_parameters == 1024 * 128
 
 

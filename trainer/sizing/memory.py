@@ -14,7 +14,9 @@ from zerofleet.trainer.sizing.setup import REDUCE_BUCKET_ELEMENTS, Setup
 
 FP32_BYTES = 4
 LOSS_BYTES_PER_LOGIT = 12
-"""In the backward of the loss: log-probabilities, their gradient and that of the logits, each in fp32."""
+"""Where logits are whole (fp16): log-probabilities, their gradient and that of the logits, each in fp32."""
+LOSS_CHUNK_BYTES = {False: 64 * 2**20, True: 512 * 2**20}
+"""Elsewhere: of logits that there are at a time, on CPUs and GPUs (`trainer/token_loss.py`)."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,11 @@ def activation_bytes(model: ModelSizes, setup: Setup) -> int:
     tokens, element = setup.tokens_per_micro_step, setup.element_bytes
     layer = tokens * (model.kept_elements * element + model.kept_fp32_elements * FP32_BYTES)
     layer += tokens * setup.sequence_length * model.kept_elements_per_pair * FP32_BYTES
+    if setup.attention == "eager" and not model.kept_elements_per_pair:
+        # Probabilities in fp32, and once more as values are weighed with; keys and values repeated for every head of a group.
+        cast = element if element != FP32_BYTES else 0
+        layer += tokens * setup.sequence_length * model.heads * (FP32_BYTES + cast)
+        layer += tokens * 2 * (model.attention_width - model.key_width) * element
     around = 3 * tokens * model.hidden * element  # the embedding's output, the last norm and its output
     if setup.activation_checkpointing:
         return model.num_layers * tokens * model.hidden * element + layer + around
@@ -116,13 +123,24 @@ def gathered_bytes(model: ModelSizes, setup: Setup) -> int:
 
 def _forward(model: ModelSizes, setup: Setup) -> dict[str, int]:
     tokens = setup.tokens_per_micro_step
-    logits = LOSS_BYTES_PER_LOGIT * tokens * model.vocabulary
     working = tokens * model.working_elements * setup.element_bytes
     return {
         "activations": activation_bytes(model, setup),
-        "logits and loss": max(logits, working),
+        "logits and loss": max(_loss_bytes(model, setup), working),
         "gathered weights": gathered_bytes(model, setup),
     }
+
+
+def _loss_bytes(model: ModelSizes, setup: Setup) -> int:
+    """A chunk's logits, and the gradient of the embedding that they are multiplied from: in fp32 too where it is added up over chunks."""
+    logits = setup.tokens_per_micro_step * model.vocabulary
+    if setup.precision == "fp16":
+        return LOSS_BYTES_PER_LOGIT * logits
+    element, chunk = setup.element_bytes, LOSS_CHUNK_BYTES[setup.on_gpu]
+    embedding = model.vocabulary * model.hidden
+    if logits * element <= chunk:
+        return element * (logits + embedding)
+    return chunk + (element + FP32_BYTES) * embedding
 
 
 def _held(model: ModelSizes, setup: Setup) -> int:
@@ -166,22 +184,17 @@ def _scattered(model: ModelSizes, setup: Setup) -> int:
 
 # -- the optimizer --------------------------------------------------------------------------------------------------------
 def _optimizer_step(model: ModelSizes, setup: Setup) -> dict[str, int]:
-    """torch's AdamW makes two temporaries of the size of what it updates; DeepSpeed's for CPUs and that of bf16 moments none."""
+    """None of the optimizers makes temporaries of the size of what it updates."""
     parameters, part = model.parameters, setup.partition(model.parameters)
-    temporary = 0 if setup.moments_precision == "bf16" else 2 * FP32_BYTES
     if setup.offload_optimizer:
         return {"gradients": 0}
     if setup.zero_stage == 0:
         flat = 0 if setup.precision == "fp32" else FP32_BYTES * parameters
-        return {
-            "gradients": setup.element_bytes * parameters + flat,
-            "temporaries": temporary * model.largest_parameter,
-        }
+        return {"gradients": setup.element_bytes * parameters + flat}
     if setup.zero_stage == 3:
         at_once = min(part, setup.sub_group)
         return {
             "gradients": FP32_BYTES * (part + at_once),
-            "temporaries": temporary * at_once,
             "buckets": setup.element_bytes * _held(model, setup),
         }
-    return {"gradients": FP32_BYTES * 2 * part, "temporaries": temporary * part}
+    return {"gradients": FP32_BYTES * 2 * part}

@@ -144,6 +144,10 @@ class ModelSizes:
     """Width of the residual stream."""
     attention_width: int
     """Heads times their size."""
+    heads: int
+    """Of queries."""
+    key_width: int
+    """Heads of keys times their size; as wide as queries but for grouped-query attention."""
     vocabulary: int
     """Rows of the embedding."""
     largest_parameter: int
@@ -186,6 +190,8 @@ def sizes_of(fields: Mapping[str, Any], vocabulary: int) -> ModelSizes | None:
         num_layers=shape.num_layers,
         hidden=shape.hidden,
         attention_width=shape.heads * shape.head,
+        heads=shape.heads,
+        key_width=shape.kv_heads * shape.head,
         vocabulary=vocabulary,
         largest_parameter=max(embedding, shape.hidden * max(shape.inner, fused, positions)),
         layer_parameters=(parameters - outside) // shape.num_layers,

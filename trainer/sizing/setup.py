@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.config import MomentsPrecision, Precision, TrainConfig
@@ -22,6 +22,22 @@ PERSISTENT_ELEMENTS = 100_000
 """DeepSpeed's defaults (https://www.deepspeed.ai/docs/config-json/#zero-optimizations-for-fp16-training): the gradient bucket, the
 part of a stage-3 state that is updated at once, what is gathered ahead, how much may be gathered at a time, and up to which size a
 tensor is not partitioned at all."""
+
+
+EAGER_TOKENS = 512
+"""The longest sequences for which attention as plain matmuls is taken: what it keeps grows with their square (docs/speed.md)."""
+
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+
+
+def attention_of(config: TrainConfig, on_gpu: bool) -> Attention:
+    """The kernel of `model.attn_implementation`. `auto` is torch's fused one, but for short sequences in bf16 on CPUs: there the fused one multiplies
+    in fp32, and plain matmuls use the processor's own bf16 (benchmarks/results/2026-11-23-speed.md)."""
+    asked = config.model.attn_implementation
+    if asked != "auto":
+        return asked
+    is_short = config.data.sequence_length <= EAGER_TOKENS
+    return "eager" if not on_gpu and is_short and config.train.precision == "bf16" else "sdpa"
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,8 @@ class Setup:
     """Of AdamW's."""
     keeps_freed_memory: bool = True
     """On a CPU: what is freed stays with the rank (trainer/allocator.py)."""
+    attention: Attention = "sdpa"
+    """Whether scores lie in memory (`eager`) or never do."""
 
     @staticmethod
     def of(config: TrainConfig, nodes: int, ranks_per_node: int, on_gpu: bool) -> Setup:
@@ -85,6 +103,7 @@ class Setup:
             overlap_comm=train.zero_stage == 3 if overlap is None else bool(overlap),
             moments_precision=train.moments_precision,
             keeps_freed_memory=train.keep_freed_memory,
+            attention=attention_of(config, on_gpu),
         )
 
     @property

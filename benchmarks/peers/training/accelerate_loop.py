@@ -14,6 +14,7 @@ def train(task: Task, turns: Turns) -> None:
         mixed_precision="bf16",
         gradient_accumulation_steps=task.accumulation,
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=task.deepspeed_config()),
+        dynamo_backend="inductor" if task.is_compiled else None,
     )
     plain = task.model()
     # Not the loader, which would be dealt by Accelerate's own rule: everybody has the same data.

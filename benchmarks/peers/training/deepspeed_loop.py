@@ -18,6 +18,8 @@ def loop(task: Task, turns: Turns) -> None:
     """In a process group that is there already."""
     model = task.model()
     engine, *_ = deepspeed.initialize(model=model, optimizer=task.optimizer(model), config=task.deepspeed_config())
+    if task.is_compiled:
+        engine.compile()  # https://deepspeed.readthedocs.io/en/latest/training.html#pytorch-compile
     batches = iter(task.batches(dist.get_rank()))
     turns.ready()
     while True:

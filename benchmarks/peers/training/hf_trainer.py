@@ -39,6 +39,7 @@ def train(task: Task, turns: Turns) -> None:
         weight_decay=settings.WEIGHT_DECAY,
         max_grad_norm=settings.GRADIENT_CLIPPING,
         bf16=True,
+        torch_compile=task.is_compiled,
         use_cpu=True,
         deepspeed=task.deepspeed_config(),
         train_sampling_strategy="sequential",

@@ -55,7 +55,7 @@ MODELS = {
 """6.8 and 98 million parameters, with the 8192 entries of the tokenizer that a job trains by default."""
 
 
-def job(model: Model, folder: Path, attention: str) -> TrainConfig:
+def job(model: Model, folder: Path, attention: str, is_compiled: bool) -> TrainConfig:
     """What zerofleet's ranks are given: the defaults but for what the task says."""
     return TrainConfig.model_validate(
         {
@@ -68,6 +68,7 @@ def job(model: Model, folder: Path, attention: str) -> TrainConfig:
                 "micro_batch_size": model.micro_batch_size,
                 "zero_stage": ZERO_STAGE,
                 "precision": "bf16",
+                "compile": is_compiled,
                 "learning_rate": settings.LEARNING_RATE,
                 "betas": list(settings.BETAS),
                 "eps": settings.EPS,
@@ -81,9 +82,9 @@ def job(model: Model, folder: Path, attention: str) -> TrainConfig:
     )
 
 
-def make_task(model: Model, folder: Path, steps: int, attention: str) -> Task:
+def make_task(model: Model, folder: Path, steps: int, attention: str, is_compiled: bool) -> Task:
     """Everything of a task in an empty folder, with sequences for so many steps."""
-    config = job(model, folder, attention)
+    config = job(model, folder, attention, is_compiled)
     folder.mkdir(parents=True)
     (folder / JOB).write_text(config.model_dump_json())
     run = RunFolder(config.run.storage, "peers")
@@ -93,8 +94,8 @@ def make_task(model: Model, folder: Path, steps: int, attention: str) -> Task:
     (folder / CACHE).symlink_to(cache.path)
     for name, values in zip(("input_ids", "labels"), sequences(config, cache, steps), strict=True):
         np.save(folder / f"{name}.npy", values)
-    build_model(config, check(config, cache), contextlib.nullcontext()).save_pretrained(folder / "model")
-    return Task(str(folder), model.global_batch_size, model.micro_batch_size, steps, attention)
+    build_model(config, check(config, cache), contextlib.nullcontext(), on_gpu=False).save_pretrained(folder / "model")
+    return Task(str(folder), model.global_batch_size, model.micro_batch_size, steps, attention, is_compiled)
 
 
 def sequences(config: TrainConfig, cache: DataCache, steps: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -38,6 +38,8 @@ class Task:
     """That there are sequences for."""
     attention: str
     """As transformers names it, of all systems."""
+    is_compiled: bool
+    """By torch.compile, in each system's documented way."""
 
     @staticmethod
     def of(text: str) -> Task:

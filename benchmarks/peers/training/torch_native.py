@@ -27,11 +27,12 @@ Context = contextlib.AbstractContextManager[Any]
 def train_ddp(task: Task, turns: Turns) -> None:
     dist.init_process_group("gloo")
     plain = task.model()
-    model = DistributedDataParallel(plain, gradient_as_bucket_view=True)
+    model: Any = DistributedDataParallel(plain, gradient_as_bucket_view=True)
+    compiled = torch.compile(model) if task.is_compiled else model
 
     def loss_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            loss: torch.Tensor = model(**batch).loss
+            loss: torch.Tensor = compiled(**batch).loss
         return loss
 
     _loop(task, turns, plain, loss_of, lambda is_last: contextlib.nullcontext() if is_last else model.no_sync())
@@ -43,6 +44,8 @@ def train_fsdp2(task: Task, turns: Turns) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in model.model.layers:
+        if task.is_compiled:
+            layer.compile()  # by layers, as torchtitan does
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
 

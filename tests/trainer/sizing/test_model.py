@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -9,6 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.support.ranks import job
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.sizing import num_parameters, parameters_of, sizes_of, vocabulary_of
+from zerofleet.trainer.sizing.memory import activation_bytes
+from zerofleet.trainer.sizing.setup import Setup
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
 MODELS = [
@@ -92,11 +96,11 @@ def test_the_vocabulary_is_rounded_as_the_model_rounds_it(tmp_path, tiny_corpus)
 TOKENS = 64
 
 
-def kept_bytes(fields: dict, num_layers: int, dtype: torch.dtype) -> int:
+def kept_bytes(fields: dict, num_layers: int, dtype: torch.dtype, attention: str = "sdpa") -> int:
     """Bytes that torch keeps of one forward for its backward, every tensor once, weights apart."""
     layers = "n_layer" if fields["model_type"] == "gpt2" else "num_hidden_layers"
     model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(**{**fields, layers: num_layers, "vocab_size": 512}), attn_implementation="sdpa"
+        AutoConfig.for_model(**{**fields, layers: num_layers, "vocab_size": 512}), attn_implementation=attention
     ).to(dtype)
     model.train()
     model.config.use_cache = False
@@ -126,6 +130,17 @@ def test_a_layer_keeps_what_torch_keeps_of_it(fields, dtype):
     assert reckoned == pytest.approx(
         counted_of, rel=0.03
     )  # attention outside of one kernel keeps a copy more in 16 bits
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("fields", MODELS, ids=lambda fields: fields["model_type"])
+def test_a_layer_keeps_its_scores_where_attention_is_plain_matmuls(fields, precision):
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    counted = kept_bytes(fields, 2, dtype, "eager") - kept_bytes(fields, 1, dtype, "eager")
+    sizes = sizes_of(fields, 512)
+    setup = Setup(1, precision, 1, TOKENS, 1, 1, 1, on_gpu=False, attention="eager")
+    once, twice = (activation_bytes(replace(sizes, num_layers=layers), setup) for layers in (1, 2))
+    assert twice - once == pytest.approx(counted, rel=0.05)
 
 
 @pytest.mark.parametrize("fields", MODELS, ids=lambda fields: fields["model_type"])

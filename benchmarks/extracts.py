@@ -42,6 +42,13 @@ def peer_throughput(record: Record) -> list[Series]:
     return found
 
 
+def speed(record: Record) -> list[Series]:
+    found = []
+    for each in record["arms"]:
+        found += _series(f"step, {each['arm']}", "s", "lower", [seconds for seconds, *_ in each["turns"]])
+    return found
+
+
 def checkpoint(record: Record) -> list[Series]:
     found = [*_by_arm(record["rounds"], "zerofleet"), *_by_arm(record["resizes"], "zerofleet")]
     slowdown = [pair["saving_s"] / pair["plain_s"] for pair in record["slowdown_pairs"]]

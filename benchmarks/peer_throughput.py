@@ -208,7 +208,11 @@ def main() -> int:
             steps = COMPARED_STEPS + arguments.rounds * model.steps_per_turn + 1
             for number, peers in enumerate(sessions(model, arguments.peers)):
                 place = root / f"{model.name}-{form}-{number}"
-                task = make_task(model, place, steps, arguments.attention, form == "compiled")
+                settings_of_form = {
+                    "model.attn_implementation": arguments.attention,
+                    "train.compile": form == "compiled",
+                }
+                task = make_task(model, place, steps, settings_of_form)
                 pairings += _measured(task, model, peers, arguments.rounds, draw, place / "logs")
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -46,6 +46,7 @@ _ALL = (
         "40 min",
         extracts.peer_throughput,
     ),
+    Benchmark("speed", "what each decision of docs/speed.md is worth", "6 min", extracts.speed),
     Benchmark(
         "checkpoint",
         "saving, restoring and resizing against torch DCP and ds_to_universal",

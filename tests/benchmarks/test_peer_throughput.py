@@ -77,7 +77,7 @@ def test_ranks_take_blocks_in_turn():
 
 def test_models_give_every_rank_as_many_full_blocks():
     for model in MODELS.values():
-        config = job(model, Path("/x"), "eager", False)
+        config = job(model, Path("/x"), {})
         plan = BatchPlan.of(config.train.global_batch_size, config.train.micro_batch_size, WORLD_SIZE)
         assert plan.num_surplus_blocks == plan.num_padded_sequences == 0
 
@@ -89,7 +89,7 @@ def test_all_systems_train_the_same_model_on_the_same_samples(tmp_path):
     """But Ray Train, whose workers run the loop of `deepspeed`."""
     systems = ("zerofleet", "deepspeed", "hf_trainer", "accelerate", "ddp", "fsdp2")
     tiny = dataclasses.replace(MODELS["small"], global_batch_size=4, micro_batch_size=1)
-    task = make_task(tiny, tmp_path / "task", 3, "eager", False)
+    task = make_task(tiny, tmp_path / "task", 3, {"model.attn_implementation": "eager"})
     with session(task, systems, tmp_path / "logs") as found:
         assert found.failed == {}
         losses = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from zerofleet.benchmarks.overhead import MODEL as SMALL
-from zerofleet.benchmarks.peers.training import task as settings
+from zerofleet.benchmarks.peers.training import task as settings_of_all
 from zerofleet.benchmarks.peers.training.task import WORLD_SIZE, ZERO_STAGE, Task
-from zerofleet.benchmarks.peers.training.zerofleet_loop import CACHE, JOB
+from zerofleet.benchmarks.peers.training.zerofleet_loop import CACHE, JOB, LACKING
 from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.cache import DataCache
@@ -20,6 +21,7 @@ from zerofleet.trainer.data.feed import Feed
 from zerofleet.trainer.data.prepare import prepare
 from zerofleet.trainer.model import build_model, check
 from zerofleet.trainer.run_folder import RunFolder
+from zerofleet.trainer.sizing.setup import attention_of
 
 SEQUENCE_LENGTH = 256
 
@@ -55,37 +57,41 @@ MODELS = {
 """6.8 and 98 million parameters, with the 8192 entries of the tokenizer that a job trains by default."""
 
 
-def job(model: Model, folder: Path, attention: str, is_compiled: bool) -> TrainConfig:
-    """What zerofleet's ranks are given: the defaults but for what the task says."""
-    return TrainConfig.model_validate(
-        {
-            "run": {"name": "peers", "storage": str(folder / "runs")},
-            "model": {"config": model.config, "attn_implementation": attention},
-            "data": {"files": ["python-stdlib"], "sequence_length": SEQUENCE_LENGTH},
-            "train": {
-                "steps": 1_000_000,
-                "global_batch_size": model.global_batch_size,
-                "micro_batch_size": model.micro_batch_size,
-                "zero_stage": ZERO_STAGE,
-                "precision": "bf16",
-                "compile": is_compiled,
-                "learning_rate": settings.LEARNING_RATE,
-                "betas": list(settings.BETAS),
-                "eps": settings.EPS,
-                "weight_decay": settings.WEIGHT_DECAY,
-                "gradient_clipping": settings.GRADIENT_CLIPPING,
-                "schedule": "constant",
-                "replica_check_interval_steps": 0,
-            },
-            "checkpoint": {"interval_steps": 0, "snapshot_interval_steps": 0},
-        }
-    )
+def job(model: Model, folder: Path, settings: Mapping[str, Any]) -> TrainConfig:
+    """What zerofleet's ranks are given: the defaults but for what the task says, and `settings` ("section.field": value)."""
+    sections: dict[str, dict[str, Any]] = {
+        "run": {"name": "peers", "storage": str(folder / "runs")},
+        "model": {"config": model.config},
+        "data": {"files": ["python-stdlib"], "sequence_length": SEQUENCE_LENGTH},
+        "train": {
+            "steps": 1_000_000,
+            "global_batch_size": model.global_batch_size,
+            "micro_batch_size": model.micro_batch_size,
+            "zero_stage": ZERO_STAGE,
+            "precision": "bf16",
+            "learning_rate": settings_of_all.LEARNING_RATE,
+            "betas": list(settings_of_all.BETAS),
+            "eps": settings_of_all.EPS,
+            "weight_decay": settings_of_all.WEIGHT_DECAY,
+            "gradient_clipping": settings_of_all.GRADIENT_CLIPPING,
+            "schedule": "constant",
+            "replica_check_interval_steps": 0,
+        },
+        "checkpoint": {"interval_steps": 0, "snapshot_interval_steps": 0},
+    }
+    for path, value in settings.items():
+        section, _, name = path.partition(".")
+        sections[section][name] = value
+    return TrainConfig.model_validate(sections)
 
 
-def make_task(model: Model, folder: Path, steps: int, attention: str, is_compiled: bool) -> Task:
-    """Everything of a task in an empty folder, with sequences for so many steps."""
-    config = job(model, folder, attention, is_compiled)
+def make_task(model: Model, folder: Path, steps: int, settings: Mapping[str, Any], without: str = "") -> Task:
+    """Everything of a task in an empty folder, with sequences for so many steps. `settings` are zerofleet's, of which the peers follow attention and
+    compilation; `without` is a name of `zerofleet_loop.WITHOUT`."""
+    config = job(model, folder, settings)
     folder.mkdir(parents=True)
+    if without:
+        (folder / LACKING).write_text(without)
     (folder / JOB).write_text(config.model_dump_json())
     run = RunFolder(config.run.storage, "peers")
     run.create("{}")
@@ -95,7 +101,14 @@ def make_task(model: Model, folder: Path, steps: int, attention: str, is_compile
     for name, values in zip(("input_ids", "labels"), sequences(config, cache, steps), strict=True):
         np.save(folder / f"{name}.npy", values)
     build_model(config, check(config, cache), contextlib.nullcontext(), on_gpu=False).save_pretrained(folder / "model")
-    return Task(str(folder), model.global_batch_size, model.micro_batch_size, steps, attention, is_compiled)
+    return Task(
+        str(folder),
+        model.global_batch_size,
+        model.micro_batch_size,
+        steps,
+        attention_of(config, on_gpu=False),
+        config.train.compile,
+    )
 
 
 def sequences(config: TrainConfig, cache: DataCache, steps: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from zerofleet.benchmarks.peers.training.task import Task
 from zerofleet.benchmarks.peers.training.turns import Turns
+from zerofleet.trainer import host_collectives
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.events import Control, Event
 from zerofleet.trainer.loop import Loop
+from zerofleet.trainer.token_loss import TokenLoss
 from zerofleet.trainer.world import World
 
-JOB, CACHE = "job.json", "cache"
-"""Of the task's folder: the job, and a link to its prepared data."""
+JOB, CACHE, LACKING = "job.json", "cache", "without.txt"
+"""Of the task's folder: the job, a link to its prepared data, and what to do without."""
+
+
+def _whole_logits() -> None:
+    setattr(TokenLoss, "try_out", lambda loss, *arguments: setattr(loss, "_head", None))  # noqa: B010
+
+
+def _plain_adamw() -> None:
+    class Plain(torch.optim.AdamW):
+        def __init__(self, *groups: Any, **options: Any) -> None:
+            super().__init__(*groups, **{**options, "fused": False})
+
+    torch.optim.AdamW = Plain  # type: ignore[misc]
+
+
+def _no_shared_memory() -> None:
+    host_collectives.LEAST_BYTES = sys.maxsize
+
+
+WITHOUT = {"fused loss": _whole_logits, "fused AdamW": _plain_adamw, "shared memory": _no_shared_memory}
+"""What a rank can do without to measure it, though no setting asks for that; done before anything is built."""
 
 
 def train(task: Task, turns: Turns) -> None:
     folder = Path(task.folder)
+    if (folder / LACKING).exists():
+        WITHOUT[(folder / LACKING).read_text()]()
     steps: list[Event] = []
 
     def keep(event: Event) -> None:

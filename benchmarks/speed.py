@@ -1,0 +1,127 @@
+"""What each decision of docs/speed.md is worth: zerofleet's own step with the defaults, and with one thing changed at a time, in turns.
+
+    zerofleet bench speed --output DATE-speed.json [--model small] [--precision bf16] [--rounds 15]
+
+Each arm trains in two ranks of its own on the same samples; a round gives each one turn, in an order that is drawn anew. Told are the changed arm's seconds
+over those of the defaults: above 1 the default is faster. What has no setting is changed in the arm's own process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zerofleet.benchmarks.peer_throughput import COMPARED_STEPS, OURS, ratio, turn
+from zerofleet.benchmarks.peers.training.prepare import MODELS, Model, make_task
+from zerofleet.benchmarks.peers.training.session import Session, session
+from zerofleet.benchmarks.peers.training.zerofleet_loop import WITHOUT
+from zerofleet.benchmarks.ratio_intervals import least_pairs
+from zerofleet.benchmarks.recovery import prepare_environment
+from zerofleet.benchmarks.statistics import CONFIDENCE
+from zerofleet.launch.environment import fingerprint
+
+DEFAULTS = "defaults"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The defaults with one change."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    """`section.field`: value."""
+    without: str = ""
+    """A name of `zerofleet_loop.WITHOUT`."""
+
+
+ARMS = (
+    Arm(DEFAULTS),
+    Arm("attention: sdpa", {"model.attn_implementation": "sdpa"}),
+    Arm("attention: eager", {"model.attn_implementation": "eager"}),
+    Arm("torch.compile", {"train.compile": True}),
+    Arm("freed memory given back", {"train.keep_freed_memory": False}),
+    *(Arm(f"without {name}", without=name) for name in WITHOUT),
+)
+
+
+def measure(model: Model, precision: str, arms: list[Arm], rounds: int, draw: random.Random, root: Path) -> list[Any]:
+    """Per arm, (seconds, processor seconds, loss) of a step, by round. Raises SystemFailed."""
+    steps = COMPARED_STEPS + rounds * model.steps_per_turn + 1
+    with contextlib.ExitStack() as stack:
+        found: list[Session] = []
+        for number, arm in enumerate(arms):
+            settings = {"train.precision": precision, **arm.settings}
+            task = make_task(model, root / str(number), steps, settings, without=arm.without)
+            found.append(stack.enter_context(session(task, [OURS], root / f"logs-{number}")))
+            if found[-1].failed:
+                raise SystemExit(found[-1].failed[OURS])
+            turn(found[-1], OURS, COMPARED_STEPS)
+        by_arm: list[list[tuple[float, float, float]]] = [[] for _ in arms]
+        for _ in range(rounds):
+            order = list(range(len(arms)))
+            draw.shuffle(order)
+            for number in order:
+                seconds, processor_seconds, losses = turn(found[number], OURS, model.steps_per_turn)
+                by_arm[number].append((seconds, processor_seconds, losses[-1]))
+    return by_arm
+
+
+def line(arm: Arm, turns: list[Any], defaults: list[Any]) -> str:
+    """Of the markdown table."""
+    found = ratio([(ours[0], each[0]) for ours, each in zip(defaults, turns, strict=True)])
+    processor = ratio([(ours[1], each[1]) for ours, each in zip(defaults, turns, strict=True)])
+    assert found is not None and processor is not None, "main() refuses fewer rounds"
+    step_s = statistics.median(each[0] for each in turns)
+    return f"| {arm.name} | {step_s:.3f} | **{found.ratio:.3f}** [{found.low:.3f}, {found.high:.3f}] | {processor.ratio:.3f} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=list(MODELS), default="small")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seed", type=int, default=0, help="of the order in each round")
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    if arguments.rounds < (least := least_pairs(CONFIDENCE)):
+        parser.error(f"--rounds {arguments.rounds}: fewer than {least} have no interval of {CONFIDENCE:.0%}")
+    prepare_environment()
+    root = Path(tempfile.mkdtemp(prefix="zf-speed-", dir="/var/tmp"))
+    arms = list(ARMS)
+    try:
+        turns = measure(
+            MODELS[arguments.model], arguments.precision, arms, arguments.rounds, random.Random(arguments.seed), root
+        )
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    record = {
+        "benchmark": "speed",
+        "config": {"model": asdict(MODELS[arguments.model]), "precision": arguments.precision},
+        "arms": [{"arm": arm.name, "turns": each} for arm, each in zip(arms, turns, strict=True)],
+        "environment": fingerprint(),
+    }
+    arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+    lines = [
+        f"Medians of {arguments.rounds} rounds in turns, {arguments.model} model in {arguments.precision}. Above 1: the defaults are faster.",
+        "",
+        "| changed | step, s | over the defaults [95 %] | by processor time |",
+        "|---|---|---|---|",
+        *(line(arm, each, turns[0]) for arm, each in zip(arms, turns, strict=True)),
+        "",
+    ]
+    arguments.output.with_suffix(".md").write_text("\n".join(lines))
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

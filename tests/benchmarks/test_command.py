@@ -21,7 +21,7 @@ def bench(*arguments, **environment) -> subprocess.CompletedProcess:
 def test_the_list_and_what_is_not_in_it():
     listed = bench()
     assert listed.returncode == 0 and "overhead " in listed.stdout
-    unknown = bench("speed")
+    unknown = bench("no-such-benchmark")
     assert unknown.returncode == 4 and "there are: compare, throughput" in unknown.stderr
 
 

@@ -99,16 +99,25 @@ def activation_bytes(model: ModelSizes, setup: Setup) -> int:
     at a time all of it (Chen et al. 2016)."""
     tokens, element = setup.tokens_per_micro_step, setup.element_bytes
     layer = tokens * (model.kept_elements * element + model.kept_fp32_elements * FP32_BYTES)
-    layer += tokens * setup.sequence_length * model.kept_elements_per_pair * FP32_BYTES
-    if setup.attention == "eager" and not model.kept_elements_per_pair:
-        # Probabilities in fp32, and once more as values are weighed with; keys and values repeated for every head of a group.
-        cast = element if element != FP32_BYTES else 0
-        layer += tokens * setup.sequence_length * model.heads * (FP32_BYTES + cast)
-        layer += tokens * 2 * (model.attention_width - model.key_width) * element
+    layer += tokens * _scores_bytes(model, setup)
     around = 3 * tokens * model.hidden * element  # the embedding's output, the last norm and its output
     if setup.activation_checkpointing:
         return model.num_layers * tokens * model.hidden * element + layer + around
     return model.num_layers * layer + around
+
+
+def _scores_bytes(model: ModelSizes, setup: Setup) -> int:
+    """Of a layer's attention where it is not computed in one kernel, per token."""
+    length, element = setup.sequence_length, setup.element_bytes
+    if model.kept_elements_per_pair:  # for dropout: in fp32 where torch takes its kernel apart
+        return length * model.kept_elements_per_pair * (element if setup.attention == "eager" else FP32_BYTES)
+    if setup.attention != "eager":
+        return 0
+    # Probabilities in fp32, and once more as values are weighed with; keys and values repeated for every head of a group (a single one is a view).
+    cast = element if element != FP32_BYTES else 0
+    is_view = model.key_width * model.heads == model.attention_width
+    repeated = 0 if is_view else 2 * (model.attention_width - model.key_width) * element
+    return length * model.heads * (FP32_BYTES + cast) + repeated
 
 
 def gathered_bytes(model: ModelSizes, setup: Setup) -> int:

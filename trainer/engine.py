@@ -21,6 +21,7 @@ from zerofleet.trainer.allocator import give_freed_memory_back, keep_freed_memor
 from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.document_mask import check_document_mask
+from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.host_collectives import open_collectives, serve_deepspeed
 from zerofleet.trainer.model import ModelShape, build_model, layers_of, shape_of
 from zerofleet.trainer.ops import make_loadable
@@ -52,7 +53,7 @@ class Engine:
         """Nats summed over real tokens, with or without gradients (`TokenLoss`)."""
         if not self.loss.is_tried:
             with self._eager():  # its few tokens would be a shape of their own
-                self.loss.try_out(self.engine, inputs, labels)
+                self.loss.try_out(self.engine, inputs)
         return self.loss(self.engine, inputs, labels)
 
     @contextlib.contextmanager
@@ -164,9 +165,11 @@ def build_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.
 
 def build_engine(config: TrainConfig, resolved: PretrainedConfig, plan: BatchPlan, device: torch.device) -> Engine:
     """Model, optimizer and DeepSpeed engine of this rank, before any checkpoint is loaded. UserError when the model cannot keep
-    documents apart though `data.document_mask` wants it."""
+    documents apart though `data.document_mask` wants it, or for what cannot be compiled."""
     if config.train.precision == "fp16":
         _allow_fp16(device)
+    if config.train.compile and config.train.zero_stage == 3:
+        raise UserError("train.compile=true with train.zero_stage=3: set one of them otherwise (docs/speed.md)")
     ds_config = deepspeed_config(config, plan)
     if device.type == "cpu":
         ds_config["zero_optimization"].setdefault("reduce_bucket_size", CPU_REDUCE_BUCKET_ELEMENTS)

@@ -108,14 +108,14 @@ def serve_deepspeed(collectives: HostCollectives) -> None:
 
 
 def open_collectives(rank: int, world_size: int) -> HostCollectives | None:
-    """None where the ranks are on several hosts, alone, or have no room. Collective. Nothing is left behind: the file has lost its name when
-    this returns."""
+    """None where the ranks are on several hosts, alone, or have no room. Collective. The file has lost its name when this returns: only a kill within
+    it leaves one behind."""
     if world_size == 1:
         return None
     size = world_size * 2 * PIECE_BYTES
     name = [_new_file(size) if rank == 0 else ""]
     dist.broadcast_object_list(name, src=0)
-    found = _mapped(name[0], size)
+    found = _mapped(name[0], size) if name[0] else None
     is_everywhere = torch.tensor(found is not None, dtype=torch.int32)
     dist.all_reduce(is_everywhere, dist.ReduceOp.MIN)
     if rank == 0 and name[0]:
@@ -132,7 +132,10 @@ def _new_file(size: int) -> str:
     room = os.statvfs(_FOLDER)
     if room.f_bavail * room.f_frsize < _ROOM * size:
         return ""
-    descriptor, name = tempfile.mkstemp(prefix="zerofleet-ranks-", dir=_FOLDER)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="zerofleet-ranks-", dir=_FOLDER)
+    except OSError:  # nobody may write there
+        return ""
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError:  # somebody else was quicker
@@ -144,8 +147,9 @@ def _new_file(size: int) -> str:
 
 
 def _mapped(name: str, size: int) -> mmap.mmap | None:
-    """None where there is no such file: on another host."""
-    if not name or not Path(name).is_file():
+    """None where there is no such file (on another host), or it cannot be had: all ranks do without, then."""
+    try:
+        with Path(name).open("r+b") as file:
+            return mmap.mmap(file.fileno(), size)
+    except OSError:
         return None
-    with Path(name).open("r+b") as file:
-        return mmap.mmap(file.fileno(), size)

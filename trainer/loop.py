@@ -197,6 +197,8 @@ class Loop:
             if self.step:
                 self.keeper.keep(control)
             return self._end("stopped")
+        if self.built.is_compiled:
+            self.reporter.begin("build")  # the first step's compilation, whose limit of silence is not that of a step
         while not self._is_last():
             control = self._outer_step(self.train_step())
             last = self._is_last()

@@ -11,6 +11,7 @@ from zerofleet.trainer.config import ModelConfig, Precision
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.model import DTYPES, layers_of, resolve_config, shape_of
 from zerofleet.trainer.sizing.model import ModelSizes
+from zerofleet.trainer.token_loss import head_of, returns_what_its_head_returns
 
 _ATTENTION = "zerofleet_kept"
 _PROBE_TOKENS = 128
@@ -58,7 +59,14 @@ def _sizes(built: PreTrainedModel, resolved: PretrainedConfig, tokens: int) -> M
         kept_elements=kept[0],
         kept_fp32_elements=kept[1],
         working_elements=3 * inner,
+        returns_plain_logits=_returns_plain_logits(built),
     )
+
+
+def _returns_plain_logits(built: PreTrainedModel) -> bool:
+    head = head_of(built)
+    ids = torch.zeros(1, 8, dtype=torch.long, device="meta")
+    return head is not None and returns_what_its_head_returns(head, built, {"input_ids": ids})
 
 
 class _Attention(torch.autograd.Function):

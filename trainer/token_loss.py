@@ -8,7 +8,7 @@ is kept for the backward are gradients of the size of the hidden states and of t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from zerofleet.trainer.data.sequences import IGNORED_LABEL
+from zerofleet.trainer.sizing.memory import LOSS_CHUNK_BYTES, LOSS_WORKING_BYTES
 
-CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
-"""Of logits that exist at a time. Every chunk reads and writes the gradient of the whole embedding once, so there should be few."""
-_CACHED_BYTES = 2**20
-"""On a CPU: of fp32 probabilities that are worked on at a time, in a core's own cache."""
+_WORKED_ON_BYTES = {False: LOSS_WORKING_BYTES[False] // 2, True: LOSS_WORKING_BYTES[True] // 2}
+"""On CPUs and GPUs: of fp32 probabilities that are worked on at a time; on a CPU they lie in a core's own cache."""
 _TRIED_TOKENS = 8
 
 
@@ -39,11 +38,9 @@ class TokenLoss:
     """
 
     def __init__(self, model: Any) -> None:
-        head = model.get_output_embeddings()
-        is_linear = isinstance(head, torch.nn.Linear) and head.bias is None
-        self._head = head if is_linear and head.weight.dtype != torch.float16 else None
+        head = head_of(model)
+        self._head = head if head is not None and head.weight.dtype != torch.float16 else None
         self.is_tried = self._head is None
-        self._made: torch.Tensor | None = None
 
     @property
     def is_fused(self) -> bool:
@@ -53,45 +50,64 @@ class TokenLoss:
         """Nats summed over real tokens, an fp32 scalar. `engine` calls the model with `inputs`; labels are [sequences, tokens]. Collective at
         ZeRO-3."""
         if not self.is_tried:
-            self.try_out(engine, inputs, labels)
+            self.try_out(engine, inputs)
         if self._head is None:
             return plain_loss(engine(**inputs).logits, labels)
         with self._asked(self._head, labels):
             return engine(**inputs).logits  # type: ignore[no-any-return]
 
-    def try_out(self, engine: Any, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor) -> None:
+    def try_out(self, engine: Any, inputs: Mapping[str, torch.Tensor]) -> None:
         """Finds out on a few tokens of a batch whether the loss can be fused. Collective at ZeRO-3."""
         self.is_tried = True
-        if not self._can_fuse(engine, inputs, labels):
+        few = {name: values[:1, :_TRIED_TOKENS] for name, values in inputs.items()}
+        if self._head is not None and not returns_what_its_head_returns(self._head, engine, few):
             self._head = None
 
-    @torch.no_grad()
-    def _can_fuse(self, engine: Any, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor) -> bool:
-        """Whether the model returns the scalar that its head hands it in place of logits. Leaves generators as they are."""
-        few = {name: values[:1, :_TRIED_TOKENS] for name, values in inputs.items()}
-        devices = [labels.device] if labels.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), self._asked(self._head, labels[:1, :_TRIED_TOKENS]):
-            try:
-                returned = engine(**few).logits
-            except (IndexError, RuntimeError):  # what is no scalar any more was cut or reshaped
-                return False
-        # DeepSpeed's hooks return another tensor over the same memory.
-        return self._made is not None and returned.dim() == 0 and returned.data_ptr() == self._made.data_ptr()
-
-    @contextlib.contextmanager
-    def _asked(self, head: Any, labels: torch.Tensor) -> Iterator[None]:
+    @staticmethod
+    def _asked(head: Any, labels: torch.Tensor) -> contextlib.AbstractContextManager[None]:
         """Within it the output embedding returns the loss of what it is given."""
 
         def forward(hidden: torch.Tensor) -> torch.Tensor:
-            made: torch.Tensor = _LinearCrossEntropy.apply(hidden, head.weight, labels)  # type: ignore[no-untyped-call]
-            self._made = made.detach()
+            # Within a Function nothing says that no gradients are wanted but that nothing asks for them.
+            weight = head.weight if torch.is_grad_enabled() else head.weight.detach()
+            made: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, labels)  # type: ignore[no-untyped-call]
             return made
 
-        head.forward = forward
+        return _in_place_of_forward(head, forward)
+
+
+def head_of(model: Any) -> torch.nn.Linear | None:
+    """The output embedding, if it is nothing but a matrix."""
+    head = model.get_output_embeddings()
+    return head if isinstance(head, torch.nn.Linear) and head.bias is None else None
+
+
+@torch.no_grad()
+def returns_what_its_head_returns(head: torch.nn.Linear, engine: Any, inputs: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the logits of `engine(**inputs)` are what the output embedding has returned, and nothing was done with them: tried with a scalar in
+    their place. Leaves generators as they are. Collective at ZeRO-3."""
+    made = torch.zeros((), device=head.weight.device)
+    devices = [made.device] if made.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), _in_place_of_forward(head, lambda hidden: made):
         try:
-            yield
-        finally:
-            del head.forward
+            returned = engine(**inputs).logits
+        except (IndexError, RuntimeError, TypeError, ValueError):  # a scalar cannot be cut, reshaped or unpacked
+            return False
+    if made._version:  # changed in place
+        return False
+    # DeepSpeed's hooks return another tensor over the same memory; on meta tensors there is none.
+    is_same = returned.data_ptr() == made.data_ptr() and made.device.type != "meta"
+    return returned is made or (returned.dim() == 0 and is_same)
+
+
+@contextlib.contextmanager
+def _in_place_of_forward(head: Any, forward: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """The instance's own: its hooks stay."""
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -100,7 +116,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         rows, flat_labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1, 1)
-        chunk = max(1, CHUNK_BYTES[rows.device.type] // (weight.shape[0] * weight.element_size()))
+        chunk = max(1, LOSS_CHUNK_BYTES[rows.device.type != "cpu"] // (weight.shape[0] * weight.element_size()))
         for_hidden, for_weight = ctx.needs_input_grad[:2]
         loss = torch.zeros((), dtype=torch.float64, device=rows.device)
         grad_hidden = torch.empty_like(rows) if for_hidden else None
@@ -123,12 +139,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        # In place: nothing else holds them, and a backward runs once.
-        return (
-            None if grad_hidden is None else grad_hidden.mul_(gradient),
-            None if grad_weight is None else grad_weight.mul_(gradient),
-            None,
-        )
+        for made in (grad_hidden, grad_weight):
+            if made is not None:
+                _scale(made, gradient)
+        return grad_hidden, grad_weight, None
+
+
+def _scale(values: torch.Tensor, factor: torch.Tensor) -> None:
+    """In place: nothing else holds a gradient, and a backward runs once. In fp32 on GPUs too, where 16-bit values would have the factor rounded."""
+    if values.device.type == "cpu" or values.dtype == torch.float32:
+        values.mul_(factor)
+        return
+    flat = values.view(-1)
+    for part in torch.split(flat, _WORKED_ON_BYTES[True] // 4):
+        part.copy_(part.float().mul_(factor))
 
 
 def _added(total: torch.Tensor | None, part: torch.Tensor, is_only: bool) -> torch.Tensor:
@@ -140,7 +164,7 @@ def _added(total: torch.Tensor | None, part: torch.Tensor, is_only: bool) -> tor
 
 def _to_gradients(logits: torch.Tensor, labels: torch.Tensor, keep: bool) -> torch.Tensor:
     """The summed loss (fp64) of logits [tokens, vocabulary] and labels [tokens, 1]. With `keep`, the logits are overwritten by its gradient."""
-    rows = len(logits) if logits.device.type == "cuda" else max(1, _CACHED_BYTES // (4 * logits.shape[1]))
+    rows = max(1, _WORKED_ON_BYTES[logits.device.type != "cpu"] // (4 * logits.shape[1]))
     loss = torch.zeros((), dtype=torch.float64, device=logits.device)
     for start in range(0, len(logits), rows):
         part, targets = logits[start : start + rows], labels[start : start + rows]

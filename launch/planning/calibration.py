@@ -41,11 +41,15 @@ def _file() -> Path:
     return Path(os.environ.get("ZEROFLEET_CACHE") or "~/.cache/zerofleet").expanduser() / "calibration.json"
 
 
+_PLAN = 2
+"""Raised when the plan's formulas change: a correction belongs to one of them."""
+
+
 def key_of(job: JobConfig) -> str:
-    """What a calibration holds for: this processor, as many ranks, the same precision."""
+    """What a calibration holds for: this processor, as many ranks, the same precision, and the plan that it was a correction of."""
     machine = fingerprint()
     device = "GPU" if job.cluster.gpus_per_rank else "CPU"
-    return f"{machine['processor']}, {machine['cores']} cores, {device}, {job.cluster.world_size} ranks, {job.train.precision}"
+    return f"{machine['processor']}, {machine['cores']} cores, {device}, {job.cluster.world_size} ranks, {job.train.precision}, plan {_PLAN}"
 
 
 def stored(job: JobConfig) -> Calibration | None:

@@ -29,6 +29,7 @@ _SETTINGS = {
     "prefetch_bucket": "deepspeed.zero_optimization.stage3_prefetch_bucket_size",
     "moments_precision": "train.moments_precision",
     "keeps_freed_memory": "train.keep_freed_memory",
+    "asked_attention": "model.attn_implementation",
     "offload_optimizer": "deepspeed.zero_optimization.offload_optimizer.device",
     "offload_param": "deepspeed.zero_optimization.offload_param.device",
 }
@@ -119,7 +120,7 @@ class JobPlan:
             "step_s": None
             if self.pace is None
             else asdict(self.pace) | {"bound_s": self.pace.bound_s, "step_s": self.pace.step_s},
-            "speed": [asdict(each) for each in speed_choices(self.job, setup)],
+            "speed": [asdict(each) for each in speed_choices(self.job, self.model.sizes, setup)],
             "price_per_hour": self.price,
             "recommended": None if self.choice is None else self.changes,
             "nearest": None if self.remedy is None else self.remedies,

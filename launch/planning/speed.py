@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from zerofleet.launch.config import JobConfig
+from zerofleet.trainer.sizing.memory import fuses_loss
+from zerofleet.trainer.sizing.model import ModelSizes
 from zerofleet.trainer.sizing.setup import EAGER_TOKENS, Setup
 
 
@@ -18,7 +20,7 @@ class SpeedChoice:
     why: str
 
 
-def speed_choices(job: JobConfig, setup: Setup) -> Iterator[SpeedChoice]:
+def speed_choices(job: JobConfig, model: ModelSizes, setup: Setup) -> Iterator[SpeedChoice]:
     """In the order of what they are worth on a CPU."""
     yield _attention(job, setup)
     yield _compile(job, setup)
@@ -28,22 +30,9 @@ def speed_choices(job: JobConfig, setup: Setup) -> Iterator[SpeedChoice]:
             "kept" if setup.keeps_freed_memory else "given back",
             "kept, a step of a small model is 1.05 times as fast, and a rank holds up to twice what is in use",
         )
-    yield SpeedChoice(
-        "loss",
-        "whole logits" if setup.precision == "fp16" else "fused",
-        "with the output embedding, a chunk of tokens at a time: 1.05 times as fast in bf16 with 8,192 entries, and without 12 bytes per logit"
-        if setup.precision != "fp16"
-        else "fp16 gradients have to be multiplied by the loss scale before they are rounded",
-    )
+    yield _loss(model, setup)
     if not setup.on_gpu:
-        is_shared = setup.nodes == 1 and setup.ranks_per_node > 1
-        yield SpeedChoice(
-            "gradients",
-            "through shared memory" if is_shared else "through gloo",
-            "ranks of one host: a third of the time that the loopback takes, 1.04 times as fast a step"
-            if is_shared
-            else "ranks of several hosts, or one alone",
-        )
+        yield _gradients(setup)
     yield SpeedChoice("optimizer", *_optimizer(setup))
     if setup.on_gpu:
         yield SpeedChoice("Liger kernels", "no", "not built in; nothing was measured on a GPU yet")
@@ -58,6 +47,30 @@ def _attention(job: JobConfig, setup: Setup) -> SpeedChoice:
     else:
         why = "sdpa is as fast as eager or faster, and keeps no scores"
     return SpeedChoice("attention", setup.attention, asked + why)
+
+
+def _loss(model: ModelSizes, setup: Setup) -> SpeedChoice:
+    if fuses_loss(model, setup):
+        why = "with the output embedding, a chunk of tokens at a time: 1.05 times as fast in bf16 with 8,192 entries, and without 12 bytes per logit"
+        return SpeedChoice("loss", "fused", why)
+    is_fp16 = setup.precision == "fp16"
+    why = (
+        "fp16 gradients are multiplied by the loss scale before they are rounded"
+        if is_fp16
+        else "the model scales, caps or shifts its logits"
+    )
+    return SpeedChoice("loss", "whole logits", why)
+
+
+def _gradients(setup: Setup) -> SpeedChoice:
+    if setup.zero_stage == 3:
+        return SpeedChoice(
+            "gradients", "through gloo", "what ZeRO-3 scatters and gathers beside the computation is not shared"
+        )
+    if setup.nodes > 1 or setup.ranks_per_node == 1:
+        return SpeedChoice("gradients", "through gloo", "ranks of several hosts, or one alone")
+    why = "ranks of one host: a third of the time that the loopback takes, 1.04 times as fast a step"
+    return SpeedChoice("gradients", "through shared memory", why)
 
 
 def _compile(job: JobConfig, setup: Setup) -> SpeedChoice:

@@ -57,7 +57,7 @@ def _rows(plan: JobPlan) -> Iterator[tuple[str, str]]:
     yield from _storage(plan)
     yield "travels", _traffic(plan)
     yield "step", _step(plan)
-    for number, each in enumerate(speed_choices(plan.job, setup)):
+    for number, each in enumerate(speed_choices(plan.job, model, setup)):
         yield "" if number else "speed", f"{each.what}: {each.choice} ({each.why})"
     if plan.price is not None:
         yield "price", _price(plan, plan.price)

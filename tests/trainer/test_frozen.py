@@ -3,7 +3,12 @@ from zerofleet.trainer.frozen import flatten, frozen_changes, is_frozen
 
 def test_what_changes_the_samples_or_the_weights_is_frozen_and_a_mere_place_is_not():
     assert all(map(is_frozen, ("run.seed", "run.init_from", "data", "data.hub.id", "model.config.hidden_size")))
-    assert not any(map(is_frozen, ("data.cache", "train.steps", "train.global_batch_size_x", "run", "tracking")))
+    assert not any(
+        map(
+            is_frozen,
+            ("data.cache", "model.attn_implementation", "train.steps", "train.global_batch_size_x", "run", "tracking"),
+        )
+    )
 
 
 def test_each_frozen_change_is_named_with_both_values():

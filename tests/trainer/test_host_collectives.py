@@ -96,7 +96,31 @@ def _without_shared_memory(rank, world_size):
     return host_collectives.open_collectives(rank, world_size) is None
 
 
-@pytest.mark.parametrize("work", [_on_another_host, _without_room, _without_shared_memory])
+def _without_permission(rank, world_size):
+    from zerofleet.trainer import host_collectives
+
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    if rank == 0:
+        host_collectives.tempfile.mkstemp = refuse
+    return host_collectives.open_collectives(rank, world_size) is None
+
+
+def _without_address_space(rank, world_size):
+    from zerofleet.trainer import host_collectives
+
+    def refuse(*arguments, **options):
+        raise OSError(12, "Cannot allocate memory")
+
+    if rank == 1:
+        host_collectives.mmap.mmap = refuse
+    return host_collectives.open_collectives(rank, world_size) is None
+
+
+@pytest.mark.parametrize(
+    "work", [_on_another_host, _without_room, _without_shared_memory, _without_permission, _without_address_space]
+)
 def test_all_ranks_take_part_or_none(work):
     assert run(work, 2) == [True, True]
 

@@ -64,3 +64,19 @@ def test_hundreds_of_billions_of_parameters():
 def test_a_model_that_cannot_be_trained_is_refused():
     with pytest.raises(UserError, match="T5Config has no causal language model"):
         measure(ModelConfig(config={"model_type": "t5"}), None, "bf16", 64)
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_plain"),
+    [
+        ({"model_type": "llama"}, True),
+        ({"model_type": "gpt_neox"}, True),
+        ({"model_type": "gemma2", "head_dim": 16, "final_logit_softcapping": 30.0}, False),
+        ({"model_type": "cohere", "logit_scale": 0.0625}, False),
+        ({"model_type": "phi"}, False),
+    ],
+)
+def test_what_becomes_of_the_logits_is_seen(fields, is_plain):
+    small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    found = measure(ModelConfig(config={**small, **fields}), 512, "bf16", 64)
+    assert found.returns_plain_logits is is_plain

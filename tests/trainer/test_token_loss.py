@@ -71,8 +71,8 @@ def assert_equal(model, fused, inputs, labels, dtype):
 @pytest.mark.parametrize("model_type", MODELS)
 def test_loss_and_gradients_are_those_of_whole_logits(model_type, rows, dtype, monkeypatch):
     if rows:
-        monkeypatch.setitem(token_loss.CHUNK_BYTES, "cpu", rows * 160 * dtype.itemsize)
-        monkeypatch.setattr(token_loss, "_CACHED_BYTES", 3 * 160 * 4)
+        monkeypatch.setitem(token_loss.LOSS_CHUNK_BYTES, False, rows * 160 * dtype.itemsize)
+        monkeypatch.setitem(token_loss._WORKED_ON_BYTES, False, 3 * 160 * 4)
     model = model_of(model_type, dtype)
     fused = TokenLoss(model)
     assert_equal(model, fused, *batch(), dtype)
@@ -146,6 +146,42 @@ def test_trying_draws_nothing():
     first = float(fused(model, inputs, labels))
     torch.manual_seed(5)
     assert float(fused(model, inputs, labels)) == first
+
+
+def test_without_gradients_none_is_made(monkeypatch):
+    model = model_of("llama")
+    inputs, labels = batch()
+    kept = []
+    plain = token_loss._to_gradients
+    monkeypatch.setattr(token_loss, "_to_gradients", lambda *a, keep: kept.append(keep) or plain(*a, keep=keep))
+    fused = TokenLoss(model)
+    with torch.no_grad():
+        without = float(fused(model, inputs, labels))
+    assert float(fused(model, inputs, labels).detach()) == without and kept == [False, True]
+
+
+def test_logits_that_are_changed_in_place_stay_whole():
+    model = model_of("llama")
+    inputs, labels = batch()
+
+    def engine(**inputs):
+        return SimpleNamespace(logits=model(**inputs).logits.mul_(0.5))
+
+    fused = TokenLoss(model)
+    expected = plain_loss(model(**inputs).logits * 0.5, labels)
+    assert float(fused(engine, inputs, labels).detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert not fused.is_fused
+
+
+@pytest.mark.parametrize("factor", [0.3, 1e-3])
+def test_gradients_are_scaled_in_fp32_on_any_device(factor, monkeypatch):
+    """As on a GPU: a 16-bit factor would be off by up to 0.4 %."""
+    monkeypatch.setitem(token_loss._WORKED_ON_BYTES, True, 4 * 100)
+    values = torch.randn(7, 93).bfloat16()
+    expected = (values.float() * factor).bfloat16()
+    found = values.clone()
+    token_loss._scale(found, torch.tensor(factor))
+    assert torch.equal(found, expected)
 
 
 def test_a_forward_without_labels_returns_logits_afterwards():

@@ -14,9 +14,12 @@ from zerofleet.trainer.sizing.setup import REDUCE_BUCKET_ELEMENTS, Setup
 
 FP32_BYTES = 4
 LOSS_BYTES_PER_LOGIT = 12
-"""Where logits are whole (fp16): log-probabilities, their gradient and that of the logits, each in fp32."""
+"""Where logits are whole: log-probabilities, their gradient and that of the logits, each in fp32."""
 LOSS_CHUNK_BYTES = {False: 64 * 2**20, True: 512 * 2**20}
-"""Elsewhere: of logits that there are at a time, on CPUs and GPUs (`trainer/token_loss.py`)."""
+"""Elsewhere: of logits that there are at a time, on CPUs and GPUs (`trainer/token_loss.py`). Every chunk reads and writes the gradient of the whole
+output embedding once, so there should be few."""
+LOSS_WORKING_BYTES = {False: 2 * 2**20, True: 256 * 2**20}
+"""What turning logits into gradients takes besides, in fp32."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,8 @@ def gathered_bytes(model: ModelSizes, setup: Setup) -> int:
 def _forward(model: ModelSizes, setup: Setup) -> dict[str, int]:
     tokens = setup.tokens_per_micro_step
     working = tokens * model.working_elements * setup.element_bytes
+    if setup.attention == "eager":  # gradients of one layer's scores: in fp32, as they are multiplied, and scaled
+        working += tokens * setup.sequence_length * model.heads * (FP32_BYTES + 2 * setup.element_bytes)
     return {
         "activations": activation_bytes(model, setup),
         "logits and loss": max(_loss_bytes(model, setup), working),
@@ -143,13 +148,18 @@ def _forward(model: ModelSizes, setup: Setup) -> dict[str, int]:
 def _loss_bytes(model: ModelSizes, setup: Setup) -> int:
     """A chunk's logits, and the gradient of the embedding that they are multiplied from: in fp32 too where it is added up over chunks."""
     logits = setup.tokens_per_micro_step * model.vocabulary
-    if setup.precision == "fp16":
+    if not fuses_loss(model, setup):
         return LOSS_BYTES_PER_LOGIT * logits
     element, chunk = setup.element_bytes, LOSS_CHUNK_BYTES[setup.on_gpu]
     embedding = model.vocabulary * model.hidden
     if logits * element <= chunk:
-        return element * (logits + embedding)
-    return chunk + (element + FP32_BYTES) * embedding
+        return element * (logits + embedding) + LOSS_WORKING_BYTES[setup.on_gpu]
+    return chunk + (element + FP32_BYTES) * embedding + LOSS_WORKING_BYTES[setup.on_gpu]
+
+
+def fuses_loss(model: ModelSizes, setup: Setup) -> bool:
+    """Whether logits never exist whole (`trainer/token_loss.py`)."""
+    return model.returns_plain_logits and setup.precision != "fp16"
 
 
 def _held(model: ModelSizes, setup: Setup) -> int:

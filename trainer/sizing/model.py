@@ -162,6 +162,8 @@ class ModelSizes:
     """What it keeps for each pair of tokens of a sequence, in fp32: attention that is not computed in one kernel."""
     working_elements: int = 0
     """The widest tensors of a layer's own backward, per token."""
+    returns_plain_logits: bool = True
+    """Logits are the product with the output embedding: neither scaled, nor capped, nor with a bias."""
 
     def flops_per_token(self, sequence_length: int) -> int:
         """Training FLOPs per token, forward and backward: 6 N + 12 L H Q T (Chowdhery et al. 2022, PaLM, appendix B)."""

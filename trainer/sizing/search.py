@@ -64,7 +64,7 @@ def relative_step_s(model: ModelSizes, setup: Setup, node: Node) -> float:
 
 
 def candidates(setup: Setup) -> Iterator[Setup]:
-    """Settings that train the same: stage, micro-batch, checkpointing, offload, buckets. The job's own come first."""
+    """Settings that train the same: stage, micro-batch, checkpointing, offload, buckets, allocator, attention kernel. The job's own come first."""
     yield setup
     stages = (0, 1, 2, 3) if setup.world_size > 1 else (0, 1)
     for stage in stages:
@@ -81,7 +81,8 @@ def candidates(setup: Setup) -> Iterator[Setup]:
                 )
                 for offloaded in _offloads(varied):
                     for bucketed in _buckets(offloaded):
-                        yield from _allocators(bucketed)
+                        for kept in _allocators(bucketed):
+                            yield from _attentions(kept)
 
 
 def _micro_batches(setup: Setup) -> list[int]:
@@ -101,6 +102,13 @@ def _allocators(setup: Setup) -> Iterator[Setup]:
     yield setup
     if setup.keeps_freed_memory and not setup.on_gpu:
         yield replace(setup, keeps_freed_memory=False)
+
+
+def _attentions(setup: Setup) -> Iterator[Setup]:
+    """The kernel that keeps no scores, where `auto` has taken the other one."""
+    yield setup
+    if setup.asked_attention == "auto" and setup.attention == "eager":
+        yield replace(setup, asked_attention="sdpa")
 
 
 def _buckets(setup: Setup) -> Iterator[Setup]:

@@ -28,16 +28,19 @@ EAGER_TOKENS = 512
 """The longest sequences for which attention as plain matmuls is taken: what it keeps grows with their square (docs/speed.md)."""
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
+AskedAttention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 
 
 def attention_of(config: TrainConfig, on_gpu: bool) -> Attention:
     """The kernel of `model.attn_implementation`. `auto` is torch's fused one, but for short sequences in bf16 on CPUs: there the fused one multiplies
     in fp32, and plain matmuls use the processor's own bf16 (benchmarks/results/2026-11-23-speed.md)."""
-    asked = config.model.attn_implementation
+    return _chosen(config.model.attn_implementation, config.data.sequence_length, config.train.precision, on_gpu)
+
+
+def _chosen(asked: AskedAttention, sequence_length: int, precision: Precision, on_gpu: bool) -> Attention:
     if asked != "auto":
         return asked
-    is_short = config.data.sequence_length <= EAGER_TOKENS
-    return "eager" if not on_gpu and is_short and config.train.precision == "bf16" else "sdpa"
+    return "eager" if not on_gpu and sequence_length <= EAGER_TOKENS and precision == "bf16" else "sdpa"
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ class Setup:
     """Of AdamW's."""
     keeps_freed_memory: bool = True
     """On a CPU: what is freed stays with the rank (trainer/allocator.py)."""
-    attention: Attention = "sdpa"
-    """Whether scores lie in memory (`eager`) or never do."""
+    asked_attention: AskedAttention = "sdpa"
+    """As the recipe says."""
 
     @staticmethod
     def of(config: TrainConfig, nodes: int, ranks_per_node: int, on_gpu: bool) -> Setup:
@@ -103,8 +106,13 @@ class Setup:
             overlap_comm=train.zero_stage == 3 if overlap is None else bool(overlap),
             moments_precision=train.moments_precision,
             keeps_freed_memory=train.keep_freed_memory,
-            attention=attention_of(config, on_gpu),
+            asked_attention=config.model.attn_implementation,
         )
+
+    @property
+    def attention(self) -> Attention:
+        """Whether scores lie in memory (`eager`) or never do."""
+        return _chosen(self.asked_attention, self.sequence_length, self.precision, self.on_gpu)
 
     @property
     def world_size(self) -> int:

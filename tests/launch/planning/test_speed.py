@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from zerofleet.launch.config import load_job
+from zerofleet.launch.planning.model_shape import model_of
 from zerofleet.launch.planning.speed import speed_choices
 from zerofleet.trainer.sizing.setup import EAGER_TOKENS, Setup, attention_of
 
@@ -16,7 +17,7 @@ RECIPE = Path(__file__).parents[3] / "launch/recipes/quickstart.yaml"
 def choices(*overrides: str, on_gpu: bool = False) -> dict[str, str]:
     job = load_job(RECIPE, list(overrides))
     setup = Setup.of(job.train_config(), job.cluster.nodes, job.cluster.ranks_per_node, on_gpu)
-    return {each.what: each.choice for each in speed_choices(job, setup)}
+    return {each.what: each.choice for each in speed_choices(job, model_of(job).sizes, setup)}
 
 
 def test_two_ranks_of_one_machine():
@@ -41,6 +42,8 @@ def test_two_ranks_of_one_machine():
         (["train.zero_stage=3"], "torch.compile", "no"),
         (["train.precision=fp16"], "loss", "whole logits"),
         (["cluster.nodes=2"], "gradients", "through gloo"),
+        (["train.zero_stage=3"], "gradients", "through gloo"),
+        (["model.config.model_type=cohere", "model.config.logit_scale=0.5"], "loss", "whole logits"),
         (["train.moments_precision=bf16"], "optimizer", "zerofleet's, in chunks"),
         (["train.keep_freed_memory=false"], "freed memory", "given back"),
     ],

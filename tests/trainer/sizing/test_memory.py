@@ -83,3 +83,23 @@ def test_a_smaller_bucket_never_needs_more(model, chosen):
 def test_checkpointing_never_keeps_more(model, chosen, on_gpu):
     plain = replace(chosen, activation_checkpointing=False, on_gpu=on_gpu)
     assert activation_bytes(model, replace(plain, activation_checkpointing=True)) < activation_bytes(model, plain)
+
+
+@pytest.mark.parametrize(
+    ("precision", "on_gpu", "plain", "tokens", "expected"),
+    [
+        # One chunk: the logits and the gradient of the output embedding. V = 1000, H = 64.
+        ("bf16", False, True, 512, 2 * (512 * 1000 + 1000 * 64) + 2 * 2**20),
+        # Several: 64 MiB of logits, and the gradient in fp32 too.
+        ("bf16", False, True, 2**17, 64 * 2**20 + 6 * 1000 * 64 + 2 * 2**20),
+        ("fp32", True, True, 2**18, 512 * 2**20 + 8 * 1000 * 64 + 256 * 2**20),
+        # Whole ones: 12 bytes each.
+        ("fp16", False, True, 512, 12 * 512 * 1000),
+        ("bf16", False, False, 512, 12 * 512 * 1000),
+    ],
+)
+def test_logits_are_whole_or_in_chunks(precision, on_gpu, plain, tokens, expected):
+    model = replace(llama(), vocabulary=1000, hidden=64, working_elements=0, returns_plain_logits=plain)
+    chosen = setup(precision=precision, on_gpu=on_gpu, micro_batch_size=1, sequence_length=tokens)
+    moment = rank_memory(model, chosen).moments[0]
+    assert moment.parts["logits and loss"] == expected

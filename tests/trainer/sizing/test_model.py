@@ -138,7 +138,7 @@ def test_a_layer_keeps_its_scores_where_attention_is_plain_matmuls(fields, preci
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     counted = kept_bytes(fields, 2, dtype, "eager") - kept_bytes(fields, 1, dtype, "eager")
     sizes = sizes_of(fields, 512)
-    setup = Setup(1, precision, 1, TOKENS, 1, 1, 1, on_gpu=False, attention="eager")
+    setup = Setup(1, precision, 1, TOKENS, 1, 1, 1, on_gpu=False, asked_attention="eager")
     once, twice = (activation_bytes(replace(sizes, num_layers=layers), setup) for layers in (1, 2))
     assert 0.97 <= (twice - once) / counted <= 1.08
 

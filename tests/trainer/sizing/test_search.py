@@ -112,3 +112,23 @@ def test_shorter_sequences_are_named_where_they_help():
     assert found is not None and found.footprint.fits
     longer = replace(chosen, sequence_length=2 * found.setup.sequence_length)
     assert recommend(model, longer, CPU_NODE) is None
+
+
+def test_where_only_scores_are_too_large_sdpa_is_recommended():
+    model = llama(layers=22, hidden=2048)
+    chosen = setup(
+        on_gpu=False,
+        asked_attention="auto",
+        nodes=1,
+        ranks_per_node=2,
+        micro_batch_size=8,
+        global_batch_size=16,
+        sequence_length=512,
+    )
+    assert chosen.attention == "eager"
+    sdpa = replace(chosen, asked_attention="sdpa")
+    sizes = [footprint(model, varied, CPU_NODE, takes_snapshots=False).host_bytes for varied in (sdpa, chosen)]
+    assert sizes[1] - sizes[0] > 2 * 4 * GIB
+    assert replace(chosen, asked_attention="sdpa") in list(candidates(chosen))
+    assert not any(varied.attention == "eager" for varied in candidates(sdpa))
+    assert replace(chosen, sequence_length=1024).attention == "sdpa"

@@ -10,6 +10,8 @@ from zerofleet.k8s.paths import POD
 
 SILENCE_S = 60.0
 """A log that says nothing for longer is asked for again: the connection may be dead."""
+_AGAIN_S = 1.0
+"""Pause before a log is asked for again that has ended, of a container that has not."""
 _GONE, _FORBIDDEN = 404, 403
 
 
@@ -18,7 +20,8 @@ class PodLog:
 
     def __init__(self, api: Api, namespace: str, pod: str, container: str) -> None:
         self.pod = pod
-        self._api, self._path, self._container = api, POD.path(namespace, pod, "log"), container
+        self._api, self._pod_path, self._path = api, POD.path(namespace, pod), POD.path(namespace, pod, "log")
+        self._container = container
         self._last = ""
 
     def read(self, follow: bool, tail: int | None = None) -> Iterator[str]:
@@ -38,20 +41,35 @@ class PodLog:
 
     def follow(self, closing: threading.Event) -> Iterator[str]:
         """Lines until the container has ended, the pod is gone, or `closing` is set. What else keeps it from being read may pass: a container
-        that has not started (400), a server that starts anew, credentials that expired. Raises ApiError when it may not be read at all."""
-        pauses = Pauses()
+        that has not started (400), a server that starts anew, credentials that expired. Raises ApiError when it may not be read at all.
+
+        That the log's stream ends says nothing of the container: a kubelet that starts anew, an idle connection and a rotated file end it too.
+        What was written between that and the container's end comes with the read after it."""
+        pauses, has_ended = Pauses(), False
         while not closing.is_set():
             try:
                 for line in self.read(follow=True):
                     pauses = Pauses()
                     yield line
-                return
+                if has_ended:
+                    return
+                has_ended = self._has_ended()
+                if not has_ended:
+                    closing.wait(_AGAIN_S)
             except ApiError as error:
                 if error.status == _GONE:
                     return
                 if error.status == _FORBIDDEN:
                     raise
                 closing.wait(pauses.next(error))
+
+    def _has_ended(self) -> bool:
+        """Whether the container writes no more. Raises ApiError, 404 when its pod is gone."""
+        status = self._api.get(self._pod_path).get("status") or {}
+        if status.get("phase") in ("Succeeded", "Failed"):
+            return True
+        containers = status.get("containerStatuses") or []
+        return any(each["name"] == self._container and "terminated" in (each.get("state") or {}) for each in containers)
 
 
 def _order(stamp: str) -> tuple[str, str]:

@@ -82,6 +82,9 @@ class KubeWatch:
             if is_gone or status.is_over(observer.unchanged_s(status)):
                 self._events.wait_for_end(_LOG_END_S)
                 self._show(screen, is_over=True)
+                if not self._progress.is_final:
+                    self._events.read_again(_LOG_END_S)
+                    self._show(screen, is_over=True)
                 return status
             if (pending := why_pending(observed)) and pending.sentence != self._said:
                 self._said = pending.sentence

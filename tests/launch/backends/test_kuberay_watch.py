@@ -31,6 +31,8 @@ class Script:
         self.jobs: list = []
         self.pods: list = []
         self.said: list[list[Event]] = []
+        self.unread: list[Event] = []
+        """Events at the log's end that only another reading of it finds."""
         self.troubles: list[ApiError | None] = []
         self.tail, self.is_ready, self.unchanged = "", True, 0.0
         self.interrupts = 0
@@ -67,6 +69,9 @@ class Script:
 
     def wait_for_end(self, timeout_s: float) -> None:
         pass
+
+    def read_again(self, timeout_s: float) -> None:
+        self.said.insert(0, self.unread)
 
     def close(self) -> None:
         pass
@@ -147,6 +152,13 @@ def test_what_kuberay_finds_wrong_and_a_job_that_ends_without_a_word(script, fol
         and err.endswith("(AppFailed). The end of its log:\nTraceback\nKeyError: 1\n")
         and script.deleted == []
     )
+
+
+def test_a_log_that_was_followed_to_no_end_is_read_once_more_before_the_job_is_told_to_have_none(script, follow):
+    script.jobs, script.said = [ray_job(running("Complete"))], [[step(8)]]
+    script.unread = [step(9), state("FINISHED", exit_code=0)]
+    code, out, err = follow()
+    assert (code, err) == (0, "") and "first: FINISHED at step 9 of 9" in out
 
 
 def test_a_rayjob_that_somebody_deletes(script, follow):

@@ -22,7 +22,7 @@ _STALE_EVENTS = frozenset(("ErrWorkloadCompose",))
 
 def why_pending(observed: Observed) -> Reason | None:
     """The reason that stands most in the way; none when the job has been handed over, or nobody knows of one."""
-    if observed.job is None or (observed.status.has_begun and not _missing_pods(observed)):
+    if observed.job is None or (observed.has_begun and not _missing_pods(observed)):
         return None
     found = [*_reasons(observed)]
     return min(found, key=lambda reason: ORDER.index(reason.kind), default=None)
@@ -62,14 +62,16 @@ def _waiting(observed: Observed) -> Iterator[Reason]:
         )
     elif pods := [pod for pod in observed.pods if component(pod) != SUBMITTER]:
         ready = sum(pod.get("status", {}).get("phase") == "Running" for pod in pods)
-        others = "the others are being started" if ready < len(pods) else "the job is being handed to Ray"
-        yield Reason("starting", f"{ready} of {len(pods)} pods run; {others}")
+        if ready < len(pods):
+            yield Reason("starting", f"{ready} of {len(pods)} pods run; the others are being started")
+        elif not observed.has_begun:
+            yield Reason("starting", f"{ready} of {len(pods)} pods run; the job is being handed to Ray")
 
 
 def _missing_pods(observed: Observed) -> bool:
-    """Whether the driver runs but a worker has not come up: then the run waits for it."""
-    workers = [pod for pod in observed.pods if component(pod) not in (SUBMITTER, "")]
-    return any(pod.get("status", {}).get("phase", "Pending") == "Pending" for pod in workers)
+    """Whether the driver runs but a pod has not come up: then the run waits for a worker, or nobody can read its log for want of a submitter."""
+    pods = [pod for pod in observed.pods if component(pod)]
+    return any(pod.get("status", {}).get("phase", "Pending") == "Pending" for pod in pods)
 
 
 def _owned(observed: Observed, objects: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:

@@ -180,7 +180,8 @@ def test_a_lost_pod_and_what_the_driver_says_of_its_node_are_one_verdict(script,
     evicted = pod("w", node="node-1", phase="Failed")
     evicted["status"] |= {"reason": "Evicted", "message": "The node was low on resource: memory."}
     data = {"class": "node", "action": "retry", "sentence": "node node-1 was lost. Trying again", "node": "node-1"}
-    script.jobs, script.pods = [*itertools.repeat(ray_job(running("Running")), 3), None], [evicted]
+    job = ray_job(running("Running") | {"jobStatus": "RUNNING"})
+    script.jobs, script.pods = [*itertools.repeat(job, 3), None], [evicted]
     script.said = [[], [Event("verdict", 1, DRIVER, 5, "recovering", 100.0, data=data)]]
     _, out, _ = follow(as_json=True)
     incident, verdict = (json.loads(line) for line in out.splitlines())

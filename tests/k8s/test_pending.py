@@ -67,6 +67,31 @@ def test_pods_that_start_are_counted():
     assert reason(ray_job(running()), pods=pods[:1])[1] == "1 of 1 pods run; the job is being handed to Ray"
 
 
+def crashing(name: str, component: str = "worker") -> dict:
+    """A pod whose container ends again and again: its phase stays Running."""
+    made = pod(name, component, phase="Running", node="node-1", waiting={"reason": "CrashLoopBackOff"})
+    (container,) = made["status"]["containerStatuses"]
+    container |= {"ready": False, "restartCount": 4, "lastState": {"terminated": {"exitCode": 137}}}
+    return made
+
+
+@pytest.mark.parametrize("status", [running(), running("Running") | {"jobStatus": "RUNNING"}])
+def test_a_container_that_ends_again_and_again_is_seen_though_its_pods_phase_is_running(status):
+    stale = event("Unable to attach or mount volumes", "w", "Pod", "FailedMount")
+    head = pod("h", "head", phase="Running")
+    kind, sentence = reason(ray_job(status), pods=[head, crashing("w")], events=[stale])
+    assert kind == "container fails" and "ray-worker of pod w ends with exit code 137" in sentence
+    assert "(4 restarts)" in sentence
+    assert reason(ray_job(status), pods=[crashing("h", "head"), pod("w", phase="Running")])[0] == kind
+
+
+def test_pods_are_counted_by_their_containers():
+    up, probed = pod("a", phase="Running"), pod("b", phase="Running")
+    up["status"]["containerStatuses"] = [{"name": "ray-worker", "ready": True, "state": {"running": {}}}]
+    probed["status"]["containerStatuses"] = [{"name": "ray-worker", "ready": False, "state": {"running": {}}}]
+    assert reason(ray_job(running()), pods=[up, probed])[1] == "1 of 2 pods run; the others are being started"
+
+
 def test_a_retry_says_what_failed():
     status = running("Retrying") | {"failed": 1, "reason": "AppFailed", "message": "the driver\nended"}
     kind, sentence = reason(ray_job(status, backoffLimit=2))

@@ -128,6 +128,11 @@ class Observer:
         """Why the RayJob cannot be watched at the moment."""
         return self._job.trouble
 
+    @property
+    def is_forbidden(self) -> bool:
+        """Whether the RayJob may not be watched, and that is not going to pass."""
+        return self._job.is_forbidden
+
     def observed(self) -> Observed:
         jobs = self._job.objects()
         return Observed(

@@ -6,13 +6,14 @@ import threading
 from collections.abc import Iterator
 
 from zerofleet.k8s.api import Api, ApiError, Pauses
+from zerofleet.k8s.forbidden import Forbidden
 from zerofleet.k8s.paths import POD
 
 SILENCE_S = 60.0
 """A log that says nothing for longer is asked for again: the connection may be dead."""
 _AGAIN_S = 1.0
 """Pause before a log is asked for again that has ended, of a container that has not."""
-_GONE, _FORBIDDEN = 404, 403
+_GONE = 404
 
 
 class PodLog:
@@ -45,12 +46,14 @@ class PodLog:
 
         That the log's stream ends says nothing of the container: a kubelet that starts anew, an idle connection and a rotated file end it too.
         What was written between that and the container's end comes with the read after it."""
-        pauses, has_ended = Pauses(), False
+        pauses, forbidden, has_ended = Pauses(), Forbidden(self._api), False
         while not closing.is_set():
             try:
                 for line in self.read(follow=True):
                     pauses = Pauses()
+                    forbidden.let_in()
                     yield line
+                forbidden.let_in()
                 if has_ended:
                     return
                 has_ended = self._has_ended()
@@ -59,7 +62,8 @@ class PodLog:
             except ApiError as error:
                 if error.status == _GONE:
                     return
-                if error.status == _FORBIDDEN:
+                forbidden.failed(error)
+                if forbidden.is_final:
                     raise
                 closing.wait(pauses.next(error))
 

@@ -75,7 +75,7 @@ class KubeWatch:
             observer.wait(_LOOK_S)
             observed = observer.observed()
             status = observed.status
-            self._say_trouble(observer.trouble)
+            self._say_trouble(observer.trouble, observer.is_forbidden)
             self._events.follow(observed.newest_submitter())
             self._show(screen, self._verdicts.see(observed))
             is_gone = observer.is_ready and observed.job is None
@@ -96,8 +96,8 @@ class KubeWatch:
             screen.event(event, self._progress)
         screen.tick(self._progress)
 
-    def _say_trouble(self, trouble: ApiError | None) -> None:
-        if trouble is not None and trouble.status == 403:
+    def _say_trouble(self, trouble: ApiError | None, is_forbidden: bool) -> None:
+        if trouble is not None and is_forbidden:
             raise UserError(f"run {self._place.name} cannot be followed: {trouble}. The run goes on") from trouble
         if trouble is not None and not self._is_blind:
             sys.stderr.write(f"the run cannot be followed until the API server answers; it goes on: {trouble}\n")

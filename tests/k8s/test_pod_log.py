@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from zerofleet.k8s import pod_log
+from zerofleet.k8s import forbidden, pod_log
 from zerofleet.k8s.api import ApiError
 from zerofleet.k8s.pod_log import PodLog
 
@@ -26,7 +26,10 @@ class FakeApi:
     """Answers reads of the log from a script, and gives the pod the next of `statuses`; the last one stays."""
 
     def __init__(self, *answers: list, statuses: tuple = (ENDED,)) -> None:
-        self.answers, self.asked, self.statuses = list(answers), [], list(statuses)
+        self.answers, self.asked, self.statuses, self.renewals = list(answers), [], list(statuses), 0
+
+    def renew(self):
+        self.renewals += 1
 
     def get(self, path, query=None):
         assert path == "/api/v1/namespaces/training/pods/p"
@@ -95,12 +98,26 @@ def test_a_tail():
     assert api.asked == [{"container": "c", "timestamps": "true", "tailLines": "7"}]
 
 
-def test_expired_credentials_are_waited_for_and_a_missing_right_is_said():
+def test_expired_credentials_are_waited_for_and_a_missing_right_is_said_at_once():
     api = FakeApi(
         [ApiError(401, "Unauthorized", "log in again")],
-        [b"2026-11-22T10:00:01Z a", ApiError(403, "Forbidden", "no pods/log")],
+        [b"2026-11-22T10:00:01Z a"],
+        [],
     )
-    lines = PodLog(api, "training", "p", "c").follow(threading.Event())
-    assert next(lines) == "a"
+    assert list(PodLog(api, "training", "p", "c").follow(threading.Event())) == ["a"]
+    api = FakeApi([ApiError(403, "Forbidden", "no pods/log")])
     with pytest.raises(ApiError, match="no pods/log"):
+        list(PodLog(api, "training", "p", "c").follow(threading.Event()))
+    assert api.renewals == 0
+
+
+def test_a_log_that_could_be_read_and_is_forbidden_then_is_asked_for_with_fresh_credentials(monkeypatch):
+    nobody = ApiError(403, "Forbidden", "system:anonymous")
+    script = [[b"2026-11-22T10:00:01Z a", nobody], [nobody], [b"2026-11-22T10:00:02Z b"], []]
+    api = FakeApi(*script)
+    assert list(PodLog(api, "training", "p", "c").follow(threading.Event())) == ["a", "b"] and api.renewals == 2
+    monkeypatch.setattr(forbidden, "PATIENCE_S", 0.0)
+    lines = PodLog(FakeApi(*script), "training", "p", "c").follow(threading.Event())
+    assert next(lines) == "a"
+    with pytest.raises(ApiError, match="anonymous"):
         next(lines)

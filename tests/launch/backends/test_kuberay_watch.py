@@ -55,6 +55,10 @@ class Script:
     def trouble(self) -> ApiError | None:
         return self.troubles[min(self._look, len(self.troubles) - 1)] if self.troubles else None
 
+    @property
+    def is_forbidden(self) -> bool:
+        return self.trouble is not None and "for long" in str(self.trouble)
+
     def observed(self):
         return observed(self.jobs[min(self._look, len(self.jobs) - 1)], pods=self.pods)
 
@@ -193,11 +197,11 @@ def test_a_lost_pod_and_what_the_driver_says_of_its_node_are_one_verdict(script,
 
 def test_an_api_server_that_does_not_answer_is_said_once_and_a_right_that_is_missing_ends_it(script, follow):
     script.jobs = [*itertools.repeat(ray_job(running("Running")), 3), None]
-    script.troubles = [ApiError(0, "", "no answer"), ApiError(0, "", "no answer"), None]
+    script.troubles = [ApiError(0, "", "no answer"), ApiError(403, "Forbidden", "for a moment"), None]
     _, _, err = follow()
     assert err.count("cannot be followed until the API server answers") == 1
-    script.jobs, script.troubles = [None], [ApiError(403, "Forbidden", "may not list rayjobs")]
-    with pytest.raises(UserError, match=r"may not list rayjobs\. The run goes on"):
+    script.jobs, script.troubles = [None], [ApiError(403, "Forbidden", "may not list rayjobs for long")]
+    with pytest.raises(UserError, match=r"may not list rayjobs for long\. The run goes on"):
         follow()
 
 

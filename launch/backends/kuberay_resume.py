@@ -90,4 +90,6 @@ def _in_cluster(place: Place) -> Stored:
         if error.status != 404:
             raise
         raise NotFoundError(f"no ConfigMap {name!r} in namespace {place.namespace}") from error
+    if JOB_FILE not in data:
+        raise NotFoundError(f"ConfigMap {name!r} in namespace {place.namespace} has no {JOB_FILE}")
     return Stored(data[JOB_FILE], list(yaml.safe_load(data.get(OVERRIDES_FILE, "[]"))))

@@ -32,16 +32,20 @@ _LOG_END_S = 10.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run is: which cluster, namespace and name; `context` as the user gave it."""
+    """Where a run is: which cluster, namespace and name; `context` and `profile` as the user gave them."""
 
     api: Api
     namespace: str
     name: str
     context: str | None = None
+    profile: str | None = None
+    """File of the profile; none where no command line named it."""
 
     def command(self, verb: str, *words: str) -> str:
         """A command line for this run."""
         where = ["--backend", "kuberay", "--namespace", self.namespace]
+        if verb == "resume":  # it makes the objects anew
+            where += ["--profile", self.profile or "PROFILE"]
         return command(verb, *words, self.name, *where, *(["--context", self.context] if self.context else []))
 
 

@@ -7,10 +7,11 @@ import json
 import pytest
 
 from tests.k8s.objects import ray_job, running
-from tests.k8s.support import QUICKSTART
+from tests.k8s.support import CPU, QUICKSTART
 from zerofleet.k8s.api import ApiError
 from zerofleet.launch import cli
 from zerofleet.launch.backends import kuberay_resume, kuberay_verbs
+from zerofleet.launch.backends.kuberay_watch import Place
 from zerofleet.launch.config import load_job
 
 
@@ -85,3 +86,20 @@ def test_a_cluster_that_does_not_answer_is_no_damaged_run(api, call):
     api.trouble = ApiError(0, "NoAnswer", "no answer")
     code, _, err = call("list", "--backend", "kuberay")
     assert code != 0 and "warning" not in err and "no answer" in err
+
+
+def test_a_resume_in_another_namespace_than_the_profiles_is_refused(api, call):
+    resume = ["resume", "first", "--backend", "kuberay", "--profile", str(CPU)]
+    code, _, err = call(*resume, "--namespace", "elsewhere")
+    assert code == 2 and "--namespace elsewhere" in err and "'training'" in err
+    code, _, err = call(*resume, "--namespace", "training")
+    assert "elsewhere" not in err and "no ConfigMap 'first-job' in namespace training" in err
+
+
+def test_the_hint_for_a_resume_works_when_it_is_pasted(api):
+    place = Place(api, "training", "first", "c")
+    tail = "--backend kuberay --namespace training"
+    assert place.command("resume").endswith(f" resume first {tail} --profile PROFILE --context c")
+    assert place.command("stop").endswith(f" stop first {tail} --context c")
+    known = Place(api, "training", "first", profile="my profile.yaml")
+    assert known.command("resume").endswith(f" resume first {tail} --profile 'my profile.yaml'")

@@ -116,7 +116,7 @@ def test_a_run_that_was_stopped_keeps_its_rayjob_for_resume(script, follow):
     script.jobs, script.said = [ray_job(running("Complete"))], [[step(5), state("STOPPED", exit_code=0)]]
     code, out, _ = follow()
     assert code == 0 and script.deleted == ["delete_cluster training/first-abcde"]
-    assert "resume first --backend kuberay --namespace training" in out
+    assert "resume first --backend kuberay --namespace training --profile PROFILE" in out
 
 
 @pytest.mark.parametrize(("data", "code"), [({"why": "a rank died"}, 1), ({"why": "no", "exit_code": 3}, 3)])

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+import yaml
+
 from zerofleet.cluster.config import UserError, ZerofleetError
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class ApiError(ZerofleetError):
 
 
 class NotAuthorized(ApiError, UserError):
-    """401 with credentials that were just read: the user has to log in again."""
+    """401 with credentials that were just read, or none that can be read: the user has to log in again."""
 
     exit_code = UserError.exit_code
 
@@ -169,9 +171,7 @@ class Api:
         except ApiError as error:
             if error.status != 401:
                 raise
-        client, _ = load_client(self._context)
-        with self._lock:
-            self._client = client
+        self.renew()
         try:
             return send()
         except ApiError as error:
@@ -180,8 +180,24 @@ class Api:
             raise NotAuthorized(
                 401,
                 error.reason,
-                f"{client.configuration.host} refuses the credentials of the kubeconfig: log in again (context {self._context or 'current'})",
+                f"{self.url} refuses the credentials of the kubeconfig: log in again (context {self._context or 'current'})",
             ) from error
+
+    def renew(self) -> None:
+        """Reads the credentials again. Raises NotAuthorized when there are none, and keeps those that there were: the kubeconfig may be half written,
+        and of a plugin that fails the official client makes a client without credentials, whom the server refuses as nobody (403)."""
+        try:
+            client, _ = load_client(self._context)
+        except UserError as error:
+            raise NotAuthorized(401, "NoCredentials", str(error)) from error
+        with self._lock:
+            if _has_credentials(self._client) and not _has_credentials(client):
+                raise NotAuthorized(
+                    401,
+                    "NoCredentials",
+                    f"the kubeconfig gives no credentials any more: log in again (context {self._context or 'current'})",
+                )
+            self._client = client
 
     def _send(
         self,
@@ -195,6 +211,7 @@ class Api:
     ) -> Any:
         """The client's response, of a success. Raises ApiError."""
         from kubernetes.client.exceptions import ApiException
+        from kubernetes.config import ConfigException
         from urllib3.exceptions import HTTPError
 
         with self._lock:
@@ -211,6 +228,8 @@ class Api:
             raise refusal(response.status, response.reason, response.headers, response.read())
         except ApiException as error:  # TLS: the client wraps nothing else
             raise ApiError(495, "TLS", f"{client.configuration.host}: {error.reason}") from error
+        except ConfigException as error:  # a token that has expired is read again by the client itself
+            raise ApiError(401, "NoCredentials", f"no credentials for {client.configuration.host}: {error}") from error
         except (HTTPError, OSError) as error:
             raise ApiError(0, "NoAnswer", f"no answer from {client.configuration.host}: {error}") from error
 
@@ -233,6 +252,7 @@ def load_client(context: str | None) -> tuple[ApiClient, str]:
     except ImportError as error:
         raise UserError("the Kubernetes client is not installed: pip install 'zerofleet[k8s]'") from error
     configuration = client.Configuration()
+    half_written = yaml.YAMLError, TypeError, KeyError, AttributeError
     try:
         if context is None and not _has_kubeconfig() and "KUBERNETES_SERVICE_HOST" in os.environ:
             config.load_incluster_config(client_configuration=configuration)
@@ -240,11 +260,16 @@ def load_client(context: str | None) -> tuple[ApiClient, str]:
         file = os.environ.get("KUBECONFIG") or None  # the client's own default is read once, at its import
         config.load_kube_config(config_file=file, context=context, client_configuration=configuration)
         contexts, current = config.list_kube_config_contexts(config_file=file)
-    except (config.ConfigException, OSError, ValueError) as error:
+    except (config.ConfigException, OSError, ValueError, *half_written) as error:
         named = f" with context {context!r}" if context else ""
         raise UserError(f"no cluster can be reached{named}: {error}. Set KUBECONFIG, or give --context") from error
     chosen = next((entry for entry in contexts if entry["name"] == context), current)
     return _client(configuration), str(chosen["context"].get("namespace") or "default")
+
+
+def _has_credentials(client: ApiClient) -> bool:
+    configuration = client.configuration
+    return bool(configuration.api_key or configuration.cert_file or configuration.username)
 
 
 def _client(configuration: Any) -> ApiClient:

@@ -31,13 +31,8 @@ class JobStatus:
 
     @property
     def has_begun(self) -> bool:
-        """Whether its Ray job has been handed over."""
-        return self.deployment in ("Running", "Complete", "Failed") or self.job in (
-            "RUNNING",
-            "SUCCEEDED",
-            "FAILED",
-            "STOPPED",
-        )
+        """Whether Ray is known to have the job. `Running` does not say so: KubeRay says that of a submitter that waits for a node, too."""
+        return self.deployment in ("Complete", "Failed") or bool(self.job)
 
     @property
     def may_be_retried(self) -> bool:

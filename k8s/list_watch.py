@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from zerofleet.k8s.api import Api, ApiError, Pauses
+from zerofleet.k8s.forbidden import Forbidden
 from zerofleet.k8s.paths import Kind
 
 WATCH_S = 50
@@ -55,6 +56,7 @@ class ListWatch:
         """Whether there was a list yet."""
         self.trouble: ApiError | None = None
         """Why there is no watch at the moment."""
+        self._forbidden = Forbidden(api)
         self._thread = threading.Thread(target=self._run, name=f"watch {kind.plural}", daemon=True)
 
     def start(self) -> None:
@@ -68,6 +70,11 @@ class ListWatch:
         """All of them, by name."""
         with self._lock:
             return tuple(self._objects[name] for name in sorted(self._objects))
+
+    @property
+    def is_forbidden(self) -> bool:
+        """Whether nobody may look, and that is not going to pass."""
+        return self._forbidden.is_final
 
     def _run(self) -> None:
         pauses = Pauses()
@@ -83,6 +90,7 @@ class ListWatch:
                 if error.status == _GONE:
                     self._version = ""
                     continue
+                self._forbidden.failed(error)
                 self._report(error)
                 if error.status in _ABSENT and not self.is_listed:
                     return
@@ -102,6 +110,7 @@ class ListWatch:
             self._objects = {item["metadata"]["name"]: item for item in listing["items"]}
         self._version = str(listing["metadata"]["resourceVersion"])
         self.is_listed, self.trouble = True, None
+        self._forbidden.let_in()
         self._changed()
 
     def _watch(self) -> None:

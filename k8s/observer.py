@@ -37,6 +37,11 @@ class Observed:
     def status(self) -> JobStatus:
         return job_status(self.job or {})
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the job has been handed to Ray, or is about to be by a submitter that runs."""
+        return self.status.has_begun or (self.status.deployment == "Running" and bool(self.newest_submitter()))
+
     def newest_submitter(self) -> str:
         """Name of the pod whose log is the driver's; empty before there is one that has begun."""
         begun = [
@@ -122,6 +127,11 @@ class Observer:
     def trouble(self) -> ApiError | None:
         """Why the RayJob cannot be watched at the moment."""
         return self._job.trouble
+
+    @property
+    def is_forbidden(self) -> bool:
+        """Whether the RayJob may not be watched, and that is not going to pass."""
+        return self._job.is_forbidden
 
     def observed(self) -> Observed:
         jobs = self._job.objects()

@@ -8,7 +8,7 @@ from typing import Any
 
 from zerofleet.k8s.names import SUBMITTER
 from zerofleet.k8s.observer import Observed, component
-from zerofleet.k8s.reasons.containers import container_reasons
+from zerofleet.k8s.reasons.containers import container_reasons, has_waiting
 from zerofleet.k8s.reasons.queue import queue_reasons
 from zerofleet.k8s.reasons.reason import ORDER, Reason
 from zerofleet.k8s.reasons.refusals import refusal_reason
@@ -22,7 +22,7 @@ _STALE_EVENTS = frozenset(("ErrWorkloadCompose",))
 
 def why_pending(observed: Observed) -> Reason | None:
     """The reason that stands most in the way; none when the job has been handed over, or nobody knows of one."""
-    if observed.job is None or (observed.status.has_begun and not _missing_pods(observed)):
+    if observed.job is None or (observed.has_begun and not _missing_pods(observed)):
         return None
     found = [*_reasons(observed)]
     return min(found, key=lambda reason: ORDER.index(reason.kind), default=None)
@@ -32,9 +32,9 @@ def _reasons(observed: Observed) -> Iterator[Reason]:
     assert observed.job is not None
     yield from queue_reasons(observed.job, _owned(observed, observed.workloads), _pod_groups(observed))
     for pod in observed.pods:
-        if pod.get("status", {}).get("phase", "Pending") == "Pending":
-            if reason := scheduling_reason(pod, observed.claims):
-                yield reason
+        if _phase(pod) == "Pending" and (reason := scheduling_reason(pod, observed.claims)):
+            yield reason
+        if _is_missing(pod):
             yield from container_reasons(pod, _about(observed, pod))
     for event in _newest_first(_of_run(observed)):
         if reason := refusal_reason(event):
@@ -61,15 +61,31 @@ def _waiting(observed: Observed) -> Iterator[Reason]:
             f"the job failed and is started again ({status.failed} of {status.retries + 1} tries): {status.words}",
         )
     elif pods := [pod for pod in observed.pods if component(pod) != SUBMITTER]:
-        ready = sum(pod.get("status", {}).get("phase") == "Running" for pod in pods)
-        others = "the others are being started" if ready < len(pods) else "the job is being handed to Ray"
-        yield Reason("starting", f"{ready} of {len(pods)} pods run; {others}")
+        ready = sum(_is_ready(pod) for pod in pods)
+        if ready < len(pods):
+            yield Reason("starting", f"{ready} of {len(pods)} pods run; the others are being started")
+        elif not observed.has_begun:
+            yield Reason("starting", f"{ready} of {len(pods)} pods run; the job is being handed to Ray")
 
 
 def _missing_pods(observed: Observed) -> bool:
-    """Whether the driver runs but a worker has not come up: then the run waits for it."""
-    workers = [pod for pod in observed.pods if component(pod) not in (SUBMITTER, "")]
-    return any(pod.get("status", {}).get("phase", "Pending") == "Pending" for pod in workers)
+    """Whether the driver runs but a pod has not come up: then the run waits for a worker, or nobody can read its log for want of a submitter."""
+    pods = [pod for pod in observed.pods if component(pod)]
+    return any(_is_missing(pod) for pod in pods)
+
+
+def _is_missing(pod: dict[str, Any]) -> bool:
+    """Whether it has not come up, or is down: KubeRay's pods are started again, and their phase is Running while they wait for that."""
+    return _phase(pod) == "Pending" or (_phase(pod) == "Running" and has_waiting(pod))
+
+
+def _is_ready(pod: dict[str, Any]) -> bool:
+    containers = pod.get("status", {}).get("containerStatuses") or []
+    return _phase(pod) == "Running" and all(container.get("ready") for container in containers)
+
+
+def _phase(pod: dict[str, Any]) -> str:
+    return str(pod.get("status", {}).get("phase", "Pending"))
 
 
 def _owned(observed: Observed, objects: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:

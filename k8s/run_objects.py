@@ -73,7 +73,7 @@ def _create(api: Api, document: dict[str, Any], submission: str) -> dict[str, An
         return _create(api, document, submission)
     raise UserError(
         f"{kind.name} {metadata['name']!r} exists already in namespace {metadata['namespace']}: go on with that run "
-        f"(`zerofleet resume {metadata['name']} --backend kuberay`), or choose another run.name"
+        f"(`zerofleet resume {metadata['name']} --backend kuberay --profile PROFILE`), or choose another run.name"
     )
 
 

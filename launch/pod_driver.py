@@ -63,7 +63,7 @@ def take_run(job: JobConfig) -> RunFolder:
     run = RunFolder(job.run.storage, job.run.name)
     if not run.storage.exists("job.yaml"):
         run.create(job.to_yaml())
-    elif run.job_yaml() != job.to_yaml():
+    elif parse_job(run.job_yaml(), f"{run.storage.url}/job.yaml") != job:  # an older version wrote fewer fields
         raise UserError(
             f"run {run.name!r} exists already in {run.storage.url} with another job.yaml: choose another run.name, or give the "
             "recipe that the run began with"

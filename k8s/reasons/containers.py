@@ -44,16 +44,25 @@ def container_reasons(pod: dict[str, Any], events: list[dict[str, Any]]) -> Iter
                 f"container {container['name']} of pod {name} ends with exit code {ended.get('exitCode', '?')} again and again "
                 f"({container.get('restartCount', 0)} restarts): see kubectl logs --previous {name} -c {container['name']}",
             )
-    if pod["spec"].get("nodeName") and not _is_started(status):
+    if pod["spec"].get("nodeName") and not _was_started(status):
         for event in events:
             if event.get("reason") in _MOUNT:
                 yield _mount(name, _short(event.get("message") or ""))
                 break
 
 
-def _is_started(status: dict[str, Any]) -> bool:
-    states = [container.get("state") or {} for container in status.get("containerStatuses") or []]
-    return any("running" in state or "terminated" in state for state in states)
+def has_waiting(pod: dict[str, Any]) -> bool:
+    """Whether a container of the pod waits to be started, for the first time or again: then the pod's phase may be Running all the same."""
+    containers = pod.get("status", {}).get("containerStatuses") or []
+    return any("waiting" in (container.get("state") or {}) for container in containers)
+
+
+def _was_started(status: dict[str, Any]) -> bool:
+    containers = status.get("containerStatuses") or []
+    states = [container.get("state") or {} for container in containers]
+    return any("running" in state or "terminated" in state for state in states) or any(
+        container.get("restartCount") for container in containers
+    )
 
 
 def _configuration(pod: str, reason: str, message: str) -> Reason:

@@ -38,7 +38,7 @@ def submit(arguments: argparse.Namespace, job: JobConfig) -> int:
         named = job.run.model_copy(update={"name": timed_name(Path(arguments.recipe))})
         job = job.model_copy(update={"run": named})
     workload = checked(job, profile, arguments.num_parameters)
-    place = Place(Api(arguments.context), profile.namespace, workload.name or "", arguments.context)
+    place = Place(Api(arguments.context), profile.namespace, workload.name or "", arguments.context, arguments.profile)
     check_permissions(place.api, profile)
     return start(place, job, profile, workload, arguments)
 

@@ -34,11 +34,16 @@ class Stored:
 
 
 def resume(arguments: argparse.Namespace) -> int:
-    """Raises UserError when the run still goes on, or the overrides change what is frozen."""
+    """Raises UserError when the run still goes on, --namespace is not the profile's, or the overrides change what is frozen."""
     profile = needed_profile(arguments)
+    if arguments.namespace not in (None, profile.namespace):
+        raise UserError(
+            f"--namespace {arguments.namespace} is not the namespace of the profile, {profile.namespace!r}, where a resume makes the run's objects: "
+            "leave --namespace out, or give the profile of that namespace"
+        )
     api = Api(arguments.context)
     name = arguments.run.rstrip("/").rpartition("/")[2]
-    place = Place(api, profile.namespace, name, arguments.context)
+    place = Place(api, profile.namespace, name, arguments.context, arguments.profile)
     stored = _found(place, arguments.run)
     status = look(api, place.namespace, name).status
     if status.deployment and not status.is_over(0.0):
@@ -90,4 +95,6 @@ def _in_cluster(place: Place) -> Stored:
         if error.status != 404:
             raise
         raise NotFoundError(f"no ConfigMap {name!r} in namespace {place.namespace}") from error
+    if JOB_FILE not in data:
+        raise NotFoundError(f"ConfigMap {name!r} in namespace {place.namespace} has no {JOB_FILE}")
     return Stored(data[JOB_FILE], list(yaml.safe_load(data.get(OVERRIDES_FILE, "[]"))))

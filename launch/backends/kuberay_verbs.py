@@ -28,7 +28,7 @@ from zerofleet.launch.exit_codes import OK, RUN_FAILED, TIMEOUT
 from zerofleet.launch.progress import Progress
 from zerofleet.launch.summary import heldout_line
 from zerofleet.launch.words import prepare_line, step_line
-from zerofleet.trainer.errors import NotFoundError, UserError
+from zerofleet.trainer.errors import NotFoundError, UserError, ZerofleetError
 
 __all__ = ["list_runs", "logs", "resume", "status", "stop"]
 
@@ -209,8 +209,20 @@ def list_runs(arguments: argparse.Namespace) -> int:
         sys.stdout.write(_COLUMNS.format("RUN", "STATE", "STEP", "LOSS", "PODS", "CREATED"))
     for each in jobs:
         place = Place(api, namespace, each["metadata"]["name"], arguments.context)
-        sys.stdout.write(_listed(place, each["metadata"]["creationTimestamp"], arguments.json))
+        sys.stdout.write(_listed_if_whole(place, each["metadata"]["creationTimestamp"], arguments.json))
     return OK
+
+
+def _listed_if_whole(place: Place, created: str, as_json: bool) -> str:
+    """Empty for a run that cannot be read, which is said: its ConfigMap is being deleted, or its job.yaml is damaged."""
+    try:
+        return _listed(place, created, as_json)
+    except ApiError:
+        raise  # the cluster's trouble, not this run's
+    except Exception as error:  # noqa: BLE001 - whatever is damaged in one run, the others are listed
+        reason = str(error) if isinstance(error, ZerofleetError) else f"{type(error).__name__}: {error}"
+        sys.stderr.write(f"warning: {place.name} cannot be read: {reason}\n")
+        return ""
 
 
 def _listed(place: Place, created: str, as_json: bool) -> str:

@@ -32,16 +32,20 @@ _LOG_END_S = 10.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run is: which cluster, namespace and name; `context` as the user gave it."""
+    """Where a run is: which cluster, namespace and name; `context` and `profile` as the user gave them."""
 
     api: Api
     namespace: str
     name: str
     context: str | None = None
+    profile: str | None = None
+    """File of the profile; none where no command line named it."""
 
     def command(self, verb: str, *words: str) -> str:
         """A command line for this run."""
         where = ["--backend", "kuberay", "--namespace", self.namespace]
+        if verb == "resume":  # it makes the objects anew
+            where += ["--profile", self.profile or "PROFILE"]
         return command(verb, *words, self.name, *where, *(["--context", self.context] if self.context else []))
 
 
@@ -75,13 +79,16 @@ class KubeWatch:
             observer.wait(_LOOK_S)
             observed = observer.observed()
             status = observed.status
-            self._say_trouble(observer.trouble)
+            self._say_trouble(observer.trouble, observer.is_forbidden)
             self._events.follow(observed.newest_submitter())
             self._show(screen, self._verdicts.see(observed))
             is_gone = observer.is_ready and observed.job is None
             if is_gone or status.is_over(observer.unchanged_s(status)):
                 self._events.wait_for_end(_LOG_END_S)
                 self._show(screen, is_over=True)
+                if not self._progress.is_final:
+                    self._events.read_again(_LOG_END_S)
+                    self._show(screen, is_over=True)
                 return status
             if (pending := why_pending(observed)) and pending.sentence != self._said:
                 self._said = pending.sentence
@@ -93,8 +100,8 @@ class KubeWatch:
             screen.event(event, self._progress)
         screen.tick(self._progress)
 
-    def _say_trouble(self, trouble: ApiError | None) -> None:
-        if trouble is not None and trouble.status == 403:
+    def _say_trouble(self, trouble: ApiError | None, is_forbidden: bool) -> None:
+        if trouble is not None and is_forbidden:
             raise UserError(f"run {self._place.name} cannot be followed: {trouble}. The run goes on") from trouble
         if trouble is not None and not self._is_blind:
             sys.stderr.write(f"the run cannot be followed until the API server answers; it goes on: {trouble}\n")

@@ -14,7 +14,7 @@ def add_place(parser: argparse.ArgumentParser, default: str, *, namespace: bool 
     """For verbs that start a driver; `default` says where it goes without an option."""
     parser.add_argument("--backend", choices=BACKENDS, help=f"where to run (default: {default})")
     parser.add_argument("--address", metavar="URL", help="ray: the cluster's job API, http(s)://HOST:8265")
-    _add_cluster(parser, namespace)
+    _add_cluster(parser, "the profile's, and no other" if namespace else "")
 
 
 def add_backend(parser: argparse.ArgumentParser, *, namespace: bool = False) -> None:
@@ -22,18 +22,16 @@ def add_backend(parser: argparse.ArgumentParser, *, namespace: bool = False) -> 
     parser.add_argument(
         "--backend", choices=BACKENDS, default="local", help="where it runs (default: its folder is read, which tells)"
     )
-    _add_cluster(parser, namespace)
+    _add_cluster(parser, "the context's" if namespace else "")
 
 
-def _add_cluster(parser: argparse.ArgumentParser, namespace: bool) -> None:
-    """`namespace`: where no profile names it."""
+def _add_cluster(parser: argparse.ArgumentParser, namespace: str) -> None:
+    """`namespace`: which one is meant without the option; empty where there is no such option, since the profile names it."""
     parser.add_argument(
         "--context", metavar="NAME", help="kuberay: context of the kubeconfig (default: the current one)"
     )
     if namespace:
-        parser.add_argument(
-            "--namespace", metavar="NAME", help="kuberay: namespace of the run (default: the context's)"
-        )
+        parser.add_argument("--namespace", metavar="NAME", help=f"kuberay: namespace of the run (default: {namespace})")
 
 
 def add_profile(parser: argparse.ArgumentParser, *, required: bool = False) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import queue
 import threading
+import time
 from collections import deque
 
 import xxhash
 
-from zerofleet.k8s.api import Api, ApiError
+from zerofleet.k8s.api import Api, ApiError, Pauses
 from zerofleet.k8s.pod_log import PodLog
 from zerofleet.k8s.pods import SUBMITTER_CONTAINER
 from zerofleet.trainer.events import Event
@@ -34,6 +35,7 @@ class PodEvents:
     def __init__(self, api: Api, namespace: str) -> None:
         self._api, self._namespace = api, namespace
         self._found: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._lock = threading.Lock()
         self._seen: set[int] = set()
         """Digests: another submitter's pod repeats the job's log from its beginning."""
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -66,6 +68,25 @@ class PodEvents:
         if self._thread is not None:
             self._thread.join(timeout_s)
 
+    def read_again(self, timeout_s: float) -> None:
+        """All of the log as it is now, once, for whoever misses its end: following it may have failed. Tried for `timeout_s` seconds."""
+        self.close()
+        pauses, deadline = Pauses(), time.monotonic() + timeout_s
+        while self._pod:
+            try:
+                lines = PodLog(self._api, self._namespace, self._pod, SUBMITTER_CONTAINER).read(follow=False)
+                for number, line in enumerate(lines):
+                    if number == 0:
+                        self._tail.clear()
+                    self._keep(line)
+                return
+            except ApiError as error:
+                pause_s = pauses.next(error)
+                if not error.may_pass or time.monotonic() + pause_s > deadline:
+                    self._tail.append(f"the log of pod {self._pod} cannot be read: {error}")
+                    return
+                time.sleep(pause_s)
+
     def close(self) -> None:
         self._closing.set()
 
@@ -81,6 +102,9 @@ class PodEvents:
         if event is None:
             if line.strip():
                 self._tail.append(line)
-        elif (digest := xxhash.xxh3_64_intdigest(line.encode())) not in self._seen:
-            self._seen.add(digest)
-            self._found.put(event)
+            return
+        digest = xxhash.xxh3_64_intdigest(line.encode())
+        with self._lock:  # a thread that is told to end may still be reading
+            if digest not in self._seen:
+                self._seen.add(digest)
+                self._found.put(event)

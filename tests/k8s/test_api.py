@@ -93,6 +93,7 @@ def login(server, tmp_path, monkeypatch):
         path.write_text(yaml.safe_dump(config))
 
     write("first")
+    write.path = path
     monkeypatch.setenv("KUBECONFIG", str(path))
     return write
 
@@ -146,6 +147,31 @@ def test_a_token_that_is_refused_again_is_the_users_mistake(api, server):
     with pytest.raises(NotAuthorized, match="log in again") as refused:
         api.get(PATH)
     assert refused.value.exit_code == 2 and "first" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kubeconfig", ["", "clusters:\n- name: c\n  clus", "users: half"])
+def test_a_kubeconfig_that_is_half_written_is_the_users_and_the_old_credentials_stay(api, server, login, kubeconfig):
+    whole = login.path.read_text()
+    login.path.write_text(kubeconfig)
+    server.script = [(401, {}), (401, {}), (200, {"items": []})]
+    with pytest.raises(NotAuthorized, match="no cluster can be reached") as refused:
+        api.get(PATH)
+    assert refused.value.exit_code == 2
+    login.path.write_text(whole.replace("first", "second"))
+    assert api.get(PATH) == {"items": []}
+    assert [token for _, _, token, _ in server.seen] == ["first", "first", "second"]
+
+
+def test_a_plugin_that_fails_leaves_nobody_in_the_users_place(api, server, login):
+    config = yaml.safe_load(login.path.read_text())
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "false", "interactiveMode": "Never"}
+    config["users"] = [{"name": "u", "user": {"exec": plugin}}]
+    login.path.write_text(yaml.safe_dump(config))
+    server.script = [(401, {}), (200, {"items": []})]
+    with pytest.raises(NotAuthorized, match="gives no credentials any more: log in again"):
+        api.get(PATH)
+    api.get(PATH)
+    assert [token for _, _, token, _ in server.seen] == ["first", "first"]
 
 
 def test_lines_come_until_the_server_ends_them_or_the_connection_breaks(api, server):

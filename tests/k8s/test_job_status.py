@@ -35,6 +35,11 @@ def test_a_job_that_nobody_has_looked_at():
     assert fresh.is_suspended and not fresh.has_begun and fresh.words == "not looked at by KubeRay"
 
 
+def test_running_is_said_of_a_job_that_ray_may_not_have_yet():
+    assert not status("Running").has_begun and status("Running", jobStatus="PENDING").has_begun
+    assert status("Complete").has_begun and status("Failed").has_begun
+
+
 def test_words_are_one_line():
     assert status("Failed", reason="AppFailed", message="a\n  b").words == "Failed (AppFailed): a b"
     assert (

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from zerofleet.k8s.api import ApiError
+from zerofleet.k8s import forbidden
+from zerofleet.k8s.api import ApiError, NotAuthorized
 from zerofleet.k8s.list_watch import Expired, ListWatch, fold
 from zerofleet.k8s.paths import POD
 
@@ -42,7 +43,13 @@ class FakeApi:
 
     def __init__(self, lists: list, watches: list) -> None:
         self.lists, self.watches, self.asked = lists, watches, []
+        self.renewals: list = []
         self.closing = threading.Event()
+
+    def renew(self):
+        self.asked.append("renew")
+        if self.renewals and (trouble := self.renewals.pop(0)):
+            raise trouble
 
     def get(self, path, query=None):
         self.asked.append("list")
@@ -105,3 +112,33 @@ def test_a_kind_that_this_cluster_does_not_have_is_empty_and_left_alone():
     watch._thread.join(5)
     assert not watch._thread.is_alive() and watch.objects() == () and not watch.is_listed
     assert watch.trouble is not None and watch.trouble.status == 404
+    assert not watch.is_forbidden
+
+
+def test_who_has_looked_and_is_forbidden_then_reads_the_credentials_again():
+    nobody = ApiError(403, "Forbidden", "system:anonymous")
+    names, asked = watched([(["a"], 5), nobody, (["b"], 9)], [[nobody]], until="watch 9")
+    assert (names, asked) == (["b"], ["list", "watch 5", "renew", "list", "renew", "list", "watch 9"])
+
+
+def test_a_kubeconfig_that_cannot_be_read_at_the_moment_ends_no_watch():
+    missing = NotAuthorized(401, "NoCredentials", "half written")
+    names, asked = watched([(["a"], 5), missing, (["b"], 9)], [[missing]], until="watch 9")
+    assert (names, asked) == (["b"], ["list", "watch 5", "list", "list", "watch 9"])
+
+
+@pytest.mark.parametrize(
+    ("lists", "watches"),
+    [([ApiError(403, "Forbidden", "")], []), ([(["a"], 5)] + 99 * [ApiError(403, "Forbidden", "")], [[]])],
+)
+def test_a_right_that_is_missing_at_first_or_for_long_is_said(lists, watches, monkeypatch):
+    monkeypatch.setattr(forbidden, "PATIENCE_S", 0.1)
+    api = FakeApi(lists, [*watches, [ApiError(403, "Forbidden", "")]] if watches else [])
+    watch = ListWatch(api, POD, "training", {}, lambda: None)
+    watch.start()
+    deadline = time.monotonic() + 15
+    while not watch.is_forbidden:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert watch.trouble is not None and watch.trouble.status == 403
+    watch.close()

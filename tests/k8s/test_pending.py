@@ -18,14 +18,26 @@ def reason(job, **objects):
 
 
 def test_a_job_that_was_handed_over_is_not_pending_unless_a_pod_of_its_cluster_is_missing():
-    job = ray_job(running("Running"))
+    job = ray_job(running("Running") | {"jobStatus": "RUNNING"})
     assert why_pending(observed(job, pods=[pod(phase="Running")])) is None
     assert why_pending(observed(None)) is None
     kind, sentence = reason(
         job, pods=[pod(unschedulable="0/3 nodes are available: 3 Insufficient nvidia.com/gpu.", gpus=8)]
     )
     assert kind == "not enough GPUs" and "asks for 8 nvidia.com/gpu" in sentence
-    assert why_pending(observed(job, pods=[pod(component="submitter", name="first-xyz")])) is None
+    submitters = [pod(component="submitter", name="first-xyz")]
+    assert why_pending(observed(job, pods=[pod(phase="Running"), *submitters])) is None
+
+
+def test_a_submitter_that_fits_no_node_is_explained_though_kuberay_says_that_the_job_runs():
+    job, head = ray_job(running("Running")), pod("head", component="head", phase="Running")
+    waits = pod("first-xyz", "submitter", unschedulable="0/3 nodes are available: 3 Insufficient cpu.")
+    kind, sentence = reason(job, pods=[head, waits])
+    assert kind == "not enough of a resource" and "pod first-xyz asks for 4 of cpu" in sentence
+    has_ray_job = ray_job(running("Running") | {"jobStatus": "RUNNING"})
+    assert reason(has_ray_job, pods=[head, pod("failed", "submitter", phase="Failed"), waits])[0] == kind
+    assert reason(job, pods=[head])[1] == "1 of 1 pods run; the job is being handed to Ray"
+    assert why_pending(observed(job, pods=[head, pod("first-xyz", "submitter", phase="Running")])) is None
 
 
 def test_an_operator_that_says_nothing_is_named_after_a_while():
@@ -53,6 +65,31 @@ def test_pods_that_start_are_counted():
     kind, sentence = reason(ray_job(running()), pods=pods)
     assert (kind, sentence) == ("starting", "1 of 2 pods run; the others are being started")
     assert reason(ray_job(running()), pods=pods[:1])[1] == "1 of 1 pods run; the job is being handed to Ray"
+
+
+def crashing(name: str, component: str = "worker") -> dict:
+    """A pod whose container ends again and again: its phase stays Running."""
+    made = pod(name, component, phase="Running", node="node-1", waiting={"reason": "CrashLoopBackOff"})
+    (container,) = made["status"]["containerStatuses"]
+    container |= {"ready": False, "restartCount": 4, "lastState": {"terminated": {"exitCode": 137}}}
+    return made
+
+
+@pytest.mark.parametrize("status", [running(), running("Running") | {"jobStatus": "RUNNING"}])
+def test_a_container_that_ends_again_and_again_is_seen_though_its_pods_phase_is_running(status):
+    stale = event("Unable to attach or mount volumes", "w", "Pod", "FailedMount")
+    head = pod("h", "head", phase="Running")
+    kind, sentence = reason(ray_job(status), pods=[head, crashing("w")], events=[stale])
+    assert kind == "container fails" and "ray-worker of pod w ends with exit code 137" in sentence
+    assert "(4 restarts)" in sentence
+    assert reason(ray_job(status), pods=[crashing("h", "head"), pod("w", phase="Running")])[0] == kind
+
+
+def test_pods_are_counted_by_their_containers():
+    up, probed = pod("a", phase="Running"), pod("b", phase="Running")
+    up["status"]["containerStatuses"] = [{"name": "ray-worker", "ready": True, "state": {"running": {}}}]
+    probed["status"]["containerStatuses"] = [{"name": "ray-worker", "ready": False, "state": {"running": {}}}]
+    assert reason(ray_job(running()), pods=[up, probed])[1] == "1 of 2 pods run; the others are being started"
 
 
 def test_a_retry_says_what_failed():

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import yaml
 
 from zerofleet.launch import driver as driver_module
 from zerofleet.launch import pod_driver
@@ -115,6 +116,17 @@ def test_another_jobs_run_is_not_taken(tmp_path, job, driven, capsys):
     path.write_text(other.to_yaml())
     assert main([str(path)]) == 2 and driven == []
     assert "with another job.yaml: choose another run.name" in capsys.readouterr().err
+
+
+def test_a_run_that_an_older_version_began_is_gone_on_with(tmp_path, job, driven):
+    fields = yaml.safe_load(job.to_yaml())
+    del fields["metrics"], fields["train"]["keep_freed_memory"]  # as if these had come since
+    stored = yaml.safe_dump(fields)
+    run = RunFolder(job.run.storage, "a")
+    run.create(stored)
+    path = tmp_path / "job.yaml"
+    path.write_text(job.to_yaml())
+    assert main([str(path)]) == 0 and driven == [(job.run.storage, "a", [])] and run.job_yaml() == stored
 
 
 def test_a_job_without_a_name_would_not_find_its_run_again(job):

@@ -31,6 +31,8 @@ class Script:
         self.jobs: list = []
         self.pods: list = []
         self.said: list[list[Event]] = []
+        self.unread: list[Event] = []
+        """Events at the log's end that only another reading of it finds."""
         self.troubles: list[ApiError | None] = []
         self.tail, self.is_ready, self.unchanged = "", True, 0.0
         self.interrupts = 0
@@ -53,6 +55,10 @@ class Script:
     def trouble(self) -> ApiError | None:
         return self.troubles[min(self._look, len(self.troubles) - 1)] if self.troubles else None
 
+    @property
+    def is_forbidden(self) -> bool:
+        return self.trouble is not None and "for long" in str(self.trouble)
+
     def observed(self):
         return observed(self.jobs[min(self._look, len(self.jobs) - 1)], pods=self.pods)
 
@@ -67,6 +73,9 @@ class Script:
 
     def wait_for_end(self, timeout_s: float) -> None:
         pass
+
+    def read_again(self, timeout_s: float) -> None:
+        self.said.insert(0, self.unread)
 
     def close(self) -> None:
         pass
@@ -107,7 +116,7 @@ def test_a_run_that_was_stopped_keeps_its_rayjob_for_resume(script, follow):
     script.jobs, script.said = [ray_job(running("Complete"))], [[step(5), state("STOPPED", exit_code=0)]]
     code, out, _ = follow()
     assert code == 0 and script.deleted == ["delete_cluster training/first-abcde"]
-    assert "resume first --backend kuberay --namespace training" in out
+    assert "resume first --backend kuberay --namespace training --profile PROFILE" in out
 
 
 @pytest.mark.parametrize(("data", "code"), [({"why": "a rank died"}, 1), ({"why": "no", "exit_code": 3}, 3)])
@@ -149,6 +158,13 @@ def test_what_kuberay_finds_wrong_and_a_job_that_ends_without_a_word(script, fol
     )
 
 
+def test_a_log_that_was_followed_to_no_end_is_read_once_more_before_the_job_is_told_to_have_none(script, follow):
+    script.jobs, script.said = [ray_job(running("Complete"))], [[step(8)]]
+    script.unread = [step(9), state("FINISHED", exit_code=0)]
+    code, out, err = follow()
+    assert (code, err) == (0, "") and "first: FINISHED at step 9 of 9" in out
+
+
 def test_a_rayjob_that_somebody_deletes(script, follow):
     script.jobs = [ray_job(running("Running")), None]
     code, _, err = follow()
@@ -168,7 +184,8 @@ def test_a_lost_pod_and_what_the_driver_says_of_its_node_are_one_verdict(script,
     evicted = pod("w", node="node-1", phase="Failed")
     evicted["status"] |= {"reason": "Evicted", "message": "The node was low on resource: memory."}
     data = {"class": "node", "action": "retry", "sentence": "node node-1 was lost. Trying again", "node": "node-1"}
-    script.jobs, script.pods = [*itertools.repeat(ray_job(running("Running")), 3), None], [evicted]
+    job = ray_job(running("Running") | {"jobStatus": "RUNNING"})
+    script.jobs, script.pods = [*itertools.repeat(job, 3), None], [evicted]
     script.said = [[], [Event("verdict", 1, DRIVER, 5, "recovering", 100.0, data=data)]]
     _, out, _ = follow(as_json=True)
     incident, verdict = (json.loads(line) for line in out.splitlines())
@@ -180,11 +197,11 @@ def test_a_lost_pod_and_what_the_driver_says_of_its_node_are_one_verdict(script,
 
 def test_an_api_server_that_does_not_answer_is_said_once_and_a_right_that_is_missing_ends_it(script, follow):
     script.jobs = [*itertools.repeat(ray_job(running("Running")), 3), None]
-    script.troubles = [ApiError(0, "", "no answer"), ApiError(0, "", "no answer"), None]
+    script.troubles = [ApiError(0, "", "no answer"), ApiError(403, "Forbidden", "for a moment"), None]
     _, _, err = follow()
     assert err.count("cannot be followed until the API server answers") == 1
-    script.jobs, script.troubles = [None], [ApiError(403, "Forbidden", "may not list rayjobs")]
-    with pytest.raises(UserError, match=r"may not list rayjobs\. The run goes on"):
+    script.jobs, script.troubles = [None], [ApiError(403, "Forbidden", "may not list rayjobs for long")]
+    with pytest.raises(UserError, match=r"may not list rayjobs for long\. The run goes on"):
         follow()
 
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from zerofleet.k8s.api import ApiError
 from zerofleet.launch.backends.pod_events import PodEvents, parse_event
 from zerofleet.trainer.events import DRIVER, Event
 
@@ -17,12 +18,17 @@ def event(step: int) -> Event:
 
 
 class FakeApi:
-    """Pods and their logs."""
+    """Pods that have ended, and their logs. Raises the `troubles` of reads first."""
 
-    def __init__(self, logs: dict[str, list[str]]) -> None:
-        self.logs = logs
+    def __init__(self, logs: dict[str, list[str]], *troubles: Exception) -> None:
+        self.logs, self.troubles = logs, list(troubles)
+
+    def get(self, path, query=None):
+        return {"status": {"phase": "Succeeded"}}
 
     def lines(self, path, query, silence_s):
+        if self.troubles:
+            raise self.troubles.pop(0)
         for number, line in enumerate(self.logs[path.split("/")[-2]]):
             yield f"2026-11-22T10:00:{number:02d}Z {line}".encode()
 
@@ -54,3 +60,18 @@ def test_another_submitters_pod_repeats_the_log_and_nothing_comes_twice():
     assert [each.step for each in taken(events, 1)] == [3]
     tail = events.tail.splitlines()
     assert tail[-1] == "error: it is so" and len(tail) == 20
+
+
+def test_what_could_not_be_followed_is_read_again_once():
+    log = ["Traceback", event(1).to_json(), event(2).to_json(), "the end"]
+    forbidden = ApiError(403, "Forbidden", "no pods/log")
+    events = PodEvents(FakeApi({"a": log}, forbidden, ApiError(0, "ConnectionLost", "")), "training")
+    events.read_again(5)
+    assert events.take() == []  # of no pod yet
+    events.follow("a")
+    events.wait_for_end(5)
+    assert "no pods/log" in events.tail and events.take() == []
+    events.read_again(5)
+    assert [each.step for each in events.take()] == [1, 2] and events.tail == "Traceback\nthe end"
+    events.read_again(5)
+    assert events.take() == [] and events.tail == "Traceback\nthe end"

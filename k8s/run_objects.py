@@ -114,21 +114,28 @@ def delete_cluster(api: Api, namespace: str, cluster: str) -> None:
 
 def delete_run(api: Api, namespace: str, name: str) -> None:
     """Deletes everything of a run in the cluster and waits until it is gone. Raises ApiError after two minutes."""
-    paths = [
-        RAY_JOB.path(namespace, name),
-        CONFIG_MAP.path(namespace, config_map_name(name)),
-        BUDGET.path(namespace, name),
-    ]
-    api.delete(paths[0], {"propagationPolicy": "Foreground"})
+    ray_job = RAY_JOB.path(namespace, name)
+    # All three by name: what `kubectl apply` made, or a submit that died early, has no owner to go with.
+    small = [CONFIG_MAP.path(namespace, config_map_name(name)), BUDGET.path(namespace, name)]
+    paths = [ray_job, *small]
+    api.delete(ray_job, {"propagationPolicy": "Foreground"})
+    for path in small:
+        api.delete(path)
     deadline = time.monotonic() + _GONE_TIMEOUT_S
     while left := [path for path in paths if _exists(api, path)]:
         if time.monotonic() > deadline:
-            raise ApiError(
-                0,
-                "Timeout",
-                f"{left[0]} is still there {_GONE_TIMEOUT_S:g} s after it was deleted: a finalizer may hold it",
-            )
+            raise ApiError(0, "Timeout", _still_there(left, ray_job))
         time.sleep(_LOOK_S)
+
+
+def _still_there(left: list[str], ray_job: str) -> str:
+    why = (
+        "KubeRay's operator takes its finalizer off once the pods are gone: see whether it runs"
+        if ray_job in left
+        else "a finalizer holds it (kubectl get -o yaml), or something makes it again, such as GitOps: remove it there"
+    )
+    named = ", ".join(left)
+    return f"{named}: still there {_GONE_TIMEOUT_S:g} s after deletion: {why}"
 
 
 def _exists(api: Api, path: str) -> bool:

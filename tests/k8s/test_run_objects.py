@@ -154,5 +154,23 @@ def test_an_object_that_a_finalizer_holds_is_named(monkeypatch):
     monkeypatch.setattr(api, "delete", lambda path, body=None: None)
     monkeypatch.setattr(run_objects, "_GONE_TIMEOUT_S", 0.02)
     monkeypatch.setattr(run_objects, "_LOOK_S", 0.01)
-    with pytest.raises(ApiError, match=r"rayjobs/first is still there"):
+    with pytest.raises(ApiError, match=r"rayjobs/first, .*still there .*KubeRay's operator takes its finalizer off"):
         delete_run(api, "training", "first")
+    del api.objects[f"{JOB}/first"]
+    with pytest.raises(ApiError) as late:
+        delete_run(api, "training", "first")
+    assert "rayjobs" not in str(late.value) and "operator" not in str(late.value)
+    assert str(late.value).startswith(f"{NAMESPACE}/configmaps/first-job, ") and "such as GitOps" in str(late.value)
+
+
+def test_what_has_no_owner_is_deleted_too(monkeypatch):
+    """As after `kubectl apply`, or a submit that died before it made the RayJob the owner."""
+    monkeypatch.setattr(run_objects, "_GONE_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(run_objects, "_LOOK_S", 0.01)
+    api = FakeApi()
+    for document in documents():
+        api.create(run_objects.KINDS[document["kind"]].path("training"), document)
+    delete_run(api, "training", "first")
+    assert api.objects == {}
+    assert api.calls[3:] == ["delete first", "delete first-job", "delete first"]
+    delete_run(api, "training", "first")  # what is not there is deleted

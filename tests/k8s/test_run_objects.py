@@ -90,6 +90,28 @@ def test_the_rayjob_comes_last_and_owns_the_rest():
     assert api.objects == {}
 
 
+def test_an_owner_that_is_refused_ends_no_submit(monkeypatch, caplog):
+    api = FakeApi()
+    patch = api.patch
+
+    def refused(path, body, kind="merge"):
+        if path.endswith("first-job"):
+            raise ApiError(403, "Forbidden", "cannot set blockOwnerDeletion")
+        return patch(path, body, kind)
+
+    monkeypatch.setattr(api, "patch", refused)
+    assert create_run(api, documents(), "s1")["metadata"]["name"] == "first"
+    (said,) = caplog.messages
+    assert "ConfigMap first-job" in said and "cannot set blockOwnerDeletion" in said
+    budget = api.objects["/apis/policy/v1/namespaces/training/poddisruptionbudgets/first"]
+    (owner,) = budget["metadata"]["ownerReferences"]
+    assert "blockOwnerDeletion" not in owner
+    before = dict(api.objects)
+    with pytest.raises(UserError, match="'first-job' exists already"):
+        create_run(api, documents(), "s2")  # it has no owner, and is a run's all the same
+    assert api.objects == before
+
+
 def test_an_own_create_whose_answer_was_lost_is_found_again():
     api = FakeApi()
     api.create(JOB, {**documents()[2], "metadata": {**documents()[2]["metadata"], "annotations": {SUBMISSION: "s1"}}})

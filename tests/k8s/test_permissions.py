@@ -7,8 +7,8 @@ import pytest
 from tests.k8s.support import CPU, H100, changed_profile
 from zerofleet.cluster.config import UserError
 from zerofleet.k8s.api import ApiError
-from zerofleet.k8s.permissions import check_permissions, needed
 from zerofleet.k8s.paths import BUDGET
+from zerofleet.k8s.permissions import check_permissions, needed
 from zerofleet.launch.workload import load_profile
 
 

@@ -48,10 +48,7 @@ def _kueue(queue: str, job: dict[str, Any], workloads: list[dict[str, Any]]) -> 
     if _is(conditions, "Admitted", "True") or _is(conditions, "Finished", "True"):
         return
     if workload.get("spec", {}).get("active") is False:
-        yield Reason(
-            "queue stopped",
-            f"somebody has deactivated the run's Workload in queue {queue!r}{_why(conditions, 'Evicted')}: ask them to activate it again",
-        )
+        yield _deactivated(queue, conditions)
         return
     reserved = conditions.get("QuotaReserved") or {}
     message = " ".join(str(reserved.get("message") or "").split())
@@ -81,6 +78,15 @@ def _kueue(queue: str, job: dict[str, Any], workloads: list[dict[str, Any]]) -> 
             "queued",
             f"the run waits in queue {queue!r}" + (f": {message}" if message else ", which has not looked at it yet"),
         )
+
+
+def _deactivated(queue: str, conditions: dict[str, dict[str, Any]]) -> Reason:
+    why = _why(conditions, "Evicted")
+    if "MaximumExecutionTime" in str(conditions.get("Evicted", {}).get("reason", "")):
+        sentence = f"the run's time in queue {queue!r} is over{why}: go on with `zerofleet resume`, and raise queue.max_execution_s in the profile"
+    else:
+        sentence = f"somebody has deactivated the run's Workload in queue {queue!r}{why}: ask them to activate it again"
+    return Reason("queue stopped", sentence)
 
 
 def _no_flavor(queue: str, message: str) -> Reason | None:

@@ -78,6 +78,14 @@ def pending(reason: str, message: str):
             "queue stopped",
             "set another queue.name",
         ),
+        (
+            workload(
+                condition("Evicted", "True", "DeactivatedDueToMaximumExecutionTimeExceeded", "exceeding the maximum"),
+                active=False,
+            ),
+            "queue stopped",
+            "time in queue 'research' is over (exceeding the maximum): go on with `zerofleet resume`",
+        ),
         (workload(condition("QuotaReserved", "True")), "queued", "waits for its admission checks"),
         (workload(), "queued", "which has not looked at it yet"),
     ],

@@ -11,6 +11,7 @@ from typing import Any
 from zerofleet.cluster.config import Check
 from zerofleet.k8s.api import Api, ApiError
 from zerofleet.k8s.job_status import job_status
+from zerofleet.k8s.names import STOP_FILE
 from zerofleet.k8s.paths import BUDGET, CLAIM, CONFIG_MAP, POD, RAY_CLUSTER, RAY_JOB, SECRET, Kind
 from zerofleet.k8s.quantity import total
 
@@ -22,7 +23,7 @@ _CLUSTER = "ray.io/cluster"
 """KubeRay's label of pods."""
 SETTLE_S = 600.0
 """A submit makes the small objects first, and controllers take their time to delete: what is younger, or has ended later, is left alone."""
-_SMALL = (CONFIG_MAP, SECRET, BUDGET, CLAIM)
+_SMALL = (SECRET, BUDGET, CLAIM)
 _OVER = ("Succeeded", "Failed")
 
 Objects = tuple[dict[str, Any], ...]
@@ -38,6 +39,8 @@ class Found:
     small: tuple[tuple[Kind, dict[str, Any]], ...]
     unseen: tuple[str, ...]
     """Kinds that may not be listed."""
+    asked_to_stop: frozenset[str] = frozenset()
+    """Names of runs, by their ConfigMaps."""
 
 
 def collect(api: Api, namespace: str) -> Found:
@@ -55,9 +58,12 @@ def collect(api: Api, namespace: str) -> Found:
                 unseen.append(kind.plural)
             return ()  # 404: this cluster has no such kind, and so none of them
 
-    small = tuple((kind, each) for kind in _SMALL for each in listed(kind, _OF_RUNS, content=False))
+    maps = listed(CONFIG_MAP, _OF_RUNS)  # no secret: the driver's orders are in its content
+    others = [(kind, each) for kind in _SMALL for each in listed(kind, _OF_RUNS, content=False)]
+    small = tuple([(CONFIG_MAP, {"metadata": each["metadata"]}) for each in maps] + others)
+    stopped = frozenset(_label(each, _RUN) for each in maps if STOP_FILE in (each.get("data") or {}))
     clusters = tuple(each for each in listed(RAY_CLUSTER, "") if _is_ours(each))
-    return Found(listed(RAY_JOB, _OURS), clusters, listed(POD, _OURS), small, tuple(unseen))
+    return Found(listed(RAY_JOB, _OURS), clusters, listed(POD, _OURS), small, tuple(unseen), stopped)
 
 
 def _is_ours(cluster: dict[str, Any]) -> bool:
@@ -123,8 +129,13 @@ class _View:
             )
 
     def jobs(self) -> Iterator[Check]:
-        """Of runs that have finished: those that failed or were stopped, `resume` reads."""
+        """Of runs that have finished: those that failed or were stopped, `resume` reads. The driver of a run that was stopped ends with 0, so that
+        KubeRay takes it for one that finished: its ConfigMap tells."""
+        if CONFIG_MAP.plural in self._found.unseen:
+            return
         for name, job in self._jobs.items():
+            if name in self._found.asked_to_stop:
+                continue
             ended_s = self._overdue_s(job)
             if ended_s is not None and job_status(job).job == "SUCCEEDED":
                 yield Check(

@@ -51,6 +51,27 @@ class Observed:
         ]
         return str(max(begun, key=lambda metadata: metadata["creationTimestamp"])["name"]) if begun else ""
 
+    def own_workloads(self) -> list[dict[str, Any]]:
+        """Kueue's Workloads of this RayJob, not of one before that had its name."""
+        uid = self.job["metadata"].get("uid") if self.job else None
+        owners = ((each, each["metadata"].get("ownerReferences", [])) for each in self.workloads)
+        return [each for each, owned_by in owners if uid and any(owner.get("uid") == uid for owner in owned_by)]
+
+    @property
+    def deactivation(self) -> str | None:
+        """Kueue's words when it has taken the run out of its queue for good and the pods are gone, as after `queue.max_execution_s`; else none.
+
+        KubeRay knows no end of such a job: it stays `Suspended` until somebody activates the Workload again."""
+        found = self.own_workloads()
+        if not found or self.status.deployment not in ("", "Suspended"):
+            return None
+        newest = max(found, key=lambda each: each["metadata"].get("creationTimestamp", ""))
+        if newest.get("spec", {}).get("active") is not False:
+            return None
+        conditions = newest.get("status", {}).get("conditions") or []
+        said = next((c.get("message") for c in conditions if c["type"] == "Evicted"), None)
+        return str(said or "it was deactivated")
+
     @property
     def running_head(self) -> str:
         """Name of the pod of Ray's head; empty when none runs."""

@@ -30,7 +30,7 @@ def why_pending(observed: Observed) -> Reason | None:
 
 def _reasons(observed: Observed) -> Iterator[Reason]:
     assert observed.job is not None
-    yield from queue_reasons(observed.job, _owned(observed, observed.workloads), _pod_groups(observed))
+    yield from queue_reasons(observed.job, observed.own_workloads(), _pod_groups(observed))
     for pod in observed.pods:
         if _phase(pod) == "Pending" and (reason := scheduling_reason(pod, observed.claims)):
             yield reason
@@ -88,12 +88,6 @@ def _phase(pod: dict[str, Any]) -> str:
     return str(pod.get("status", {}).get("phase", "Pending"))
 
 
-def _owned(observed: Observed, objects: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
-    assert observed.job is not None
-    uid = observed.job["metadata"].get("uid")
-    return [each for each in objects if any(o.get("uid") == uid for o in each["metadata"].get("ownerReferences", []))]
-
-
 def _pod_groups(observed: Observed) -> list[dict[str, Any]]:
     """Volcano's, which KubeRay names after RayJob or RayCluster."""
     assert observed.job is not None
@@ -107,7 +101,7 @@ def _of_run(observed: Observed) -> Iterator[dict[str, Any]]:
     metadata, cluster = observed.job["metadata"], observed.status.cluster
     names = {metadata["name"], cluster, *(pod["metadata"]["name"] for pod in observed.pods)}
     names |= {group["metadata"]["name"] for group in _pod_groups(observed)}
-    names |= {each["metadata"]["name"] for each in _owned(observed, observed.workloads)}
+    names |= {each["metadata"]["name"] for each in observed.own_workloads()}
     created = _seconds(metadata.get("creationTimestamp", ""))
     for event in observed.events:
         about = str(event.get("involvedObject", {}).get("name", ""))

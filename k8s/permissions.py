@@ -43,8 +43,8 @@ def needed(profile: Profile) -> Iterator[Right]:
     yield POD, "", (*_WATCH, "patch")
     yield POD, "log", ("get",)
     yield EVENT, "", ("list", "watch")
-    if profile.limits.disruption_budget:
-        yield BUDGET, "", ("get", "create", "patch", "delete")
+    made = ("create", "patch") if profile.limits.disruption_budget else ()
+    yield BUDGET, "", ("get", *made, "delete")  # what deletes a run does not know by which profile it was made
     if profile.queue.kind == "kueue":
         yield WORKLOAD, "", _WATCH
 

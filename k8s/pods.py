@@ -105,7 +105,7 @@ def submitter_pod(profile: Profile, workload: Workload) -> dict[str, Any]:
         "securityContext": container_security(),
     }
     spec = {**pod_basics(profile), **_placement(profile.head), "restartPolicy": "Never", "containers": [container]}
-    return {"metadata": {"labels": labels(profile, workload, SUBMITTER)}, "spec": spec}
+    return {"metadata": {"labels": labels(profile, workload, SUBMITTER), "annotations": dict(STAY)}, "spec": spec}
 
 
 def _head_ports(profile: Profile) -> list[dict[str, Any]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from zerofleet.k8s.containers import container_security, entrypoint
-from zerofleet.k8s.names import HEAD, JOB_FILE, WORKER, WORKER_GROUP, config_map_name, labels, queue_labels
+from zerofleet.k8s.names import HEAD, JOB_FILE, SUBMITTER, WORKER, WORKER_GROUP, config_map_name, labels, queue_labels
 from zerofleet.k8s.pods import head_pod, submitter_pod, worker_pod
 from zerofleet.k8s.profile import DeletionRule, Profile
 from zerofleet.k8s.workload import Workload, least_nodes, object_store_bytes
 
-_SUBMIT_RETRIES = 2
-"""Of the submitter's pod; it asks first whether the job is there already."""
+_SUBMIT_RETRIES = 20
+"""Of the submitter's pod, which asks first whether the job is there already: submitting it again does nothing. When they are used up,
+KubeRay takes the whole cluster down, whatever the run does."""
 
 
 def documents(profile: Profile, workload: Workload) -> list[dict[str, Any]]:
@@ -40,14 +41,16 @@ def disruption_budget(profile: Profile, workload: Workload) -> dict[str, Any]:
     """
     selector = {
         "matchLabels": {"app.kubernetes.io/instance": workload.name or ""},
-        "matchExpressions": [{"key": "app.kubernetes.io/component", "operator": "In", "values": [HEAD, WORKER]}],
+        "matchExpressions": [
+            {"key": "app.kubernetes.io/component", "operator": "In", "values": [HEAD, WORKER, SUBMITTER]}
+        ],
     }
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": _metadata(profile, workload, workload.name or ""),
         "spec": {
-            "minAvailable": workload.cluster.nodes + 1,
+            "minAvailable": workload.cluster.nodes + 2,  # the head and the submitter
             "selector": selector,
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         },

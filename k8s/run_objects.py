@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from zerofleet.cluster.config import NotFoundError, UserError
@@ -19,14 +21,20 @@ ASKED = "zerofleet/asked-at"
 _GONE_TIMEOUT_S = 120.0
 _LOOK_S = 0.5
 
+_log = logging.getLogger(__name__)
+
 
 def create_run(api: Api, documents: Iterable[dict[str, Any]], submission: str) -> dict[str, Any]:
     """Creates everything, the RayJob last, and makes the RayJob its owner. Returns the RayJob.
 
     The RayJob comes last since its pods take nodes: what a submit that dies before leaves costs nothing, and the next one takes it over.
-    Raises UserError when the name is taken, or the server finds a mistake in a document.
+    An object that gets no owner is told and ends nothing: the run goes on by then. Raises UserError when the name is taken, or the server
+    finds a mistake in a document.
     """
-    made = [_create(api, _marked(document, submission), submission) for document in documents]
+    documents = list(documents)
+    job = documents[-1]["metadata"]
+    is_taken = partial(_exists, api, RAY_JOB.path(job["namespace"], job["name"]))
+    made = [_create(api, _marked(document, submission), submission, is_taken) for document in documents]
     ray_job = made[-1]
     metadata = ray_job["metadata"]
     owner = {
@@ -34,11 +42,18 @@ def create_run(api: Api, documents: Iterable[dict[str, Any]], submission: str) -
         "kind": RAY_JOB.name,
         "name": metadata["name"],
         "uid": metadata["uid"],
-        "blockOwnerDeletion": True,
-    }
+    }  # no blockOwnerDeletion: OpenShift then wants the right to update rayjobs/finalizers, and delete_run waits by itself
     for other in made[:-1]:
         path = KINDS[other["kind"]].path(metadata["namespace"], other["metadata"]["name"])
-        api.patch(path, {"metadata": {"ownerReferences": [owner]}})
+        try:
+            api.patch(path, {"metadata": {"ownerReferences": [owner]}})
+        except ApiError as error:
+            _log.warning(
+                "the %s %s cannot be given its owner (%s): the run goes on, and zerofleet deletes it with the run; `kubectl delete rayjob` leaves it",
+                other["kind"],
+                other["metadata"]["name"],
+                error,
+            )
     return ray_job
 
 
@@ -48,7 +63,8 @@ def _marked(document: dict[str, Any], submission: str) -> dict[str, Any]:
     return marked
 
 
-def _create(api: Api, document: dict[str, Any], submission: str) -> dict[str, Any]:
+def _create(api: Api, document: dict[str, Any], submission: str, is_taken: Callable[[], bool]) -> dict[str, Any]:
+    """`is_taken`: whether a RayJob has the run's name."""
     kind, metadata = KINDS[document["kind"]], document["metadata"]
     try:
         return _with_kind(api.create(kind.path(metadata["namespace"]), document), kind)
@@ -68,9 +84,10 @@ def _create(api: Api, document: dict[str, Any], submission: str) -> dict[str, An
         kind != RAY_JOB
         and not there["metadata"].get("ownerReferences")
         and SUBMISSION in there["metadata"].get("annotations", {})
+        and not is_taken()  # without an owner also where the patch was refused
     ):
         api.delete(kind.path(metadata["namespace"], metadata["name"]))  # left by a submit that died before its RayJob
-        return _create(api, document, submission)
+        return _create(api, document, submission, is_taken)
     raise UserError(
         f"{kind.name} {metadata['name']!r} exists already in namespace {metadata['namespace']}: go on with that run "
         f"(`zerofleet resume {metadata['name']} --backend kuberay --profile PROFILE`), or choose another run.name"
@@ -114,21 +131,28 @@ def delete_cluster(api: Api, namespace: str, cluster: str) -> None:
 
 def delete_run(api: Api, namespace: str, name: str) -> None:
     """Deletes everything of a run in the cluster and waits until it is gone. Raises ApiError after two minutes."""
-    paths = [
-        RAY_JOB.path(namespace, name),
-        CONFIG_MAP.path(namespace, config_map_name(name)),
-        BUDGET.path(namespace, name),
-    ]
-    api.delete(paths[0], {"propagationPolicy": "Foreground"})
+    ray_job = RAY_JOB.path(namespace, name)
+    # All three by name: what `kubectl apply` made, or a submit that died early, has no owner to go with.
+    small = [CONFIG_MAP.path(namespace, config_map_name(name)), BUDGET.path(namespace, name)]
+    paths = [ray_job, *small]
+    api.delete(ray_job, {"propagationPolicy": "Foreground"})
+    for path in small:
+        api.delete(path)
     deadline = time.monotonic() + _GONE_TIMEOUT_S
     while left := [path for path in paths if _exists(api, path)]:
         if time.monotonic() > deadline:
-            raise ApiError(
-                0,
-                "Timeout",
-                f"{left[0]} is still there {_GONE_TIMEOUT_S:g} s after it was deleted: a finalizer may hold it",
-            )
+            raise ApiError(0, "Timeout", _still_there(left, ray_job))
         time.sleep(_LOOK_S)
+
+
+def _still_there(left: list[str], ray_job: str) -> str:
+    why = (
+        "KubeRay's operator takes its finalizer off once the pods are gone: see whether it runs"
+        if ray_job in left
+        else "a finalizer holds it (kubectl get -o yaml), or something makes it again, such as GitOps: remove it there"
+    )
+    named = ", ".join(left)
+    return f"{named}: still there {_GONE_TIMEOUT_S:g} s after deletion: {why}"
 
 
 def _exists(api: Api, path: str) -> bool:

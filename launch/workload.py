@@ -123,4 +123,6 @@ def _files(job: JobConfig) -> list[LocalPath]:
     found += [
         LocalPath(where, path) for where, path in named.items() if path and (path.startswith("/") or "://" in path)
     ]
+    if job.data.stream is not None:
+        found.append(LocalPath("data.stream.url", job.data.stream.url))
     return [LocalPath(file.where, file.path.removeprefix("file://")) for file in found]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from zerofleet.cluster.config import Check
+from zerofleet.cluster.config import Check, ClusterConfig
 from zerofleet.k8s.api import Api, ApiError
 from zerofleet.k8s.health.namespace import account, namespace, pull_secrets, secrets, storage
 from zerofleet.k8s.health.pools import pools
@@ -25,12 +25,15 @@ INSIDE: dict[str, Look] = {
     "queue": queue,
 }
 """By the name of their lines: what needs the namespace."""
-OUTSIDE: dict[str, Look] = {"operator": operator, "classes": classes, "nodes": pools}
-"""What belongs to the cluster. Whoever submits may often not see it."""
+OUTSIDE: dict[str, Look] = {"operator": operator, "classes": classes}
+"""What belongs to the cluster, as its nodes do. Whoever submits may often not see it."""
 
 
-def examine(api: Api, profile: Profile | None, ray_job: dict[str, Any] | None) -> Iterator[Check]:
-    """`ray_job`: one that the profile gives, to be tried. Without a profile only what every run needs is looked at."""
+def examine(
+    api: Api, profile: Profile | None, ray_job: dict[str, Any] | None, recipe: ClusterConfig | None = None
+) -> Iterator[Check]:
+    """`ray_job`: one that the profile gives, to be tried; `recipe`: the cluster of the recipe that it is of. Without a profile only what every
+    run needs is looked at."""
     try:
         yield answers(api)
     except ApiError as error:
@@ -48,7 +51,8 @@ def examine(api: Api, profile: Profile | None, ray_job: dict[str, Any] | None) -
             yield from _looked(name, look, api, profile)
         if ray_job is not None:
             yield from _looked("job", partial(job, ray_job=ray_job), api, profile)
-    for name, look in OUTSIDE.items():
+    outside: dict[str, Look] = {**OUTSIDE, "nodes": partial(pools, recipe=recipe)}
+    for name, look in outside.items():
         yield from _looked(name, look, api, profile)
 
 

@@ -6,26 +6,36 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from zerofleet.cluster.config import Check
+from zerofleet.cluster.config import Check, ClusterConfig
 from zerofleet.k8s.api import Api
 from zerofleet.k8s.paths import NODE
 from zerofleet.k8s.pods import head_resources, node_selector, worker_resources
 from zerofleet.k8s.profile import HeadPool, Profile, Toleration, WorkerPool
 from zerofleet.k8s.quantity import amount
+from zerofleet.k8s.workload import least_nodes
 
 _BLOCKING = ("NoSchedule", "NoExecute")
 
 
-def pools(api: Api, profile: Profile) -> Iterator[Check]:
+def pools(api: Api, profile: Profile, recipe: ClusterConfig | None = None) -> Iterator[Check]:
+    """`recipe`: the cluster of one that is to be run."""
     nodes = api.get(NODE.cluster_path())["items"]
     yield judged("head", profile.head, head_resources(profile), nodes, 1)
-    yield judged("workers", profile.workers, worker_resources(profile), nodes, profile.workers.max_nodes)
+    count = max(profile.workers.max_nodes, recipe.nodes if recipe else 0)
+    least = least_nodes(recipe) if recipe else 0
+    yield judged("workers", profile.workers, worker_resources(profile), nodes, count, least)
 
 
 def judged(
-    name: str, pool: HeadPool | WorkerPool, needed: dict[str, str], nodes: Iterable[dict[str, Any]], count: int
+    name: str,
+    pool: HeadPool | WorkerPool,
+    needed: dict[str, str],
+    nodes: Iterable[dict[str, Any]],
+    count: int,
+    least: int = 0,
 ) -> Check:
-    """Whether `count` nodes of a pool can hold a pod each that asks for `needed`. What else runs on them is the scheduler's to know. Pure."""
+    """Whether `count` nodes of a pool can hold a pod each that asks for `needed`, and `least` at least, without which the recipe does not run.
+    What else runs on them is the scheduler's to know. Pure."""
     nodes, selector = list(nodes), node_selector(pool)
     chosen = [node for node in nodes if selector.items() <= (node["metadata"].get("labels") or {}).items()]
     if not chosen:
@@ -43,6 +53,12 @@ def judged(
     fitting = [node for node in open_to if not _too_small(node, needed)]
     if not fitting:
         return Check("fail", name, _small(name, needed, open_to))
+    if len(fitting) < least:
+        return Check(
+            "fail",
+            name,
+            f"{len(fitting)} nodes can hold a pod and the recipe takes {least} at least: lower its cluster.nodes or cluster.min_nodes, or add nodes",
+        )
     if len(fitting) < count:
         return Check(
             "warn",

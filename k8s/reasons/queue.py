@@ -13,6 +13,13 @@ _VOLCANO_QUEUE = "volcano.sh/queue-name"
 _STOPPED = re.compile(
     r"\b(stopped|inactive|doesn't exist|does not exist|not found|closed|is terminating)\b", re.IGNORECASE
 )
+_POD_SET = "couldn't assign flavors to pod set"
+_WAITS = re.compile(r"insufficient unused quota", re.IGNORECASE)
+"""Of a flavor that other jobs hold. Beside it Kueue names the flavors of the queue's other pools, which no worker fits: those are as they should be."""
+_NEVER = re.compile(r"(?:maximum capacity|exceeds? (?:the )?maximum)", re.IGNORECASE)
+_TAINT = re.compile(r"untolerated taint .*in flavor", re.IGNORECASE)
+_NO_MATCH = re.compile(r"flavor \S+ doesn't match (?:node|with node)", re.IGNORECASE)
+_NOT_READY = re.compile(r"exceeded the PodsReady timeout", re.IGNORECASE)
 _QUOTA = re.compile(r"\b(quota|insufficient|exceed|borrow|preempt|flavor)", re.IGNORECASE)
 
 
@@ -41,10 +48,7 @@ def _kueue(queue: str, job: dict[str, Any], workloads: list[dict[str, Any]]) -> 
     if _is(conditions, "Admitted", "True") or _is(conditions, "Finished", "True"):
         return
     if workload.get("spec", {}).get("active") is False:
-        yield Reason(
-            "queue stopped",
-            f"somebody has deactivated the run's Workload in queue {queue!r}{_why(conditions, 'Evicted')}: ask them to activate it again",
-        )
+        yield _deactivated(queue, conditions)
         return
     reserved = conditions.get("QuotaReserved") or {}
     message = " ".join(str(reserved.get("message") or "").split())
@@ -52,14 +56,16 @@ def _kueue(queue: str, job: dict[str, Any], workloads: list[dict[str, Any]]) -> 
     if _is(conditions, "Evicted", "True") and "Stopped" in str(evicted.get("reason", "")):
         message = message or str(evicted.get("message") or "")
         yield _stopped(queue, message)
-    elif reserved.get("reason") == "Inadmissible" and _STOPPED.search(message):
-        yield _stopped(queue, message)
+    elif not _is(conditions, "QuotaReserved", "True") and "queue" in message.lower() and _STOPPED.search(message):
+        yield _stopped(queue, message)  # by its words: the condition's reason has other names under Kueue's gates
     elif _is(conditions, "QuotaReserved", "True"):
         checks = [c["name"] for c in workload["status"].get("admissionChecks") or [] if c.get("state") != "Ready"]
         yield Reason(
             "queued",
             f"queue {queue!r} has reserved the quota and waits for its admission checks ({', '.join(checks) or 'none named'})",
         )
+    elif reason := _no_flavor(queue, message) or _not_ready(queue, message):
+        yield reason
     elif _QUOTA.search(message):
         again = " (it was preempted)" if evicted.get("reason") == "Preempted" else ""
         yield Reason(
@@ -72,6 +78,51 @@ def _kueue(queue: str, job: dict[str, Any], workloads: list[dict[str, Any]]) -> 
             "queued",
             f"the run waits in queue {queue!r}" + (f": {message}" if message else ", which has not looked at it yet"),
         )
+
+
+def _deactivated(queue: str, conditions: dict[str, dict[str, Any]]) -> Reason:
+    why = _why(conditions, "Evicted")
+    if "MaximumExecutionTime" in str(conditions.get("Evicted", {}).get("reason", "")):
+        sentence = f"the run's time in queue {queue!r} is over{why}: go on with `zerofleet resume`, and raise queue.max_execution_s in the profile"
+    else:
+        sentence = f"somebody has deactivated the run's Workload in queue {queue!r}{why}: ask them to activate it again"
+    return Reason("queue stopped", sentence)
+
+
+def _no_flavor(queue: str, message: str) -> Reason | None:
+    """Of the first pod set that no flavor of the queue will ever fit, however long it waits."""
+    for part in message.split(_POD_SET):
+        if _WAITS.search(part):
+            continue
+        if _NEVER.search(part):
+            return Reason(
+                "no quota",
+                f"queue {queue!r} never fits the run, however long it waits: it asks for more than all of the queue's quota: {message}. Lower "
+                "cluster.nodes or what a pod asks for in the profile, or ask the platform team for quota",
+            )
+        if _TAINT.search(part):
+            return Reason(
+                "untolerated taint",
+                f"the nodes of queue {queue!r} have a taint that the pods do not tolerate: {message}. Add it to tolerations in the profile if they "
+                "are meant for this job, or ask the platform team to repeat the toleration in the ResourceFlavor",
+            )
+        if _NO_MATCH.search(part):
+            return Reason(
+                "no matching node",
+                f"no nodes of queue {queue!r} have the labels that the pods select: {message}. Correct node_selector or gpu_product in the profile, or "
+                "set another queue.name",
+            )
+    return None
+
+
+def _not_ready(queue: str, message: str) -> Reason | None:
+    if not _NOT_READY.search(message):
+        return None
+    return Reason(
+        "queued",
+        f"queue {queue!r} admitted the run and took the quota back, since its pods were not ready in Kueue's time for it: {message}. It is queued again: "
+        "when that repeats, ask the platform team for a longer waitForPodsReady.timeout, or for nodes",
+    )
 
 
 def _stopped(queue: str, message: str) -> Reason:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
-from zerofleet.k8s.reasons.reason import Reason
+from zerofleet.k8s.reasons.reason import Kind, Reason
 
 _SHORT = re.compile(r"(\d+) Insufficient ([\w./-]*\w)")
 _TAINT = re.compile(r"(\d+) node\(s\) had (?:untolerated )?taint \{([^:}]+):\s*([^}]*)\}")
+_TAINTS = re.compile(r"(\d+) node\(s\) had untolerated taint\(s\)")
+"""Since Kubernetes 1.35, and in patched 1.34: which taints, only an administrator sees."""
+_ELSEWHERE = re.compile(r"(\d+) node\(s\) had volume node affinity conflict")
 _NO_MATCH = re.compile(
     r"(\d+) node\(s\) didn't (?:match|satisfy) ((?:Pod's )?node (?:affinity/selector|selector|affinity))", re.IGNORECASE
 )
@@ -18,7 +22,7 @@ _APART = re.compile(
 )
 _NODES = re.compile(r"\d+/(\d+) nodes are available")
 _NO_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" (?:not found|is being deleted)', re.IGNORECASE)
-_UNBOUND = ("unbound immediate PersistentVolumeClaim", "volume node affinity conflict", "waiting for first consumer")
+_UNBOUND = ("unbound immediate PersistentVolumeClaim", "waiting for first consumer")
 _OF_SYSTEM = ("node-role.kubernetes.io/", "node.kubernetes.io/", "node.cloudprovider.kubernetes.io/")
 """Taints of nodes that are not meant for jobs, or are broken."""
 
@@ -43,11 +47,10 @@ def _volume(pod: dict[str, Any], name: str, message: str, claims: tuple[dict[str
         )
     if not any(text in message for text in _UNBOUND):
         return None
-    mounted = [
-        v["persistentVolumeClaim"]["claimName"] for v in pod["spec"].get("volumes", []) if "persistentVolumeClaim" in v
-    ]
     phases = {claim["metadata"]["name"]: claim.get("status", {}).get("phase", "Pending") for claim in claims}
-    unbound = [claim for claim in mounted if phases.get(claim) != "Bound"] or mounted
+    unbound = [claim for claim in _mounted(pod) if phases.get(claim) != "Bound"]
+    if not unbound:
+        return None  # bound since the scheduler looked
     named = ", ".join(f"{claim!r}" + (f" ({phases[claim]})" if claim in phases else "") for claim in unbound)
     return Reason(
         "unbound volume",
@@ -56,54 +59,91 @@ def _volume(pod: dict[str, Any], name: str, message: str, claims: tuple[dict[str
     )
 
 
-def _node(pod: dict[str, Any], name: str, message: str, words: str) -> Reason | None:
+def _node(pod: dict[str, Any], name: str, message: str, words: str) -> Reason:
+    """The reason that keeps most nodes away. Of those with as many nodes the first, since what the scheduler names is worth more."""
     nodes = found[1] if (found := _NODES.search(message)) else "all"
+    ranked = [*_named(pod, name, message, words, nodes), *_nameless(pod, name, message, words, nodes)]
+    if not ranked:
+        return Reason(
+            "no matching node", f"pod {name} fits no node. {words}. Compare it with the profile's head and workers"
+        )
+    return max(ranked, key=lambda each: each[0])[1]
+
+
+def _nameless(pod: dict[str, Any], name: str, message: str, words: str, nodes: str) -> Iterator[tuple[int, Reason]]:
+    """What the scheduler only counts, with the number of nodes."""
+    if tainted := _TAINTS.search(message):
+        yield (
+            int(tainted[1]),
+            Reason(
+                "untolerated taint",
+                f"pod {name} fits no node: {tainted[1]} of {nodes} nodes have taints that the pods do not tolerate. `zerofleet doctor --backend kuberay "
+                f"--profile P` as an administrator names them: add them to tolerations in the profile if they are meant for this job. {words}",
+            ),
+        )
+    if elsewhere := _ELSEWHERE.search(message):
+        claims = ", ".join(repr(claim) for claim in _mounted(pod)) or "that it mounts"
+        yield (
+            int(elsewhere[1]),
+            Reason(
+                "no matching node",
+                f"pod {name} fits no node: {elsewhere[1]} of {nodes} nodes cannot reach the volume of the PersistentVolumeClaim {claims}, which is in another "
+                "zone or on another host. Correct node_selector in the profile, or make a claim that all nodes of the pool reach "
+                f"(kubectl describe pv tells where it is). {words}",
+            ),
+        )
+
+
+def _named(pod: dict[str, Any], name: str, message: str, words: str, nodes: str) -> Iterator[tuple[int, Reason]]:
+    """What the scheduler names, with the number of nodes: of several the one that stands most in the way."""
     short = {resource: count for count, resource in _SHORT.findall(message)}
     taints = [(key.strip(), value.strip(), count) for count, key, value in _TAINT.findall(message)]
     foreign = [taint for taint in taints if not taint[0].startswith(_OF_SYSTEM)]
     gpus = next((resource for resource in short if "gpu" in resource.lower()), None)
+    unmatched, apart = _NO_MATCH.search(message), _APART.search(message)
     if foreign and (not short or any("gpu" in key.lower() for key, _, _ in foreign)):
         key, value, count = next((taint for taint in foreign if "gpu" in taint[0].lower()), foreign[0])
-        return Reason(
-            "untolerated taint",
-            f"pod {name} fits no node: {count} of {nodes} nodes have the taint {key}{f'={value}' if value else ''}, which it does not "
-            f"tolerate. Add {{key: {key}}} to tolerations in the profile if they are meant for this job. {words}",
+        kind: Kind = "untolerated taint"
+        sentence = (
+            f"fits no node: {count} of {nodes} nodes have the taint {key}{f'={value}' if value else ''}, which it does not tolerate. Add "
+            f"{{key: {key}}} to tolerations in the profile if they are meant for this job"
         )
-    if gpus is not None:
-        return Reason(
-            "not enough GPUs",
-            f"pod {name} asks for {_asked(pod, gpus)} {gpus}, and {short[gpus]} of {nodes} nodes have fewer free: wait until other jobs end, "
-            f"lower cluster.nodes, or ask the platform team for nodes. {words}",
+    elif gpus is not None:
+        kind, count = "not enough GPUs", short[gpus]
+        sentence = (
+            f"asks for {_asked(pod, gpus)} {gpus}, and {count} of {nodes} nodes have fewer free: wait until other jobs end, lower "
+            "cluster.nodes, or ask the platform team for nodes"
         )
-    unmatched = _NO_MATCH.search(message)
-    if unmatched and (unmatched[1] == nodes or not short):
-        return Reason(
-            "no matching node",
-            f"pod {name} fits no node: {unmatched[1]} of {nodes} nodes lack the labels that it selects. Correct node_selector or "
-            f"gpu_product in the profile, or ask the platform team for such nodes. {words}",
+    elif unmatched and (unmatched[1] == nodes or not short):
+        kind, count = "no matching node", unmatched[1]
+        sentence = (
+            f"fits no node: {count} of {nodes} nodes lack the labels that it selects. Correct node_selector or gpu_product in the profile, "
+            "or ask the platform team for such nodes"
         )
-    if short:
-        resource, count = next(iter(short.items()))
-        return Reason(
-            "not enough of a resource",
-            f"pod {name} asks for {_asked(pod, resource)} of {resource}, and {count} of {nodes} nodes have less free: wait until other jobs "
-            f"end, or lower what head or workers ask for in the profile (no node may be so large). {words}",
+    elif short:
+        kind, (resource, count) = "not enough of a resource", next(iter(short.items()))
+        sentence = (
+            f"asks for {_asked(pod, resource)} of {resource}, and {count} of {nodes} nodes have less free: wait until other jobs end, or "
+            "lower what head or workers ask for in the profile (no node may be so large)"
         )
-    if _APART.search(message):
-        return Reason(
-            "not enough of a resource",
-            f"pod {name} needs a node that holds no other worker of the run, and there are too few: lower cluster.nodes, or ask for nodes. {words}",
+    elif apart:
+        kind, count = "not enough of a resource", apart[1]
+        sentence = "needs a node that holds no other worker of the run, and there are too few: lower cluster.nodes, or ask for nodes"
+    elif taints:
+        kind, (key, _, count) = "no matching node", taints[0]
+        sentence = (
+            f"fits no node: {count} of {nodes} nodes have the taint {key}, so they are broken, new, or not meant for jobs. Ask the "
+            "platform team"
         )
-    if taints:
-        key, _, count = taints[0]
-        return Reason(
-            "no matching node",
-            f"pod {name} fits no node: {count} of {nodes} nodes have the taint {key}, so they are broken, new, or not meant for jobs. Ask the platform "
-            f"team. {words}",
-        )
-    return Reason(
-        "no matching node", f"pod {name} fits no node. {words}. Compare it with the profile's head and workers"
-    )
+    else:
+        return
+    yield int(count), Reason(kind, f"pod {name} {sentence}. {words}")
+
+
+def _mounted(pod: dict[str, Any]) -> list[str]:
+    """Names of its claims."""
+    volumes = pod["spec"].get("volumes", [])
+    return [v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v]
 
 
 def _asked(pod: dict[str, Any], resource: str) -> str:

@@ -15,6 +15,11 @@ from zerofleet.k8s.workload import Workload
 
 GATE_TLS = "RayClusterMTLS"
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s,;'\"]+", re.IGNORECASE)
+_SIGNED = re.compile(r"[?&](?:X-Amz-Signature|X-Goog-Signature|Signature|sig)=", re.IGNORECASE)
+"""In a URL that lets whoever has it read, for as long as it is valid: of S3, Google's storage, CloudFront, Azure."""
+_NAMED_ACCOUNT = ("abfs", "abfss", "ssh", "git+ssh")
+"""Schemes whose user's name is a container's, or no secret."""
 _OPERATOR_VARIABLES = (
     "RAY_AUTH_MODE",
     "RAY_AUTH_TOKEN",
@@ -102,13 +107,19 @@ def _environment(profile: Profile, workload: Workload) -> Iterator[Finding]:
         **dict.fromkeys((NODE_NAME, *_OPERATOR_VARIABLES), ""),
     }
     taken = "zerofleet or KubeRay sets this variable, or refuses the job for it"
-    for name in profile.env:
+    for name, value in profile.env.items():
         if name in own:
             yield error(f"env.{name}", f"{taken}: remove it")
         elif _SECRET_NAME.search(name):
             yield error(
                 f"env.{name}",
                 "by its name it is a secret, and whoever may read the job would read it: put it into a Secret and name that in secret_env",
+            )
+        elif any(_held_secret(url) for url in _URL.findall(value)):
+            yield error(
+                f"env.{name}",
+                "its value holds a URL with credentials, and whoever may read the job would read them: put it into a Secret and name that in "
+                "secret_env",
             )
     for number, entry in enumerate(profile.secret_env):
         if entry.variable in own:
@@ -136,12 +147,21 @@ def _secrets(profile: Profile, workload: Workload) -> Iterator[Finding]:
             "{variable: WANDB_API_KEY, secret: ..., key: ...}, or set tracking.wandb.enabled=false",
         )
     for url in workload.urls:
-        parts = urlsplit(url.path)
-        if parts.password or (parts.username and parts.scheme not in ("abfs", "abfss")):
+        if held := _held_secret(url.path):
             yield error(
                 url.where,
-                "the URL holds credentials, and the job can be read by many: take them out of it and into a Secret",
+                f"the URL {held}, and the job can be read by many: take that out of it and put credentials into a Secret",
             )
+
+
+def _held_secret(url: str) -> str:
+    """What of a URL is a secret; empty when nothing is."""
+    scheme, _, rest = url.partition("://")
+    place = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    user, at, _ = place.rpartition("@")
+    if at and (":" in user or scheme.lower() not in _NAMED_ACCOUNT):
+        return "holds credentials"
+    return "holds a signature, by which anybody reads it" if _SIGNED.search(url) else ""
 
 
 def _names_credentials(variables: set[str]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from zerofleet.cluster.config import Check
 from zerofleet.k8s import leaks
@@ -12,6 +11,7 @@ from zerofleet.k8s.api import Api, ApiError
 from zerofleet.k8s.health.examine import examine
 from zerofleet.k8s.profile import Profile
 from zerofleet.k8s.rayjob import ray_job
+from zerofleet.k8s.workload import Workload
 from zerofleet.launch.backends.kuberay import checked
 from zerofleet.launch.config import load_job
 from zerofleet.launch.workload import load_profile
@@ -29,21 +29,24 @@ def examine_kubernetes(context: str | None, profile_path: str | None, recipe: st
     if recipe is not None and profile_path is None:
         raise UserError("--recipe is held against the cluster's nodes as a profile describes them: give --profile too")
     profile = load_profile(profile_path) if profile_path is not None else None
-    tried = _job(profile, recipe) if profile is not None else None
-    yield from examine(Api(context, PATIENCE_S), profile, tried)
+    if profile is None:
+        yield from examine(Api(context, PATIENCE_S), None, None)
+        return
+    tried = _workload(profile, recipe)
+    asked = tried.cluster if recipe is not None else None
+    yield from examine(Api(context, PATIENCE_S), profile, ray_job(profile, tried), asked)
 
 
-def _job(profile: Profile, recipe: str | None) -> dict[str, Any]:
-    """The RayJob of the recipe, or of a small one that takes a node of the profile. Raises UserError with what lint says of the former."""
+def _workload(profile: Profile, recipe: str | None) -> Workload:
+    """The recipe's, or a small one that takes a node of the profile. Raises UserError with what lint says of the former."""
     if recipe is not None:
-        job = load_job(recipe, [f"run.name={NAME}"])
-        return ray_job(profile, checked(job, profile, None))
+        return checked(load_job(recipe, [f"run.name={NAME}"]), profile, None)
     ranks = profile.workers.gpus or 1
     fitting = [f"cluster.ranks_per_node={ranks}", f"cluster.gpus_per_rank={int(profile.workers.gpus > 0)}"]
     nodes = ["cluster.nodes=2", "cluster.min_nodes=1"] if profile.lifecycle.autoscaling else ["cluster.nodes=1"]
     batch = f"train.global_batch_size={ranks * 8}"
     job = load_job(_QUICKSTART, [f"run.name={NAME}", "cluster.cpus_per_rank=0.1", batch, *fitting, *nodes])
-    return ray_job(profile, checked(job, profile, None))
+    return checked(job, profile, None)
 
 
 def find_leaks(context: str | None, namespace: str | None, profile_path: str | None) -> Iterator[Check]:

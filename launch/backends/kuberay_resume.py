@@ -45,8 +45,9 @@ def resume(arguments: argparse.Namespace) -> int:
     name = arguments.run.rstrip("/").rpartition("/")[2]
     place = Place(api, profile.namespace, name, arguments.context, arguments.profile)
     stored = _found(place, arguments.run)
-    status = look(api, place.namespace, name).status
-    if status.deployment and not status.is_over(0.0):
+    observed = look(api, place.namespace, name)
+    status = observed.status
+    if status.deployment and not status.is_over(0.0) and observed.deactivation is None:
         raise UserError(
             f"run {name} is {status.words}: see {place.command('status')}, or {place.command('stop')} before resuming"
         )

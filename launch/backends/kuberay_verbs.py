@@ -112,7 +112,11 @@ def _follow_log(place: Place) -> int:
                 for line in PodLog(place.api, place.namespace, pod, SUBMITTER_CONTAINER).follow(threading.Event()):
                     _write_log(line)
                 read = pod
-            elif status.is_over(observer.unchanged_s(status)) or (observer.is_ready and observed.job is None):
+            elif (
+                status.is_over(observer.unchanged_s(status))
+                or (observer.is_ready and observed.job is None)
+                or observed.deactivation is not None
+            ):
                 return OK
 
 
@@ -151,6 +155,12 @@ def stop(arguments: argparse.Namespace) -> int:
         clean_up(place, progress, observed.status)
         sys.stdout.write(
             f"run {place.name} is {state_of(observed, progress)} already: there is nothing to stop; its pods are deleted\n"
+        )
+        return OK
+    if observed.deactivation is not None:
+        sys.stdout.write(
+            f"Kueue has deactivated run {place.name} and deleted its pods already ({observed.deactivation}): there is nothing to stop. Go on with: "
+            f"{place.command('resume')}\n"
         )
         return OK
     if not observed.newest_submitter():

@@ -16,7 +16,7 @@ from zerofleet.k8s.pending import why_pending
 from zerofleet.k8s.run_objects import ask_to_stop, delete_cluster, delete_run
 from zerofleet.launch.backends.pod_events import PodEvents
 from zerofleet.launch.backends.pod_verdicts import PodVerdicts
-from zerofleet.launch.exit_codes import INTERRUPTED, OK, RUN_FAILED, USER_MISTAKE
+from zerofleet.launch.exit_codes import INTERRUPTED, OK, RUN_FAILED, TIMEOUT, USER_MISTAKE
 from zerofleet.launch.progress import Progress
 from zerofleet.launch.screens import Screen, choose_screen
 from zerofleet.launch.summary import heldout_line, told_facts, write_rows
@@ -57,6 +57,8 @@ class KubeWatch:
         self._events = PodEvents(place.api, place.namespace)
         self._verdicts = PodVerdicts()
         self._said, self._is_blind = "", False
+        self._deactivation: str | None = None
+        """Kueue's words, when it has taken the run out of its queue for good."""
 
     def follow(self) -> int:
         """Shows the run until its RayJob is over. Returns the exit code; 130 when detached."""
@@ -83,7 +85,8 @@ class KubeWatch:
             self._events.follow(observed.newest_submitter())
             self._show(screen, self._verdicts.see(observed))
             is_gone = observer.is_ready and observed.job is None
-            if is_gone or status.is_over(observer.unchanged_s(status)):
+            self._deactivation = observed.deactivation
+            if is_gone or self._deactivation is not None or status.is_over(observer.unchanged_s(status)):
                 self._events.wait_for_end(_LOG_END_S)
                 self._show(screen, is_over=True)
                 if not self._progress.is_final:
@@ -109,6 +112,8 @@ class KubeWatch:
 
     def _conclude(self, status: JobStatus) -> int:
         self._events.close()
+        if self._deactivation is not None and self._progress.state != "FINISHED":
+            return self._held_back(self._deactivation)
         if not self._progress.is_final:
             return self._without_result(status)
         write_summary(self._place, self._progress, self._storage, self._as_json)
@@ -116,6 +121,14 @@ class KubeWatch:
         if self._progress.state != "FAILED":
             return self._progress.exit_code or OK
         return self._progress.exit_code or (USER_MISTAKE if self._progress.user_error else RUN_FAILED)
+
+    def _held_back(self, why: str) -> int:
+        write_summary(self._place, self._progress, self._storage, self._as_json)
+        sys.stderr.write(
+            f"error: Kueue has deactivated the Workload of run {self._place.name} and deleted its pods ({why}). Its checkpoints are there: go on with "
+            f"{self._place.command('resume')} --profile P (queue.max_execution_s is the profile's)\n"
+        )
+        return TIMEOUT
 
     def _without_result(self, status: JobStatus) -> int:
         """The job is over and its driver did not say how."""

@@ -43,8 +43,8 @@ def pod(name: str, phase: str = "Running", age_s: float = OLD, of: str = "first-
     )
 
 
-def found(jobs=(), clusters=(), pods=(), small=(), unseen=()) -> list[str]:
-    seen = Found(tuple(jobs), tuple(clusters), tuple(pods), tuple(small), tuple(unseen))
+def found(jobs=(), clusters=(), pods=(), small=(), unseen=(), stopped=()) -> list[str]:
+    seen = Found(tuple(jobs), tuple(clusters), tuple(pods), tuple(small), tuple(unseen), frozenset(stopped))
     checks = list(leaks(seen, "training", "east", NOW))
     assert {check.level for check in checks} <= {"warn"}
     return [f"{check.name}: {check.text}" for check in checks]
@@ -80,6 +80,16 @@ def test_a_cluster_that_outlives_its_run_is_told_after_the_ttl():
     assert found([job("Complete", "SUCCEEDED", ended_s=OLD, ttl_s=10**6)], [cluster()]) == []
 
 
+def test_a_run_that_was_stopped_is_left_for_resume():
+    """Its driver ended with 0, which KubeRay calls SUCCEEDED."""
+    over = [job("Complete", "SUCCEEDED", ended_s=300 + OLD)]
+    assert found(over, stopped=["first"]) == []
+    assert len(found(over, stopped=["other"])) == 1
+    assert found(over, unseen=["configmaps"]) == ["leaks: you may not list configmaps: those were not looked at"]
+    (of_cluster,) = found(over, [cluster()], [pod("a")], stopped=["first"])
+    assert of_cluster.startswith("cluster: ")  # its pods are leaked all the same
+
+
 def test_pods_without_a_cluster_are_told_together():
     (line,) = found([], [], [pod("a"), pod("b", age_s=SETTLE_S - 60), pod("c")])
     assert line.startswith("pods: of run first, whose RayJob is gone: 2 pods") and command(line)[-2:] == ["a", "c"]
@@ -110,6 +120,7 @@ def test_what_carries_our_labels_is_collected_and_secrets_without_their_content(
         {
             **paths,
             RAY_CLUSTER.path("training"): {"items": [cluster(), foreign]},
+            CONFIG_MAP.path("training"): {"items": [thing("first-job", data={"stop": "1", "job.yaml": "PLANTED"})]},
             SECRET.path("training"): {"items": [thing("s", data={"key": "PLANTED"})]},
             BUDGET.path("training"): FORBIDDEN,
         }
@@ -117,6 +128,6 @@ def test_what_carries_our_labels_is_collected_and_secrets_without_their_content(
     seen = collect(api, "training")
     assert [each["metadata"]["name"] for each in seen.clusters] == ["first-abc"]
     assert seen.unseen == ("poddisruptionbudgets",) and "PLANTED" not in str(seen)
-    assert [kind for kind, _ in seen.small] == [SECRET]
+    assert [kind for kind, _ in seen.small] == [CONFIG_MAP, SECRET] and seen.asked_to_stop == {"first"}
     del api.objects[BUDGET.path("training")]  # a cluster without the kind has none of them
     assert collect(api, "training").unseen == ()

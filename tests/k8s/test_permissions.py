@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.k8s.support import CPU, H100
+from tests.k8s.support import CPU, H100, changed_profile
 from zerofleet.cluster.config import UserError
 from zerofleet.k8s.api import ApiError
-from zerofleet.k8s.permissions import check_permissions
+from zerofleet.k8s.paths import BUDGET
+from zerofleet.k8s.permissions import check_permissions, needed
 from zerofleet.launch.workload import load_profile
 
 
@@ -33,6 +34,15 @@ def test_everything_that_is_done_is_asked_and_workloads_only_under_kueue():
     assert "list workloads" not in api.asked and "create poddisruptionbudgets" in api.asked
     check_permissions(api, load_profile(H100))
     assert "list workloads" in api.asked
+
+
+def test_what_deletes_a_run_may_look_for_its_budget_also_where_none_is_made():
+    def about_budgets(**changes) -> set[str]:
+        rights = needed(changed_profile(CPU, **changes))
+        return {verb for kind, _, verbs in rights if kind == BUDGET for verb in verbs}
+
+    assert about_budgets() == {"get", "create", "patch", "delete"}
+    assert about_budgets(limits__disruption_budget=False) == {"get", "delete"}
 
 
 def test_what_is_not_allowed_is_said_as_the_rules_of_a_role():

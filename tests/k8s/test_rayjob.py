@@ -14,6 +14,7 @@ from tests.k8s.restricted import violations
 from tests.k8s.support import CPU, H100, PROFILES, RECIPES, changed_profile, job_for, pods_of, rendered, workload
 from zerofleet.k8s import containers
 from zerofleet.k8s.lint import lint
+from zerofleet.k8s.names import STAY
 from zerofleet.k8s.to_yaml import to_yaml
 from zerofleet.k8s.workload import GIB, grace_s, needed_grace_s
 from zerofleet.launch.config import parse_job
@@ -236,8 +237,16 @@ def test_the_budget_lets_no_pod_of_the_run_go(profile, load):
             if selector["matchLabels"].items() <= labels.items()
             and all(labels[e["key"]] in e["values"] for e in selector["matchExpressions"])
         }
-        assert chosen == {"head", "workers"}
-        assert budget["spec"]["minAvailable"] == load.cluster.nodes + 1
+        assert chosen == {"head", "workers", "submitter"}
+        assert budget["spec"]["minAvailable"] == load.cluster.nodes + 2
+
+
+@every
+def test_autoscalers_of_nodes_leave_every_pod_where_it_is(profile, load):
+    job = rendered(profile, load)[-1]
+    for name, template in pods_of(job).items():
+        assert STAY.items() <= template["metadata"]["annotations"].items(), name
+    assert job["spec"]["submitterConfig"]["backoffLimit"] == 20  # the cluster goes with the last try
 
 
 def test_a_larger_model_makes_shared_memory_and_grace_longer():

@@ -90,6 +90,28 @@ def test_the_rayjob_comes_last_and_owns_the_rest():
     assert api.objects == {}
 
 
+def test_an_owner_that_is_refused_ends_no_submit(monkeypatch, caplog):
+    api = FakeApi()
+    patch = api.patch
+
+    def refused(path, body, kind="merge"):
+        if path.endswith("first-job"):
+            raise ApiError(403, "Forbidden", "cannot set blockOwnerDeletion")
+        return patch(path, body, kind)
+
+    monkeypatch.setattr(api, "patch", refused)
+    assert create_run(api, documents(), "s1")["metadata"]["name"] == "first"
+    (said,) = caplog.messages
+    assert "ConfigMap first-job" in said and "cannot set blockOwnerDeletion" in said
+    budget = api.objects["/apis/policy/v1/namespaces/training/poddisruptionbudgets/first"]
+    (owner,) = budget["metadata"]["ownerReferences"]
+    assert "blockOwnerDeletion" not in owner
+    before = dict(api.objects)
+    with pytest.raises(UserError, match="'first-job' exists already"):
+        create_run(api, documents(), "s2")  # it has no owner, and is a run's all the same
+    assert api.objects == before
+
+
 def test_an_own_create_whose_answer_was_lost_is_found_again():
     api = FakeApi()
     api.create(JOB, {**documents()[2], "metadata": {**documents()[2]["metadata"], "annotations": {SUBMISSION: "s1"}}})
@@ -154,5 +176,23 @@ def test_an_object_that_a_finalizer_holds_is_named(monkeypatch):
     monkeypatch.setattr(api, "delete", lambda path, body=None: None)
     monkeypatch.setattr(run_objects, "_GONE_TIMEOUT_S", 0.02)
     monkeypatch.setattr(run_objects, "_LOOK_S", 0.01)
-    with pytest.raises(ApiError, match=r"rayjobs/first is still there"):
+    with pytest.raises(ApiError, match=r"rayjobs/first, .*still there .*KubeRay's operator takes its finalizer off"):
         delete_run(api, "training", "first")
+    del api.objects[f"{JOB}/first"]
+    with pytest.raises(ApiError) as late:
+        delete_run(api, "training", "first")
+    assert "rayjobs" not in str(late.value) and "operator" not in str(late.value)
+    assert str(late.value).startswith(f"{NAMESPACE}/configmaps/first-job, ") and "such as GitOps" in str(late.value)
+
+
+def test_what_has_no_owner_is_deleted_too(monkeypatch):
+    """As after `kubectl apply`, or a submit that died before it made the RayJob the owner."""
+    monkeypatch.setattr(run_objects, "_GONE_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(run_objects, "_LOOK_S", 0.01)
+    api = FakeApi()
+    for document in documents():
+        api.create(run_objects.KINDS[document["kind"]].path("training"), document)
+    delete_run(api, "training", "first")
+    assert api.objects == {}
+    assert api.calls[3:] == ["delete first", "delete first-job", "delete first"]
+    delete_run(api, "training", "first")  # what is not there is deleted

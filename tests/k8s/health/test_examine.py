@@ -58,6 +58,22 @@ def test_what_may_not_be_seen_is_said_and_the_rest_goes_on(tried):
         assert [line for line in said if line.startswith(start)], (start, said)
 
 
+def test_the_recipe_is_held_against_the_nodes(tried):
+    api = FakeApi({**SERVED, NODE.cluster_path(): {"items": []}})
+    api.objects[NODE.cluster_path()]["items"] = [
+        {
+            "metadata": {"name": "a"},
+            "status": {
+                "allocatable": {"cpu": "64", "memory": "256Gi", "ephemeral-storage": "1Ti"},
+                "conditions": [{"type": "Ready", "status": "True"}],
+            },
+        }
+    ]
+    asked = workload(CPU, "cluster.nodes=2", "train.global_batch_size=64").cluster
+    said = lines(examine(api, load_profile(CPU), tried, asked))
+    assert [line for line in said if line.startswith("fail workers: 1 nodes can hold a pod and the recipe takes 2")]
+
+
 def test_kinds_that_are_not_served_are_named_with_what_brings_them():
     said = lines(kinds(FakeApi({"/apis/ray.io/v1": {"resources": [{"name": "rayclusters"}]}}), load_profile(H100)))
     assert said == [

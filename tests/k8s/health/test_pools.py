@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.k8s.health.support import FakeApi, lines
-from tests.k8s.support import CPU, H100, changed_profile
+from tests.k8s.support import CPU, H100, changed_profile, workload
 from zerofleet.k8s.health.pools import judged, pools
 from zerofleet.k8s.paths import NODE
 from zerofleet.k8s.pods import worker_resources
@@ -69,6 +69,37 @@ def test_fewer_nodes_than_the_profile_says_are_a_warning():
     assert verdict(node(), count=16).level == "warn"
     full = [node(str(number)) for number in range(2)]
     assert verdict(*full, count=2).level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "there", "level", "said"),
+    [
+        (
+            ["cluster.nodes=3"],
+            2,
+            "fail",
+            "2 nodes can hold a pod and the recipe takes 3 at least: lower its cluster.nodes",
+        ),
+        (["cluster.nodes=3", "cluster.min_nodes=2"], 2, "warn", "the profile says 16"),
+        (["cluster.nodes=3", "cluster.min_nodes=2"], 1, "fail", "the recipe takes 2 at least"),
+        (["cluster.nodes=3"], 16, "ok", "16 of 16"),
+    ],
+)
+def test_the_nodes_that_a_recipe_takes_count(overrides, there, level, said):
+    nodes = [node(str(number)) for number in range(there)]
+    cluster = workload(H100, "train.global_batch_size=768", *overrides).cluster
+    api = FakeApi({NODE.cluster_path(): {"items": nodes}})
+    *_, check = pools(api, load_profile(H100), cluster)
+    assert check.level == level and said in check.text, check.text
+
+
+def test_a_recipe_of_more_nodes_than_the_profile_says():
+    cluster = workload(CPU, "cluster.nodes=4", "cluster.min_nodes=1").cluster
+    profile = changed_profile(CPU, workers__max_nodes=2)
+    room = {"cpu": "64", "memory": "256Gi", "ephemeral-storage": "300Gi"}
+    api = FakeApi({NODE.cluster_path(): {"items": [node(str(n), {}, room, ()) for n in range(2)]}})
+    *_, check = pools(api, profile, cluster)
+    assert check.level == "warn", check.text
 
 
 def test_a_toleration_with_a_value_is_for_that_value():

@@ -11,6 +11,15 @@ KUEUE = {"kueue.x-k8s.io/queue-name": "research"}
 VOLCANO = {"volcano.sh/queue-name": "research"}
 SHORT = "couldn't assign flavors to pod set workers: insufficient unused quota for nvidia.com/gpu in flavor h100, 8 more needed"
 
+ASSIGN = "couldn't assign flavors to pod set"
+TAINT = "untolerated taint {nvidia.com/gpu present NoSchedule <nil>} in flavor h100"
+SHORT_ALONE = SHORT.partition(": ")[2]
+LABELS = "flavor cpu doesn't match node affinity"
+NEVER = (
+    "insufficient quota for nvidia.com/gpu in flavor h100, previously considered podsets requests (0) + current podset request (64) > "
+    "maximum capacity (32)"
+)
+
 
 def pending(reason: str, message: str):
     return condition("QuotaReserved", "False", reason, message)
@@ -44,6 +53,38 @@ def pending(reason: str, message: str):
             workload(condition("Evicted", "True", "Deactivated", "by kim"), active=False),
             "queue stopped",
             "deactivated the run's Workload in queue 'research' (by kim)",
+        ),
+        (workload(pending("Pending", f"{ASSIGN} workers: {TAINT}")), "untolerated taint", "in flavor h100. Add it to"),
+        (workload(pending("Pending", f"{ASSIGN} workers: {LABELS}")), "no matching node", "Correct node_selector"),
+        (workload(pending("Pending", f"{ASSIGN} workers: {NEVER}")), "no quota", "never fits the run, however long"),
+        (
+            workload(pending("Pending", f"{ASSIGN} workers: {LABELS}, {SHORT_ALONE}")),
+            "no quota",
+            "has no quota for the run now",
+        ),
+        (
+            workload(pending("Pending", f"{ASSIGN} head: {TAINT}; {ASSIGN} workers: {SHORT}")),
+            "untolerated taint",
+            "ResourceFlavor",
+        ),
+        (
+            workload(pending("Pending", "Exceeded the PodsReady timeout training/rayjob-first-1")),
+            "queued",
+            "took the quota back, since its pods were not ready",
+        ),
+        (workload(pending("Suspended", "ClusterQueue research is stopped")), "queue stopped", "set another queue.name"),
+        (
+            workload(pending("Misconfigured", "ClusterQueue research is inactive")),
+            "queue stopped",
+            "set another queue.name",
+        ),
+        (
+            workload(
+                condition("Evicted", "True", "DeactivatedDueToMaximumExecutionTimeExceeded", "exceeding the maximum"),
+                active=False,
+            ),
+            "queue stopped",
+            "time in queue 'research' is over (exceeding the maximum): go on with `zerofleet resume`",
         ),
         (workload(condition("QuotaReserved", "True")), "queued", "waits for its admission checks"),
         (workload(), "queued", "which has not looked at it yet"),

@@ -21,6 +21,15 @@ MEMORY = "0/2 nodes are available: 2 Insufficient memory."
 UNBOUND = "0/3 nodes are available: 3 pod has unbound immediate PersistentVolumeClaims."
 NO_CLAIM = '0/3 nodes are available: 3 persistentvolumeclaim "zerofleet" not found.'
 ZONE = "0/3 nodes are available: 3 node(s) had volume node affinity conflict."
+ONE_ZONE = "0/9 nodes are available: 1 node(s) had volume node affinity conflict, 8 Insufficient nvidia.com/gpu."
+MOST_ZONES = "0/9 nodes are available: 1 Insufficient cpu, 8 node(s) had volume node affinity conflict."
+TAINTS = "0/8 nodes are available: 8 node(s) had untolerated taint(s)."
+MOST_TAINTS = "0/9 nodes are available: 1 Insufficient nvidia.com/gpu, 8 node(s) had untolerated taint(s)."
+FEW_TAINTS = "0/9 nodes are available: 1 node(s) had untolerated taint(s), 8 Insufficient nvidia.com/gpu."
+AS_MANY = "0/2 nodes are available: 1 node(s) had untolerated taint(s), 1 Insufficient cpu."
+TAINTS_AND_LABELS = (
+    "0/9 nodes are available: 3 node(s) had untolerated taint(s), 6 node(s) didn't match Pod's node affinity/selector."
+)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +56,14 @@ ZONE = "0/3 nodes are available: 3 node(s) had volume node affinity conflict."
             "unbound volume",
             "'zerofleet', which is not there: create it in this namespace, or correct storage.claim",
         ),
-        (ZONE, "unbound volume", "'zerofleet'"),
+        (ZONE, "no matching node", "3 of 3 nodes cannot reach the volume of the PersistentVolumeClaim 'zerofleet'"),
+        (ONE_ZONE, "not enough GPUs", "8 of 9 nodes have fewer free"),
+        (MOST_ZONES, "no matching node", "8 of 9 nodes cannot reach the volume"),
+        (TAINTS, "untolerated taint", "8 of 8 nodes have taints that the pods do not tolerate. `zerofleet doctor"),
+        (MOST_TAINTS, "untolerated taint", "8 of 9 nodes have taints"),
+        (FEW_TAINTS, "not enough GPUs", "8 of 9 nodes have fewer free"),
+        (AS_MANY, "not enough of a resource", "1 of 2 nodes have less free"),
+        (TAINTS_AND_LABELS, "no matching node", "6 of 9 nodes lack the labels"),
         ("something new", "no matching node", "something new"),
     ],
 )
@@ -57,6 +73,15 @@ def test_each_cause_is_named_with_its_numbers_and_remedy(message, kind, says):
     assert found is not None
     assert (found.kind, says in found.sentence) == (kind, True), found.sentence
     assert "pod first-abcde-workers-0" in found.sentence
+
+
+def test_a_claim_that_is_bound_by_now_is_not_told():
+    waiting = pod(unschedulable=UNBOUND, claim="zerofleet")
+    bound = {"metadata": {"name": "zerofleet"}, "status": {"phase": "Bound"}}
+    found = scheduling_reason(waiting, (bound,))
+    assert found is not None and found.kind == "no matching node" and "'zerofleet'" not in found.sentence
+    unseen = scheduling_reason(waiting, ())  # claims may not be read
+    assert unseen is not None and unseen.kind == "unbound volume"
 
 
 def test_a_pod_that_the_scheduler_has_not_looked_at_or_has_placed_has_no_reason():

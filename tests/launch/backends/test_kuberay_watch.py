@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.k8s.objects import observed, pod, ray_job, running
+from tests.k8s.objects import condition, observed, pod, ray_job, running, workload
 from zerofleet.k8s.api import ApiError
 from zerofleet.launch.backends import kuberay_watch
 from zerofleet.launch.backends.kuberay_watch import KubeWatch, Place
@@ -30,6 +30,7 @@ class Script:
     def __init__(self) -> None:
         self.jobs: list = []
         self.pods: list = []
+        self.workloads: list = []
         self.said: list[list[Event]] = []
         self.unread: list[Event] = []
         """Events at the log's end that only another reading of it finds."""
@@ -60,7 +61,7 @@ class Script:
         return self.trouble is not None and "for long" in str(self.trouble)
 
     def observed(self):
-        return observed(self.jobs[min(self._look, len(self.jobs) - 1)], pods=self.pods)
+        return observed(self.jobs[min(self._look, len(self.jobs) - 1)], pods=self.pods, workloads=self.workloads)
 
     def unchanged_s(self, status) -> float:
         return self.unchanged
@@ -163,6 +164,26 @@ def test_a_log_that_was_followed_to_no_end_is_read_once_more_before_the_job_is_t
     script.unread = [step(9), state("FINISHED", exit_code=0)]
     code, out, err = follow()
     assert (code, err) == (0, "") and "first: FINISHED at step 9 of 9" in out
+
+
+def test_a_run_that_kueue_has_deactivated_is_over_and_resume_is_named(script, follow):
+    late = condition(
+        "Evicted", "True", "DeactivatedDueToMaximumExecutionTimeExceeded", "exceeding the maximum execution time"
+    )
+    script.workloads = [workload(late, active=False)]
+    script.jobs = [ray_job(running("Suspending")), ray_job(running("Suspended"))]
+    script.said = [[state("RUNNING"), step(5)], [state("STOPPED", exit_code=0)]]
+    code, out, err = follow()
+    assert code == 3 and "exceeding the maximum execution time" in err
+    assert "resume first --backend kuberay --namespace training --profile P" in err
+    assert "at step 5 of 9" in out and script.deleted == []
+
+
+def test_a_run_that_a_queue_only_suspends_is_followed_on(script, follow):
+    script.workloads = [workload(condition("Evicted", "True", "Preempted"), active=True)]
+    script.jobs = [*itertools.repeat(ray_job(running("Suspended")), 3), ray_job(running("Complete"))]
+    script.said = [[], [], [], [state("FINISHED", exit_code=0)]]
+    assert follow()[0] == 0
 
 
 def test_a_rayjob_that_somebody_deletes(script, follow):

@@ -43,11 +43,11 @@ def test_activation_checkpointing_changes_memory_and_not_the_losses(tmp_path, ti
 @pytest.mark.timeout(400)
 def test_compiled_layers_train_the_same_losses_and_go_on_bitwise(tmp_path, tiny_corpus, tiny_cache):
     plain = run_losses(job(tmp_path / "plain", tiny_corpus, train__steps=4), tiny_cache)
-    compiled = {"train__steps": 4, "train__compile": True}
+    compiled = {"train__steps": 4, "train__compile": True, "train__zero_stage": 2}
     unbroken = run_attempt(job(tmp_path / "a", tiny_corpus, **compiled), tiny_cache, 2, timeout_s=180)
     assert not unbroken.errors, unbroken.errors
     assert unbroken.losses() == pytest.approx(plain, rel=1e-5) and unbroken.losses() != plain
-    config = job(tmp_path / "b", tiny_corpus, **compiled, train__zero_stage=2)
+    config = job(tmp_path / "b", tiny_corpus, **compiled)
     first = run_attempt(config, tiny_cache, 2, Plan(stop_after=2), timeout_s=180)
     second = run_attempt(config, tiny_cache, 2, timeout_s=180)
     assert not first.errors + second.errors, first.errors + second.errors

@@ -281,42 +281,6 @@ MISTAKES = [
     (CPU, ["tracking.wandb.enabled=true"], {}, "error: secret_env: tracking.wandb is on and no secret"),
     (CPU, ["data.files=[s3://key:word@bucket/a.jsonl]"], {}, "error: data.files.0: the URL holds credentials"),
     (CPU, ["run.storage=s3://key:word@bucket/runs"], {}, "error: run.storage: the URL holds credentials"),
-    (
-        CPU,
-        ["data.files=[]", "data.stream.url=s3://key:PLANTED@bucket/corpus"],
-        {},
-        "error: data.stream.url: the URL holds credentials",
-    ),
-    (
-        CPU,
-        ["data.files=['https://b.s3.amazonaws.com/a.jsonl?X-Amz-Expires=9&X-Amz-Signature=PLANTED']"],
-        {},
-        "error: data.files.0: the URL holds a signature",
-    ),
-    (
-        CPU,
-        ["data.files=['https://a.blob.core.windows.net/b/a.jsonl?sv=2024&sig=PLANTED']"],
-        {},
-        "error: data.files.0: the URL holds a signature",
-    ),
-    (
-        CPU,
-        ["data.files=[]", "data.stream.url='https://cdn.example.com/corpus?Signature=PLANTED'"],
-        {},
-        "error: data.stream.url: the URL holds a signature",
-    ),
-    (
-        CPU,
-        [],
-        {"env__HTTPS_PROXY": "http://kim:PLANTED@proxy.example.com:3128"},
-        "error: env.HTTPS_PROXY: its value holds a URL with credentials",
-    ),
-    (
-        CPU,
-        [],
-        {"env__INDEXES": "https://pypi.org/simple https://PLANTED@pypi.example.com/simple"},
-        "error: env.INDEXES: its value holds a URL with credentials",
-    ),
     # storage
     (CPU, [], {"storage__claim": None, "storage__url": "s3://a/b"}, "error: storage.claim: the head prepares the data"),
     (CPU, [], {"storage__access_mode": "ReadWriteOnce"}, "error: storage.access_mode: ReadWriteOnce is mounted by one"),
@@ -351,7 +315,6 @@ def found(path, overrides, changes) -> list[str]:
 def test_a_mistake_is_found_with_its_remedy(path, overrides, changes, expected):
     lines = [line for line in found(path, overrides, changes) if expected in line]
     assert len(lines) == 1, found(path, overrides, changes)
-    assert "PLANTED" not in " ".join(found(path, overrides, changes))
     assert REMEDY.search(lines[0].partition(expected)[2] or lines[0]), lines[0]
 
 
@@ -386,15 +349,6 @@ def test_errors_come_first():
 def test_files_on_the_claim_and_urls_are_right():
     overrides = ["data.files=[/mnt/zerofleet/data/*.txt,s3://bucket/a.jsonl]", "run.storage=/mnt/zerofleet/mine"]
     assert found(CPU, overrides, {}) == []
-
-
-def test_urls_without_secrets_are_right():
-    changes = {"env__NO_PROXY": "a.example.com", "env__HTTPS_PROXY": "http://proxy.example.com:3128"}
-    changes["env__REPOSITORY"] = "ssh://git@example.com/a"
-    files = (
-        "['abfss://container@account.dfs.core.windows.net/a.jsonl','https://example.com/a.jsonl?signature_version=4']"
-    )
-    assert found(CPU, [f"data.files={files}"], changes) == []
 
 
 def test_what_needs_the_alpha_gate_passes_with_it():

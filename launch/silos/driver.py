@@ -150,7 +150,7 @@ class SilosDriver:
 
     def _tell_losses(self, is_end: bool = False) -> None:
         """A step of the run is a round: the mean over the silos' tokens since the last one."""
-        for step, loss, tokens, start, seconds in self._losses.take(is_end):
+        for step, loss, tokens, start, seconds in self._losses.take(time.monotonic(), is_end):
             self._step = step
             data = {"loss": loss, "tokens": tokens, "tokens_per_second": tokens / max(seconds, 1e-9)}
             self._emit(Event("step", self._number, DRIVER, step, "outer", start, seconds, data))
@@ -158,7 +158,7 @@ class SilosDriver:
     def _hear_round(self, kind: str, data: dict[str, Any]) -> None:
         """From the outer server's threads."""
         if kind == "round":
-            self._losses.close(data["round"], data["tokens"])
+            self._losses.close(data["round"], data["tokens"], time.monotonic())
         self._say(kind, data)
 
     def _heartbeat(self) -> None:

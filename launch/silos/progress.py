@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from zerofleet.trainer.events import Event
 
+PATIENCE_S = 30.0
+"""Rounds may be shorter than what a silo takes to tell of its steps."""
+
 
 @dataclass
 class RoundLosses:
@@ -16,8 +19,8 @@ class RoundLosses:
     _steps: dict[tuple[str, int], Event] = field(default_factory=dict)
     _last_steps: dict[tuple[str, int], int] = field(default_factory=dict)
     """By silo and round, the silo's own step at the round's end."""
-    _closed: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    """Rounds that are to be told, with the silos in them."""
+    _closed: dict[int, tuple[tuple[str, ...], float]] = field(default_factory=dict)
+    """Rounds that are to be told, with the silos in them, and when they were closed."""
 
     def hear(self, silo: str, event: Event) -> None:
         """A silo's event."""
@@ -26,19 +29,20 @@ class RoundLosses:
         elif event.kind == "outer" and event.data["state"] == "done":
             self._last_steps[silo, event.data["round"]] = event.data.get("handed_over_step", event.step)
 
-    def close(self, number: int, silos: Iterable[str]) -> None:
-        """The round is closed, with these silos in it."""
-        self._closed[number] = tuple(sorted(silos))
+    def close(self, number: int, silos: Iterable[str], now: float) -> None:
+        """The round is closed, with these silos in it. `now` on any clock that `take` has too."""
+        self._closed[number] = tuple(sorted(silos)), now
 
-    def take(self, is_end: bool = False) -> Iterator[tuple[int, float, int, float, float]]:
-        """Step, mean loss per token, tokens, start and seconds of each round that every silo in it has told of, in order. A round does
-        not wait beyond the end of the next one, nor at the end of the run."""
+    def take(self, now: float, is_end: bool = False) -> Iterator[tuple[int, float, int, float, float]]:
+        """Step, mean loss per token, tokens, start and seconds of each round that every silo in it has told of, in order. A round that lacks a
+        silo's account waits for PATIENCE_S, beyond that to the end of the next round, and not at the end of the run."""
         for number in sorted(self._closed):
-            silos = self._closed[number]
+            silos, closed_at = self._closed[number]
             lasts = {silo: self._last_steps.get((silo, number)) for silo in silos}
             keys = [(silo, step) for silo, last in lasts.items() if last is not None for step in self._of(last)]
             known = [self._steps[key] for key in keys if key in self._steps]
-            if len(known) < len(silos) * self.interval_steps and number == max(self._closed) and not is_end:
+            is_waited_for = number == max(self._closed) or now < closed_at + PATIENCE_S
+            if len(known) < len(silos) * self.interval_steps and is_waited_for and not is_end:
                 return
             del self._closed[number]
             if known:

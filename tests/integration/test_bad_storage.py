@@ -25,7 +25,7 @@ def test_a_disk_that_fills_while_saving_is_named_and_resume_goes_on_when_there_i
     cli.storage.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(cli.storage)], check=True)
     try:
-        full = cli.submit("full", *LONG, "cluster.stop_timeout_s=5")
+        full = cli.submit("full", *LONG, "cluster.stop_timeout_s=20")
         assert full.returncode == 1
         said = full.stdout + full.stderr
         assert "the disk is full: free space there, or set run.storage to a larger place" in said

@@ -33,7 +33,7 @@ class TokenLoss:
     """The summed loss of a batch, by the model's own forward.
 
     Fused where the output embedding is a linear layer without bias and what the model returns as logits is what that layer returned: a model that
-    scales or caps its logits afterwards is noticed at its first batch, and trained with whole logits from there on. So is one in
+    scales or caps its logits afterwards is noticed on the first tokens, and trained with whole logits. So is one in
     fp16, where gradients have to be multiplied by the loss scale before they are rounded.
     """
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from zerofleet.benchmarks.rank_group import Group, requests
 from zerofleet.cluster.commits import Committer
-from zerofleet.cluster.snapshot_writer import SnapshotWriter, remove_snapshots, snapshot_folder
+from zerofleet.cluster.snapshot_hasher import SnapshotHasher
+from zerofleet.cluster.snapshot_writer import MAPPED_BYTES, SnapshotWriter, remove_snapshots, snapshot_folder
 from zerofleet.trainer.checkpoint.commit import commit
 from zerofleet.trainer.checkpoint.format import Manifest
+from zerofleet.trainer.checkpoint.mappings import Mappings
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.loop import nothing_to_do
@@ -51,13 +53,17 @@ def serve_saves(config: TrainConfig, connections: list[Connection]) -> None:
             tell(event.data["message"])
 
     committer = Committer(commit_and_tell)
-    writer = SnapshotWriter(run.storage, hear)
+    mappings = Mappings(MAPPED_BYTES)
+    writer, hasher = SnapshotWriter(run.storage, hear, mappings), SnapshotHasher(mappings)
     try:
         for _, event in requests(connections):
-            writer.order(event.data["path"], event.rank, CheckpointId(**event.data["checkpoint"]))
+            path, checkpoint = event.data["path"], CheckpointId(**event.data["checkpoint"])
+            if not writer.order(path, event.rank, checkpoint) and path:
+                hasher.order(Path(path), event.rank)
     finally:
         writer.close()
         committer.close()
+        hasher.close()
         remove_snapshots(snapshots_of(config))
 
 

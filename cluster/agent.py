@@ -23,9 +23,10 @@ from zerofleet.cluster.replicator import Replicator
 from zerofleet.cluster.results import ResultLog
 from zerofleet.cluster.snapshot_hasher import SnapshotHasher
 from zerofleet.cluster.snapshot_server import SnapshotServer
-from zerofleet.cluster.snapshot_writer import SnapshotWriter, remove_snapshots
+from zerofleet.cluster.snapshot_writer import MAPPED_BYTES, SnapshotWriter, remove_snapshots
 from zerofleet.cluster.spec import AttemptSpec, NodeSpec, RankSpec, SnapshotInfo
 from zerofleet.cluster.stacks import RankStack
+from zerofleet.trainer.checkpoint.mappings import Mappings
 from zerofleet.trainer.checkpoint.remote import Peer, write_holders
 from zerofleet.trainer.checkpoint.snapshot import find_snapshots
 from zerofleet.trainer.errors import StorageError
@@ -54,9 +55,10 @@ class NodeAgent:
         self._logs = Path(folder)
         self._logs.mkdir(parents=True, exist_ok=True)
         self._snapshots = Path(spec.snapshots) if spec.snapshots else None
-        self._writer = SnapshotWriter(Storage(spec.storage_url), self._emit)
-        self._replicator = Replicator(self._emit)
-        self._hasher = SnapshotHasher()
+        self._mappings = Mappings(MAPPED_BYTES)
+        self._writer = SnapshotWriter(Storage(spec.storage_url), self._emit, self._mappings)
+        self._replicator = Replicator(self._emit, self._mappings)
+        self._hasher = SnapshotHasher(self._mappings)
         self._server = (
             SnapshotServer(self._snapshots, spec.address, spec.secret) if self._snapshots and spec.secret else None
         )
@@ -137,6 +139,7 @@ class NodeAgent:
         self._hasher.close()
         if self._server:
             self._server.close()
+        self._mappings.clear()
         if self._snapshots and not keep_snapshots:
             remove_snapshots(self._snapshots)
         if self._spec.log_folder is None and self._upload_logs():
@@ -169,10 +172,9 @@ class NodeAgent:
         if event.kind != "snapshot":
             return
         path, checkpoint = event.data["path"], CheckpointId(**event.data["checkpoint"])
-        if path:
+        is_hashed = event.data["durable"] and self._writer.order(path, event.rank, checkpoint)
+        if path and not is_hashed:
             self._hasher.order(Path(path), event.rank)
-        if event.data["durable"]:
-            self._writer.order(path, event.rank, checkpoint)
         if event.data["replicate"]:
             self._replicator.order(path, event.rank, checkpoint, event.data["world_size"])
 

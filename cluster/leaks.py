@@ -1,4 +1,5 @@
-"""What dead drivers have left on this machine: local Rays, snapshots in memory, folders in the temporary directory. Removes nothing."""
+"""What dead drivers and ranks have left on this machine: local Rays, snapshots and other files in memory, folders in the temporary directory.
+Removes nothing."""
 
 from __future__ import annotations
 
@@ -18,9 +19,12 @@ from zerofleet.cluster.snapshot_writer import MEMORY
 from zerofleet.trainer.checkpoint.snapshot import find_snapshots
 
 TEMP_PREFIX = "zerofleet-"
-"""Of folders for logs, wandb's files and exports (cluster/agent.py, launch/backends/local.py, ...)."""
+"""Of folders for logs, wandb's files and exports (cluster/agent.py, launch/backends/local.py, ...), and of files that ranks share
+(trainer/host_collectives.py)."""
 LEAST_AGE_S = 3600.0
 """A folder in the temporary directory that changed later is left alone, whoever uses it."""
+LEAST_START_S = 60.0
+"""What ranks share has a name until all of them have it."""
 _MIB = 2**20
 
 
@@ -32,10 +36,14 @@ def local_leaks(memory: Path = MEMORY) -> Iterator[Check]:
         processes = leftover.processes()
         doomed |= {process.pid for process in processes}
         yield _local_ray(leftover, processes)
-    folders = _snapshot_folders(memory)
+    folders, shared = _snapshot_folders(memory), _shared_files(memory)
     temporary = _temporary_folders({leftover.folder for leftover in leftovers()})
-    used = users_of([*folders, *temporary])
+    used = users_of([*folders, *shared, *temporary])
     yield from (_snapshots(folder) for folder in folders if not used[folder] - doomed)
+    for path in shared:
+        with contextlib.suppress(FileNotFoundError):  # its ranks have it now
+            if not used[path] - doomed:
+                yield _shared(path)
     yield from (_temporary(folder) for folder in temporary if not used[folder] - doomed)
 
 
@@ -62,6 +70,24 @@ def _snapshots(folder: Path) -> Check:
     go_on = f"zerofleet resume {run} goes on from them" if steps else "nothing can go on from them"
     text = f"snapshots of run {run} ({newest}), which no process uses: {cost}; {go_on}. Without that: rm -r {shlex.quote(str(folder))}"
     return Check("warn", "snapshots", text)
+
+
+def _shared_files(memory: Path) -> list[Path]:
+    """This user's, through which ranks would have exchanged gradients: they lose their name as soon as all ranks have them, unless a rank is
+    killed before."""
+    found = []
+    for path in memory.glob(f"{TEMP_PREFIX}*"):
+        with contextlib.suppress(OSError):  # it has lost its name
+            state = path.stat()
+            is_ours = path.is_file() and state.st_uid == os.getuid()
+            if is_ours and time.time() - state.st_mtime > LEAST_START_S:
+                found.append(path)
+    return sorted(found)
+
+
+def _shared(path: Path) -> Check:
+    text = f"{path}, of ranks that were killed while they started: {path.stat().st_blocks * 512 / _MIB:,.1f} MiB of memory. rm {shlex.quote(str(path))}"
+    return Check("warn", "shared memory", text)
 
 
 def _temporary_folders(recorded: set[Path]) -> list[Path]:

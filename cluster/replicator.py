@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from zerofleet.trainer.checkpoint.format import DamagedFile
+from zerofleet.trainer.checkpoint.mappings import Mappings
 from zerofleet.trainer.checkpoint.remote import Peer, receive, send
 from zerofleet.trainer.checkpoint.snapshot import Snapshot, open_snapshot
 from zerofleet.trainer.events import Event
@@ -30,8 +31,8 @@ class Replicator:
     of all other parts, and those lie here.
     """
 
-    def __init__(self, emit: Callable[[Event], None]) -> None:
-        self._emit = emit
+    def __init__(self, emit: Callable[[Event], None], mappings: Mappings) -> None:
+        self._emit, self._mappings = emit, mappings
         self._buddy: Peer | None = None
         self._pinned: list[Snapshot] = []
         self._lock = threading.Lock()
@@ -46,7 +47,7 @@ class Replicator:
 
     def order(self, path: str | None, rank: int, checkpoint: CheckpointId, world_size: int) -> None:
         """Returns at once; from here on no rank overwrites the snapshot. Without a path there was none."""
-        if path and (snapshot := _open(Path(path), checkpoint)):
+        if path and (snapshot := self._open(Path(path), checkpoint)):
             with self._lock:
                 self._pinned.append(snapshot)
         self._orders.put((Path(path) if path else None, rank, checkpoint, world_size))
@@ -70,7 +71,7 @@ class Replicator:
         while (order := self._orders.get()) is not None:
             path, rank, checkpoint, world_size = order
             started, message = time.time(), ""
-            snapshot = _open(path, checkpoint) if path else None  # pinned once more: `release` may come meanwhile
+            snapshot = self._open(path, checkpoint) if path else None  # pinned once more: `release` may come meanwhile
             try:
                 if snapshot is None:
                     message = f"rank {rank} had no snapshot of it: no buffer was free, or it was overwritten at once"
@@ -87,14 +88,13 @@ class Replicator:
             where = (checkpoint.attempt, rank, checkpoint.step, "snapshot")
             self._emit(Event("replicated", *where, started, time.time() - started, data))
 
-
-def _open(path: Path, checkpoint: CheckpointId) -> Snapshot | None:
-    """None when it is not that of the checkpoint (any more)."""
-    snapshot = open_snapshot(path)
-    if snapshot is not None and snapshot.meta.checkpoint != checkpoint:
-        snapshot.close()
-        return None
-    return snapshot
+    def _open(self, path: Path, checkpoint: CheckpointId) -> Snapshot | None:
+        """None when it is not that of the checkpoint (any more)."""
+        snapshot = open_snapshot(path, self._mappings)
+        if snapshot is not None and snapshot.meta.checkpoint != checkpoint:
+            snapshot.close()
+            return None
+        return snapshot
 
 
 def _send(snapshot: Snapshot, buddy: Peer) -> str:

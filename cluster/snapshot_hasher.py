@@ -10,6 +10,7 @@ import os
 import threading
 from pathlib import Path
 
+from zerofleet.trainer.checkpoint.mappings import Mappings
 from zerofleet.trainer.checkpoint.snapshot import hash_snapshot
 
 _NICE = 19
@@ -18,7 +19,8 @@ _NICE = 19
 class SnapshotHasher:
     """The newest snapshot of every rank. One that is overwritten before its turn comes has no digest."""
 
-    def __init__(self) -> None:
+    def __init__(self, mappings: Mappings) -> None:
+        self._mappings = mappings
         self._orders: dict[int, Path] = {}
         self._changed = threading.Condition()
         self._is_closing = False
@@ -41,7 +43,7 @@ class SnapshotHasher:
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while (path := self._take()) is not None:
-            hash_snapshot(path, lambda: self._is_closing)
+            hash_snapshot(path, lambda: self._is_closing, self._mappings)
 
     def _take(self) -> Path | None:
         """None when it is to end."""

@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import xxhash
 
 from zerofleet.cluster.policy.backoff import Backoff
 from zerofleet.cluster.results import ResultLog
-from zerofleet.trainer.checkpoint.commit import Draft, Written, partial_digests
-from zerofleet.trainer.checkpoint.format import DamagedFile, RankFile, write_payload
+from zerofleet.trainer.checkpoint.commit import Draft, Written
+from zerofleet.trainer.checkpoint.format import DamagedFile, describe_payload, write_payload
+from zerofleet.trainer.checkpoint.mappings import Mappings
 from zerofleet.trainer.checkpoint.remote import forget_holders
 from zerofleet.trainer.checkpoint.snapshot import REPLICAS, Snapshot, open_snapshot, snapshot_files
 from zerofleet.trainer.errors import StorageError
@@ -29,6 +30,9 @@ from zerofleet.trainer.storage import Storage
 
 MEMORY = Path("/dev/shm")
 """The file system in memory that every Linux host has."""
+MAPPED_BYTES = 4 << 30
+"""Of snapshot buffers, that a node agent keeps mapped. With more it would be, to the kernel, the node's largest process when memory runs out;
+and nodes with so much state have cores to spare."""
 _NICE = 19
 """The ranks go first: what is written in the background takes what they leave."""
 _REMEMBERED = 32
@@ -39,6 +43,8 @@ _TOLD_EVERY = 10
 _log = logging.getLogger(__name__)
 
 Emit = Callable[[Event], None]
+Scanned = tuple[list[str], dict[str, int]]
+"""Snapshot.scan's."""
 
 
 def snapshot_folder(run: RunFolder) -> str:
@@ -73,26 +79,39 @@ class Order:
 class SnapshotWriter:
     """One order after the other, each tried until storage takes it. Results are events: `written`, or `unwritten` with why."""
 
-    def __init__(self, storage: Storage, emit: Emit) -> None:
-        self._storage, self._emit = storage, emit
+    def __init__(self, storage: Storage, emit: Emit, mappings: Mappings) -> None:
+        self._storage, self._emit, self._mappings = storage, emit, mappings
         self._written: dict[tuple[CheckpointId, int], Written] = {}
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._closing = threading.Event()
+        self._num_waiting = 0
+        """Orders that are not settled."""
+        self._lock = threading.Lock()
+        self._scans = ThreadPoolExecutor(1, "snapshot-scan", initializer=_yield_to_ranks)
         self._thread = threading.Thread(target=self._run, name="snapshot-writer", daemon=True)
         self._thread.start()
 
-    def order(self, path: Path | str | None, rank: int, checkpoint: CheckpointId) -> None:
-        """Returns at once; from here on no rank overwrites the snapshot. Without a path there was none."""
-        self._orders.put(Order(rank, checkpoint, open_snapshot(Path(path)) if path else None))
+    def order(self, path: Path | str | None, rank: int, checkpoint: CheckpointId) -> bool:
+        """Returns at once; from here on no rank overwrites the snapshot. Without a path there was none.
+
+        Returns whether its turn is now: its digest is known soon then, and else when its turn comes.
+        """
+        snapshot = open_snapshot(Path(path), self._mappings) if path else None
+        with self._lock:
+            self._num_waiting += 1
+            is_first = self._num_waiting == 1
+        self._orders.put(Order(rank, checkpoint, snapshot))
+        return is_first
 
     def close(self) -> None:
         """Gives up what has not been written."""
         self._closing.set()
         self._orders.put(None)
         self._thread.join()
+        self._scans.shutdown(cancel_futures=True)
 
     def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        _yield_to_ranks()
         while (order := self._orders.get()) is not None and not self._closing.is_set():
             started = time.time()
             try:
@@ -103,6 +122,8 @@ class SnapshotWriter:
             finally:
                 if order.pinned is not None:
                     order.pinned.close()
+                with self._lock:
+                    self._num_waiting -= 1
 
     def _write(self, order: Order, started: float) -> None:
         snapshot, known = order.pinned, self._written.get((order.checkpoint, order.rank))
@@ -111,21 +132,21 @@ class SnapshotWriter:
         if snapshot is None or snapshot.meta.checkpoint != order.checkpoint:
             why = "its buffer was not free, or was overwritten before it could be pinned"
             return self._say_unwritten(order, started, why)
-        # Beside the write, not before it: the disk would have nothing to do meanwhile.
-        with ThreadPoolExecutor(1, "digests") as pool:
-            digests = pool.submit(partial_digests, snapshot.fragments())
-            rank_file = self._write_file(order, snapshot, started)
-        if rank_file is not None:
+        scanned = self._write_file(order, snapshot, started)
+        if scanned is not None:
             meta = snapshot.meta
+            where = meta.checkpoint, meta.rank, meta.world_size
             try:
-                snapshot.check(rank_file.blocks)
+                hashes, digests = scanned.result()
             except DamagedFile as error:
                 self._storage.remove(meta.checkpoint.rank_file(meta.rank, meta.world_size))
                 return self._say_unwritten(order, started, f"its snapshot in memory is damaged: {error}")
             draft = Draft.from_dict(meta.draft) if meta.draft else None
             # All of them: their rank tells the newest after its next step, and of those before nobody may have heard either.
-            arguments = (meta.checkpoint, meta.rank, meta.world_size, rank_file, digests.result(), draft, meta.events)
-            written = self._written[order.checkpoint, order.rank] = Written(*arguments)
+            rank_file = describe_payload(*where, snapshot.payload, meta.header_bytes, hashes)
+            written = self._written[order.checkpoint, order.rank] = Written(
+                *where, rank_file, digests, draft, meta.events
+            )
             if len(self._written) > _REMEMBERED:
                 del self._written[next(iter(self._written))]
             self._say("written", order, started, **written.to_dict())
@@ -137,12 +158,15 @@ class SnapshotWriter:
         except (FileNotFoundError, StorageError):
             return False
 
-    def _write_file(self, order: Order, snapshot: Snapshot, started: float) -> RankFile | None:
+    def _write_file(self, order: Order, snapshot: Snapshot, started: float) -> Future[Scanned] | None:
         """Until storage takes it. None when this writer is closed before: that is told here."""
         backoff = Backoff()
         while True:
+            # With every try, since memory may change between two; and beside it: the disk would have nothing to do meanwhile.
+            scanned = self._scans.submit(_scan, snapshot)
             try:
-                return self._try(snapshot)
+                self._try(snapshot)
+                return scanned
             except StorageError as error:
                 pause_s = backoff.next()
                 if backoff.failures == 1 or backoff.failures % _TOLD_EVERY == 0:
@@ -152,18 +176,20 @@ class SnapshotWriter:
                 if self._closing.wait(pause_s):
                     self._say_unwritten(order, started, str(error))
                     return None
+            finally:
+                wait([scanned])
 
-    def _try(self, snapshot: Snapshot) -> RankFile:
+    def _try(self, snapshot: Snapshot) -> None:
         meta = snapshot.meta
-        arguments = (self._storage, meta.checkpoint, meta.rank, meta.world_size, snapshot.payload, meta.header_bytes)
+        arguments = (self._storage, meta.checkpoint, meta.rank, meta.world_size, snapshot.payload)
         try:
-            return write_payload(*arguments)
+            write_payload(*arguments)
         except FileExistsError:
             if self._storage.exists(meta.checkpoint.manifest):
                 raise  # it is committed: nothing of it is ever written again
             # Of an earlier try that only seemed to fail, or of an agent that ended: nobody else writes for this attempt.
             self._storage.remove(meta.checkpoint.rank_file(meta.rank, meta.world_size))
-            return write_payload(*arguments)
+            write_payload(*arguments)
 
     def _say_unwritten(self, order: Order, started: float, why: str) -> None:
         self._say("unwritten", order, started, checkpoint=asdict(order.checkpoint), message=why)
@@ -171,3 +197,15 @@ class SnapshotWriter:
     def _say(self, kind: str, order: Order, started: float, **data: Any) -> None:
         where = (order.checkpoint.attempt, order.rank, order.checkpoint.step, "save")
         self._emit(Event(kind, *where, started, time.time() - started, data))
+
+
+def _scan(snapshot: Snapshot) -> Scanned:
+    """Raises DamagedFile when it is not what was taken, as far as that is known."""
+    hashes, digests = snapshot.scan()
+    snapshot.check(hashes)
+    return hashes, digests
+
+
+def _yield_to_ranks() -> None:
+    """Of the thread that calls it."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

@@ -9,6 +9,7 @@ from zerofleet.k8s.profile import Profile
 from zerofleet.k8s.workload import RAY_END_S, Workload, grace_s
 
 JOB_FOLDER = "/etc/zerofleet"
+SCRATCH_FOLDER = "/mnt/scratch"
 NODE_NAME = "ZEROFLEET_NODE"
 """The variable by which ranks and node agents know the name of their Kubernetes node (trainer/node_name.py)."""
 GCS_ADDRESS = "127.0.0.1:6379"
@@ -71,9 +72,11 @@ def head_environment(profile: Profile, workload: Workload) -> dict[str, str]:
 
 
 def worker_environment(profile: Profile) -> dict[str, str]:
-    """What NCCL and gloo need to know of the fabric."""
+    """What NCCL and gloo need to know of the fabric, and where the node's own disk is."""
     fabric = profile.fabric
     found = {"GLOO_SOCKET_IFNAME": fabric.interface}
+    if profile.workers.scratch:
+        found["ZEROFLEET_SCRATCH"] = SCRATCH_FOLDER
     if not profile.workers.gpus:
         return found
     found |= {
@@ -118,6 +121,30 @@ def before_end(profile: Profile, workload: Workload, *more: str) -> dict[str, An
 def memory_volume(num_bytes: int) -> dict[str, Any]:
     """/dev/shm: without one, KubeRay makes one of the whole memory limit."""
     return {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{num_bytes >> 20}Mi"}}
+
+
+def scratch_volumes(profile: Profile) -> list[dict[str, Any]]:
+    """Of a worker: its node's own disk."""
+    scratch = profile.workers.scratch
+    if scratch is None:
+        return []
+    size = f"{scratch.size_gib}Gi"
+    if scratch.host_path:
+        source: dict[str, Any] = {"hostPath": {"path": scratch.host_path, "type": "Directory"}}
+    elif scratch.storage_class:
+        claim = {
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": scratch.storage_class,
+            "resources": {"requests": {"storage": size}},
+        }
+        source = {"ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
+    else:
+        source = {"emptyDir": {"sizeLimit": size}}
+    return [{"name": "scratch", **source}]
+
+
+def scratch_mounts(profile: Profile) -> list[dict[str, Any]]:
+    return [{"name": "scratch", "mountPath": SCRATCH_FOLDER}] if profile.workers.scratch else []
 
 
 def shared_volumes(profile: Profile) -> list[dict[str, Any]]:

@@ -14,6 +14,8 @@ from zerofleet.k8s.containers import (
     mounts,
     own_environment,
     pod_basics,
+    scratch_mounts,
+    scratch_volumes,
     shared_volumes,
     worker_environment,
 )
@@ -76,7 +78,7 @@ def worker_pod(profile: Profile, workload: Workload) -> dict[str, Any]:
         **_image(profile),
         "resources": _equal(worker_resources(profile)),
         **environment(profile, {**own_environment(profile, workload), **worker_environment(profile)}),
-        "volumeMounts": mounts(profile),
+        "volumeMounts": [*mounts(profile), *scratch_mounts(profile)],
         "securityContext": container_security(("IPC_LOCK",) if fabric.ipc_lock else ()),
         "lifecycle": before_end(profile, workload, "--leave"),
     }
@@ -86,7 +88,11 @@ def worker_pod(profile: Profile, workload: Workload) -> dict[str, Any]:
         "affinity": _affinity(profile, workload),
         "terminationGracePeriodSeconds": grace_s(profile, workload),
         "containers": [container],
-        "volumes": [memory_volume(shm_bytes(profile, workload)), *shared_volumes(profile)],
+        "volumes": [
+            memory_volume(shm_bytes(profile, workload)),
+            *shared_volumes(profile),
+            *scratch_volumes(profile),
+        ],
     }
     if profile.workers.runtime_class:
         spec["runtimeClassName"] = profile.workers.runtime_class

@@ -40,6 +40,15 @@ class HeadPool(Section):
     """Memory of the head pod in GiB."""
 
 
+class ScratchConfig(Section):
+    size_gib: PositiveInt
+    """Room in GiB that a worker pod may use of it."""
+    storage_class: str | None = None
+    """StorageClass that makes a volume on the node's own disks for the life of the pod (TopoLVM, local NVMe). Without one it is an emptyDir, on the disk of the kubelet."""
+    host_path: Annotated[str, Field(pattern=r"^/[^\s:]+$")] | None = None
+    """Folder of the node instead, such as where its NVMe disks are mounted. Breaks pod security `restricted` and `baseline`, must be writable for `security.run_as_user`, and nothing empties it."""
+
+
 class WorkerPool(Section):
     node_selector: dict[str, str] = Field(default_factory=dict)
     """Labels of the nodes that workers run on."""
@@ -57,6 +66,8 @@ class WorkerPool(Section):
     """Memory of a node that pods can have, in GiB. A worker pod takes all of it; /dev/shm counts against it."""
     ephemeral_storage_gib: NonNegativeInt = 0
     """Local disk that a worker pod asks for, in GiB; 0 asks for none."""
+    scratch: ScratchConfig | None = None
+    """Fast local disk of a worker, for the shards that `data.stream` fetches ahead. Without one they lie on the claim, which all nodes share."""
     max_nodes: NonNegativeInt = 0
     """Nodes of this pool; 0: not known."""
     runtime_class: str | None = None

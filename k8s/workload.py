@@ -39,6 +39,8 @@ class Workload:
     """Every local path of the recipe, run.storage included."""
     urls: tuple[LocalPath, ...]
     """Every URL of the recipe."""
+    stream_bytes: int
+    """Most bytes of shards that a node keeps on its disk; 0: the data is not streamed."""
     wants_wandb: bool
     parameters: int | None
     """Of the model; none when nothing says how many."""

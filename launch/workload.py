@@ -61,6 +61,7 @@ def workload_of(job: JobConfig, profile: Profile, num_parameters: int | None = N
         cluster=job.cluster,
         paths=tuple(file for file in files if "://" not in file.path),
         urls=tuple(file for file in files if "://" in file.path),
+        stream_bytes=job.data.stream.max_bytes if job.data.stream else 0,
         wants_wandb=job.tracking.wandb.enabled,
         parameters=parameters,
         checkpoint_bytes=sizes.checkpoint_bytes,

@@ -119,7 +119,7 @@ def open_collectives(rank: int, world_size: int) -> HostCollectives | None:
     is_everywhere = torch.tensor(found is not None, dtype=torch.int32)
     dist.all_reduce(is_everywhere, dist.ReduceOp.MIN)
     if rank == 0 and name[0]:
-        Path(name[0]).unlink()
+        Path(name[0]).unlink(missing_ok=True)
     if found is None or not int(is_everywhere):
         return None
     return HostCollectives(torch.frombuffer(found, dtype=torch.uint8).view(world_size, 2, PIECE_BYTES), rank)

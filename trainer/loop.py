@@ -30,7 +30,7 @@ from zerofleet.trainer.flops import device_peak
 from zerofleet.trainer.keeper import Keeper
 from zerofleet.trainer.model import DTYPES, check, config_digest
 from zerofleet.trainer.own_time import own_time
-from zerofleet.trainer.probe import check_probe, probe_batch
+from zerofleet.trainer.probe import PROBE_TOKENS, check_probe, probe_batch
 from zerofleet.trainer.reporter import Fault, Reporter, no_fault
 from zerofleet.trainer.restore import Restore
 from zerofleet.trainer.run_folder import RunFolder
@@ -181,7 +181,7 @@ class Loop:
             self.losses.restore(manifest.recent_losses)
             self.keeper.restored(manifest.step, self.record.from_memory)
             if not self.record.from_memory:  # what is in memory was computed by this very code a moment ago
-                check_probe(self._probe(), manifest, versions(), self.device)
+                check_probe(self._probe(manifest.probe_tokens), manifest, versions(), self.device)
 
     # -- the run ---------------------------------------------------------------------------------------------------
     def run(self) -> None:
@@ -343,9 +343,9 @@ class Loop:
             loss = total.loss_sum / total.num_tokens
             self.reporter.hold("eval", "eval", start, time.perf_counter() - began, loss=loss, tokens=total.num_tokens)
 
-    def _probe(self) -> float:
+    def _probe(self, num_tokens: int = PROBE_TOKENS) -> float:
         """The probe loss of the weights as they are, nats per token. Collective at stage 3."""
-        batch = probe_batch(self.cache, self.config.data.document_mask)
+        batch = probe_batch(self.cache, self.config.data.document_mask, num_tokens)
         with self.built.evaluating():
             loss = float(self._loss(batch))
         return loss / max(1, batch.num_tokens)

@@ -18,20 +18,20 @@ from zerofleet.trainer.data.feed import MicroBatch, read_block
 from zerofleet.trainer.data.sequences import IGNORED_LABEL
 from zerofleet.trainer.errors import UserError, WrongProbe
 
-PROBE_TOKENS = 64
+PROBE_TOKENS = 16
 """Of one sequence: enough for every weight to take part, and too few to be felt beside a save."""
 TOLERANCES: dict[str, float] = {"fp32": 1e-4, "fp16": 1e-3, "bf16": 5e-3}
 """Relative. About the unit roundoff of what is multiplied (fp16 2^-11, bf16 2^-8; fp32 as a device that multiplies in TF32, 2^-11,
 makes of it after averaging): another kernel or processor stays below, another formula does not."""
 
 
-def probe_batch(cache: DataCache, document_mask: bool) -> MicroBatch:
+def probe_batch(cache: DataCache, document_mask: bool, num_tokens: int = PROBE_TOKENS) -> MicroBatch:
     """The beginning of the first held-out sequence, or of the first training sequence where nothing is held out: a block of one
-    sequence of at most PROBE_TOKENS tokens, the same on every rank and in every attempt."""
+    sequence of at most `num_tokens` tokens, the same on every rank and in every attempt."""
     store = cache.heldout if cache.heldout.num_sequences else cache.train
     whole = read_block(store, 0, np.zeros(1, dtype=np.int64), 1, document_mask)
-    inputs = {name: values[:, :PROBE_TOKENS] for name, values in whole.inputs.items()}
-    labels = whole.labels[:, :PROBE_TOKENS]
+    inputs = {name: values[:, :num_tokens] for name, values in whole.inputs.items()}
+    labels = whole.labels[:, :num_tokens]
     return replace(whole, inputs=inputs, labels=labels, num_tokens=int((labels != IGNORED_LABEL).sum()))
 
 

@@ -22,7 +22,12 @@ _APART = re.compile(
 )
 _NODES = re.compile(r"\d+/(\d+) nodes are available")
 _NO_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" (?:not found|is being deleted)', re.IGNORECASE)
-_UNBOUND = ("unbound immediate PersistentVolumeClaim", "waiting for first consumer")
+_UNBOUND = (
+    "unbound immediate PersistentVolumeClaim",
+    "waiting for first consumer",
+    "waiting for ephemeral volume controller to create the persistentvolumeclaim",
+    "did not have enough free storage",
+)
 _OF_SYSTEM = ("node-role.kubernetes.io/", "node.kubernetes.io/", "node.cloudprovider.kubernetes.io/")
 """Taints of nodes that are not meant for jobs, or are broken."""
 
@@ -141,9 +146,14 @@ def _named(pod: dict[str, Any], name: str, message: str, words: str, nodes: str)
 
 
 def _mounted(pod: dict[str, Any]) -> list[str]:
-    """Names of its claims."""
-    volumes = pod["spec"].get("volumes", [])
-    return [v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v]
+    """Names of its claims, those included that the pod brings itself: Kubernetes names them after pod and volume."""
+    found = []
+    for volume in pod["spec"].get("volumes", []):
+        if "persistentVolumeClaim" in volume:
+            found.append(volume["persistentVolumeClaim"]["claimName"])
+        elif "ephemeral" in volume:
+            found.append(f"{pod['metadata']['name']}-{volume['name']}")
+    return found
 
 
 def _asked(pod: dict[str, Any], resource: str) -> str:

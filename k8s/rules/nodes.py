@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from zerofleet.cluster.config import Finding
@@ -9,6 +10,8 @@ from zerofleet.k8s.profile import GIB, Profile
 from zerofleet.k8s.rules.naming import error, warning
 from zerofleet.k8s.workload import Workload, object_store_bytes, shm_besides_buffers_bytes, shm_bytes
 
+_MOST_FILLED = 0.9
+"""Of a scratch volume: the rest is the file system's, and of shards that a rank still reads when they have lost their place."""
 _LEAST_OBJECT_STORE_BYTES = 75 << 20
 """Ray's OBJECT_STORE_MINIMUM_MEMORY_BYTES."""
 
@@ -20,6 +23,7 @@ def nodes(profile: Profile, workload: Workload) -> Iterator[Finding]:
     yield from _shared_memory(profile, workload)
     yield from _placement(profile)
     yield from _fabric(profile, workload)
+    yield from _scratch(profile, workload)
 
 
 def _gpus(profile: Profile, workload: Workload) -> Iterator[Finding]:
@@ -186,4 +190,36 @@ def _fabric(profile: Profile, workload: Workload) -> Iterator[Finding]:
         yield error(
             "fabric.hca",
             "NCCL_IB_* are for InfiniBand and RoCE, EFA takes no notice of them: remove fabric.hca and fabric.gid_index",
+        )
+
+
+def _scratch(profile: Profile, workload: Workload) -> Iterator[Finding]:
+    pool, scratch = profile.workers, profile.workers.scratch
+    if scratch is None:
+        return
+    if scratch.storage_class and scratch.host_path:
+        yield error(
+            "workers.scratch",
+            "it names a StorageClass and a folder of the node, and a volume is one of them: remove one",
+        )
+    if workload.stream_bytes > _MOST_FILLED * scratch.size_gib * GIB:
+        yield error(
+            "workers.scratch.size_gib",
+            f"it is {scratch.size_gib} and data.stream.max_bytes={workload.stream_bytes} ({workload.stream_bytes / GIB:.1f} GiB) of shards will fill it, "
+            f"besides what the file system takes: the pod would be evicted, or its disk full. Raise it to {math.ceil(workload.stream_bytes / GIB / _MOST_FILLED)}, "
+            "or lower data.stream.max_bytes",
+        )
+    user = profile.security.run_as_user
+    if scratch.host_path and user != 0:
+        yield warning(
+            "workers.scratch.host_path",
+            f"Kubernetes changes no owner of a node's folder (fsGroup is not for it): make {scratch.host_path} writable for user "
+            f"{user if user is not None else 'ids of this namespace'} on every node, or no rank can write there",
+        )
+    is_of_kubelet = not (scratch.storage_class or scratch.host_path)
+    if is_of_kubelet and pool.ephemeral_storage_gib <= scratch.size_gib:
+        yield error(
+            "workers.ephemeral_storage_gib",
+            f"an emptyDir of {scratch.size_gib} GiB is a part of it, besides logs and what containers write, and it is {pool.ephemeral_storage_gib}: "
+            f"set it to more than {scratch.size_gib}, so that the pod goes where there is room",
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from zerofleet.cluster.config import Finding
-from zerofleet.k8s.containers import NODE_NAME, head_environment, own_environment, worker_environment
+from zerofleet.k8s.containers import NODE_NAME, SCRATCH_FOLDER, head_environment, own_environment, worker_environment
 from zerofleet.k8s.profile import Profile
 from zerofleet.k8s.rules.naming import error, warning
 from zerofleet.k8s.workload import Workload
@@ -62,6 +62,12 @@ def pod_security_findings(profile: Profile) -> Iterator[Finding]:
             "fabric.host_network",
             f"{refused}: the host's network is in neither `restricted` nor `baseline`. Use fabric.networks (Multus, SR-IOV), or a "
             "namespace with `privileged`",
+        )
+    if profile.workers.scratch and profile.workers.scratch.host_path and level != "privileged":
+        yield error(
+            "workers.scratch.host_path",
+            f"{refused}: folders of the node are in neither `restricted` nor `baseline`. Use scratch.storage_class (a provisioner of local "
+            "volumes), remove both for an emptyDir, or use a namespace with `privileged`",
         )
     if user == 0 and level == "restricted":
         yield error(
@@ -184,7 +190,7 @@ def _storage(profile: Profile, workload: Workload) -> Iterator[Finding]:
         )
     taken = [
         path
-        for path in _TAKEN_FOLDERS
+        for path in (*_TAKEN_FOLDERS, *([SCRATCH_FOLDER] if profile.workers.scratch else []))
         if mount == path or path.startswith(f"{mount.rstrip('/')}/") or mount.startswith(f"{path}/")
     ]
     if taken:

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from zerofleet.cluster import leaks, local
 from zerofleet.cluster.local import Leftover
+from zerofleet.trainer import host_collectives
 from zerofleet.trainer.checkpoint.buffer_set import BufferSet
 from zerofleet.trainer.checkpoint.fragments import FragmentKey
 from zerofleet.trainer.checkpoint.snapshot import SnapshotMeta
@@ -97,6 +99,24 @@ def test_snapshots_in_use_are_left_out_unless_only_a_leaked_ray_uses_them(machin
     finally:
         process.kill()
         process.wait()
+
+
+def test_what_killed_ranks_would_have_shared_is_told_unless_ranks_are_starting_with_it(machine):
+    path = machine / "shm/zerofleet-ranks-abc"
+    path.parent.mkdir()
+    path.write_bytes(b"x" * 2**20)
+    assert found(machine) == []
+    os.utime(path, (time.time() - 70,) * 2)
+    with path.open("rb"):
+        assert found(machine) == []
+    (line,) = found(machine)
+    assert line == f"shared memory: {path}, of ranks that were killed while they started: 1.0 MiB of memory. rm {path}"
+
+
+def test_the_files_that_ranks_share_are_named_as_they_are_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(host_collectives, "_FOLDER", tmp_path)
+    path = Path(host_collectives._new_file(4096))
+    assert path.parent == tmp_path and path.name.startswith(leaks.TEMP_PREFIX)
 
 
 def test_old_folders_of_ours_are_told_and_others_left(machine):

@@ -24,6 +24,7 @@ from zerofleet.cluster.snapshot_server import SnapshotServer
 from zerofleet.trainer.checkpoint.buffer_set import BufferSet
 from zerofleet.trainer.checkpoint.format import DamagedFile
 from zerofleet.trainer.checkpoint.fragments import FragmentKey, digest
+from zerofleet.trainer.checkpoint.mappings import Mappings
 from zerofleet.trainer.checkpoint.memory import SnapshotReader
 from zerofleet.trainer.checkpoint.remote import Holder, Peer, RemoteSnapshot, write_holders
 from zerofleet.trainer.checkpoint.snapshot import (
@@ -180,7 +181,7 @@ def heard() -> Heard:
 
 @pytest.fixture
 def replicator(heard) -> Iterator[Replicator]:
-    with contextlib.closing(Replicator(heard)) as made:
+    with contextlib.closing(Replicator(heard, Mappings())) as made:
         yield made
 
 

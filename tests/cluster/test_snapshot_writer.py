@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from zerofleet.cluster import snapshot_writer
 from zerofleet.cluster.policy import backoff
 from zerofleet.cluster.snapshot_writer import SnapshotWriter, remove_snapshots, snapshot_folder
 from zerofleet.trainer.checkpoint.commit import Written, assemble, commit
+from zerofleet.trainer.checkpoint.mappings import Mappings
 from zerofleet.trainer.checkpoint.reader import CheckpointReader
 from zerofleet.trainer.checkpoint.remote import write_holders
 from zerofleet.trainer.checkpoint.snapshot import find_snapshots, hash_snapshot, open_snapshot
@@ -58,7 +60,7 @@ def heard():
 
 @pytest.fixture
 def writer(run, heard):
-    writer = SnapshotWriter(run.storage, heard)
+    writer = SnapshotWriter(run.storage, heard, Mappings())
     yield writer
     writer.close()
 
@@ -83,7 +85,7 @@ def test_what_is_committed_is_never_written_again(run, writer, heard, tmp_path):
     commit(CheckpointConfig(), run, assemble(written), lambda: None)
     file = run.storage.local_path(FOUR.rank_file(0, 2))
     before = file.stat().st_mtime_ns
-    another = SnapshotWriter(run.storage, heard)  # of an agent that has not written it
+    another = SnapshotWriter(run.storage, heard, Mappings())  # of an agent that has not written it
     another.order(paths[0], 0, FOUR)
     assert "FileExistsError" in heard.of("unwritten")[0].data["message"]
     another.close()
@@ -111,7 +113,7 @@ def test_a_snapshot_is_pinned_until_it_is_written(run, heard, tmp_path, monkeypa
     write = snapshot_writer.write_payload
     monkeypatch.setattr(snapshot_writer, "write_payload", lambda *a: gate.wait(10) and write(*a))
     folder = tmp_path / "shm"
-    writer = SnapshotWriter(run.storage, heard)
+    writer = SnapshotWriter(run.storage, heard, Mappings())
     writer.order(snapshot(folder, FOUR, 0), 0, FOUR)
     for step in (5, 6, 7, 8):
         snapshot(folder, CheckpointId(step, 1), 0)
@@ -133,6 +135,61 @@ def test_a_damaged_snapshot_is_not_made_durable(run, writer, heard, tmp_path):
     assert not run.storage.exists(FOUR.rank_file(1, 2))
 
 
+def test_memory_that_changes_between_two_tries_is_not_made_durable(run, heard, tmp_path, monkeypatch):
+    monkeypatch.setattr(backoff, "FIRST_S", 0.01)
+    write, path, tries = snapshot_writer.write_payload, snapshot(tmp_path / "shm", FOUR, 1), []
+
+    def down_at_first(*arguments):
+        tries.append(1)
+        if len(tries) == 1:
+            raise StorageError("connection refused")
+        flip_payload(path)
+        return write(*arguments)
+
+    monkeypatch.setattr(snapshot_writer, "write_payload", down_at_first)
+    writer = SnapshotWriter(run.storage, heard, Mappings())
+    writer.order(path, 1, FOUR)
+    (event,) = heard.of("unwritten")
+    assert f"{path} does not hold what rank 1 put there in step 4" in event.data["message"]
+    assert not run.storage.exists(FOUR.rank_file(1, 2))
+    writer.close()
+
+
+def test_while_storage_is_down_the_digest_is_known_all_the_same(run, heard, tmp_path, monkeypatch):
+    def down(*arguments):
+        raise StorageError("connection refused")
+
+    monkeypatch.setattr(snapshot_writer, "write_payload", down)
+    writer = SnapshotWriter(run.storage, heard, Mappings())
+    path, other = (snapshot(tmp_path / "shm", FOUR, rank) for rank in (0, 1))
+    assert writer.order(path, 0, FOUR)
+    heard.of("incident")
+    assert not writer.order(other, 1, FOUR), "somebody else must hash what waits"
+    writer.close()
+    assert open_snapshot(path).digest is not None and open_snapshot(other).digest is None
+
+
+def test_buffers_are_mapped_once(run, heard, tmp_path):
+    writer = SnapshotWriter(run.storage, heard, Mappings())
+    for count in (1, 2, 3):
+        path = snapshot(tmp_path / "shm", CheckpointId(count, 1), 0)
+        writer.order(path, 0, CheckpointId(count, 1))
+        heard.of("written", count=count)
+    # Three buffers take turns: the fourth order finds the mapping of the first.
+    before = mapped(tmp_path / "shm")
+    path = snapshot(tmp_path / "shm", FOUR, 0)
+    writer.order(path, 0, FOUR)
+    heard.of("written", count=4)
+    assert mapped(tmp_path / "shm") == before and len(before) >= 3
+    writer.close()
+
+
+def mapped(folder) -> set[str]:
+    """Address and file of this process's mappings that are only read."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {f"{line.split()[0]} {line.split()[-1]}" for line in lines if str(folder) in line and " r--s " in line}
+
+
 def test_what_was_written_is_known_by_its_digest_from_then_on(writer, heard, tmp_path):
     path = snapshot(tmp_path / "shm", FOUR, 0)
     writer.order(path, 0, FOUR)
@@ -152,7 +209,7 @@ def test_an_outage_is_told_and_outlasted(run, heard, tmp_path, monkeypatch):
         return write(*arguments)
 
     monkeypatch.setattr(snapshot_writer, "write_payload", flaky)
-    writer = SnapshotWriter(run.storage, heard)
+    writer = SnapshotWriter(run.storage, heard, Mappings())
     writer.order(snapshot(tmp_path / "shm", FOUR, 0), 0, FOUR)
     heard.of("written")
     (incident,) = heard.of("incident")
@@ -182,7 +239,7 @@ def test_closing_does_not_wait_for_storage_and_says_what_was_not_written(run, he
         raise StorageError("connection refused")
 
     monkeypatch.setattr(snapshot_writer, "write_payload", down)
-    writer = SnapshotWriter(run.storage, heard)
+    writer = SnapshotWriter(run.storage, heard, Mappings())
     path = snapshot(tmp_path / "shm", FOUR, 0)
     writer.order(path, 0, FOUR)
     heard.of("incident")

@@ -21,6 +21,7 @@ from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.prepare import prepare
 from zerofleet.trainer.errors import NotFoundError, UserError
 from zerofleet.trainer.init_from import pin_init_from, resolve_init_from
+from zerofleet.trainer.probe import PROBE_TOKENS
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -98,6 +99,7 @@ def test_weights_of_which_the_code_makes_another_loss_are_refused(tmp_path, tiny
     assert manifest.probe_loss is not None and 3.0 < manifest.probe_loss < 7.0, (
         "that of some tokens of a model that knows little"
     )
+    assert manifest.probe_tokens == PROBE_TOKENS
     run.storage.remove(saved.manifest)
     run.storage.create(saved.manifest, replace(manifest, probe_loss=manifest.probe_loss * 1.001).to_bytes())
     outcome = run_attempt(config, tiny_cache, 2)

@@ -103,6 +103,48 @@ MISTAKES = [
         "error: workers.gpu_product: it is NVIDIA-H100",
     ),
     (CPU, [], {"workers__gpu_product": "A100"}, "error: workers.gpu_product: it names a GPU and workers.gpus is 0"),
+    (
+        CPU,
+        [],
+        {"workers__scratch": {"size_gib": 9}},
+        "error: workers.ephemeral_storage_gib: an emptyDir of 9 GiB is a part of it",
+    ),
+    (
+        CPU,
+        ["data.files=[]", "data.stream.url=s3://bucket/corpus"],
+        {"workers__scratch": {"size_gib": 9, "storage_class": "topolvm"}},
+        "error: workers.scratch.size_gib: it is 9 and data.stream.max_bytes=68719476736 (64.0 GiB)",
+    ),
+    (
+        CPU,
+        [],
+        {"workers__scratch": {"size_gib": 9, "host_path": "/mnt/nvme"}},
+        "error: workers.scratch.host_path: a namespace with pod security `restricted` refuses the workers",
+    ),
+    (
+        CPU,
+        [],
+        {"workers__scratch": {"size_gib": 9, "storage_class": "a", "host_path": "/b"}},
+        "error: workers.scratch: it names a StorageClass and a folder",
+    ),
+    (
+        CPU,
+        ["data.files=[]", "data.stream.url=s3://bucket/corpus"],
+        {"workers__scratch": {"size_gib": 64, "storage_class": "topolvm"}},
+        "or its disk full. Raise it to 72, or lower data.stream.max_bytes",
+    ),
+    (
+        CPU,
+        [],
+        {"workers__scratch": {"size_gib": 9, "host_path": "/mnt/nvme"}},
+        "warning: workers.scratch.host_path: Kubernetes changes no owner",
+    ),
+    (
+        CPU,
+        [],
+        {"workers__scratch": {"size_gib": 9, "storage_class": "a"}, "storage__mount_path": "/mnt/scratch"},
+        "error: storage.mount_path: /mnt/scratch would cover /mnt/scratch",
+    ),
     # fabric
     (CPU, [], {"fabric__hca": "mlx5"}, "error: fabric.hca: it has no effect with fabric.kind=tcp"),
     (H100, [], {"fabric__devices": 0}, "error: fabric.resource: infiniband needs devices in the pod"),

@@ -26,6 +26,7 @@ RULES = [
     {"policy": "DeleteCluster", "job_status": "FAILED", "ttl_s": 10},
     {"policy": "DeleteSelf", "deployment_failed": True},
 ]
+STREAM = ["data.files=[]", "data.stream.url=s3://bucket/corpus"]
 VARIANTS = {
     "volcano": (
         H100,
@@ -57,6 +58,8 @@ VARIANTS = {
         {"security__tls": True, "operator__feature_gates": ["RayClusterMTLS"], "security__auth_secret": "t"},
     ),
     "deadlines": (CPU, [], {"lifecycle__active_deadline_s": 7200, "limits__disruption_budget": False}),
+    "scratch": (CPU, STREAM, {"workers__scratch": {"size_gib": 100}, "workers__ephemeral_storage_gib": 120}),
+    "local-volume": (CPU, STREAM, {"workers__scratch": {"size_gib": 100, "storage_class": "topolvm"}}),
     "env": (CPU, [], {"env__A": "1e3", "env__B": "no", "storage__url": "s3://a/b", "storage__secret": "s"}),
 }
 """Every branch of what is rendered."""
@@ -307,6 +310,38 @@ def test_gpus_and_fabric_are_limits_of_workers_only():
     assert not [key for name in ("head", "submitter") for key in pods[name]["resources"]["limits"] if "/" in key]
     assert {"name": "FI_PROVIDER", "value": "efa"} in pods["workers"]["env"]
     assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in pods["head"]["env"]
+
+
+@pytest.mark.parametrize(
+    ("scratch", "source"),
+    [
+        ({"size_gib": 100}, {"emptyDir": {"sizeLimit": "100Gi"}}),
+        ({"size_gib": 100, "host_path": "/mnt/disks"}, {"hostPath": {"path": "/mnt/disks", "type": "Directory"}}),
+        (
+            {"size_gib": 100, "storage_class": "topolvm"},
+            {
+                "ephemeral": {
+                    "volumeClaimTemplate": {
+                        "spec": {
+                            "accessModes": ["ReadWriteOnce"],
+                            "storageClassName": "topolvm",
+                            "resources": {"requests": {"storage": "100Gi"}},
+                        }
+                    }
+                }
+            },
+        ),
+    ],
+)
+def test_a_workers_own_disk_is_where_its_ranks_look_for_it(scratch, source):
+    profile = changed_profile(CPU, workers__scratch=scratch)
+    pods = {name: template["spec"] for name, template in pods_of(rendered(profile, workload(CPU))[-1]).items()}
+    (container,) = pods["workers"]["containers"]
+    assert {"name": "scratch", **source} in pods["workers"]["volumes"]
+    assert {"name": "scratch", "mountPath": "/mnt/scratch"} in container["volumeMounts"]
+    assert {"name": "ZEROFLEET_SCRATCH", "value": "/mnt/scratch"} in container["env"]
+    for name in ("head", "submitter"):
+        assert "scratch" not in str(pods[name]).lower()
 
 
 def test_workers_alone_go_to_gpu_nodes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.checkpoints import draft
-from zerofleet.trainer.checkpoint.format import Manifest
+from zerofleet.trainer.checkpoint.format import Manifest, _sealed
 from zerofleet.trainer.data.cache import DataCache
 from zerofleet.trainer.data.sequences import SequenceStore
 from zerofleet.trainer.errors import UserError, WrongProbe
@@ -37,6 +38,14 @@ def test_the_probe_is_the_beginning_of_one_sequence_and_always_the_same(tiny_cac
     input_ids, labels = cache.heldout.read(np.zeros(1, dtype=np.int64))
     assert (batch.inputs["input_ids"] == input_ids[:, :length]).all() and (batch.labels == labels[:, :length]).all()
     assert batch.num_tokens == (batch.labels >= 0).sum() > 0
+
+
+def test_it_is_as_long_as_that_of_the_checkpoint_that_it_is_compared_with(tiny_cache):
+    cache = DataCache.open(tiny_cache.path)
+    assert probe_batch(cache, False, 8).inputs["input_ids"].shape == (1, 8)
+    body = json.loads(replace(manifest("fp32", 5.0), probe_tokens=8).to_bytes())
+    del body["probe_tokens"], body["hash"]
+    assert Manifest.from_bytes(_sealed(body)).probe_tokens == 64, "of one that was written before"
 
 
 def test_without_held_out_sequences_it_is_of_the_training_set(tiny_cache):

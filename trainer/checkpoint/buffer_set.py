@@ -19,6 +19,7 @@ import xxhash
 from zerofleet.trainer.checkpoint.buffers import DESCRIPTION_ROOM_BYTES
 from zerofleet.trainer.checkpoint.format import DamagedFile, header_of
 from zerofleet.trainer.checkpoint.fragments import FragmentKey
+from zerofleet.trainer.checkpoint.mappings import Mappings
 from zerofleet.trainer.checkpoint.preamble import DESCRIPTION_AT, Preamble, read_preamble
 from zerofleet.trainer.checkpoint.snapshot import SnapshotMeta, buffer_paths, unlock
 from zerofleet.trainer.errors import StorageError
@@ -46,8 +47,7 @@ class BufferSet:
         self._paths = buffer_paths(folder, rank)[:num_buffers]
         self._kept: int | None = None
         """The buffer that is kept, open and locked."""
-        self._mapped: dict[int, mmap.mmap] = {}
-        """By inode. Kept from snapshot to snapshot: touching a page for the first time costs several times its copy."""
+        self._mappings = Mappings(prot=mmap.PROT_READ | mmap.PROT_WRITE, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
 
     def reserve(self, num_bytes: int) -> None:
         """Takes the memory of all buffers, for snapshots of so many bytes. Raises StorageError when it is not there."""
@@ -55,7 +55,7 @@ class BufferSet:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 _reserve(file, num_bytes + DESCRIPTION_ROOM_BYTES)
-                self._map(file, num_bytes + DESCRIPTION_ROOM_BYTES)
+                self._mappings.get(path, file, num_bytes + DESCRIPTION_ROOM_BYTES)
             finally:
                 os.close(file)
 
@@ -105,7 +105,8 @@ class BufferSet:
             os.pwrite(file, description, DESCRIPTION_AT)
             if digest:
                 preamble.write_digest(file, digest)
-            yield Filling(path, [np.frombuffer(self._map(file, offset + size), np.uint8, size, offset)])
+            mapped = self._mappings.get(path, file, offset + size)
+            yield Filling(path, [np.frombuffer(mapped, np.uint8, size, offset)])
             preamble.write(file, is_complete=True)
             if keep and len(self._paths) >= _ROOM_TO_KEEP:
                 fcntl.flock(file, fcntl.LOCK_SH)
@@ -113,15 +114,6 @@ class BufferSet:
         finally:
             if self._kept != file:
                 unlock(file)
-
-    def _map(self, file: int, num_bytes: int) -> mmap.mmap:
-        """A mapping of at least the first `num_bytes` of a buffer, its pages touched."""
-        status = os.fstat(file)
-        mapped = self._mapped.get(status.st_ino)
-        if mapped is None or len(mapped) < num_bytes:
-            mapped = mmap.mmap(file, status.st_size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
-            self._mapped[status.st_ino] = mapped
-        return mapped
 
     def _let_go(self) -> None:
         if self._kept is not None:

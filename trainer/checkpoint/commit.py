@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zerofleet.trainer.checkpoint.format import Manifest, RankFile, Scalars, tensors_of
+from zerofleet.trainer.checkpoint.format import FIRST_PROBE_TOKENS, Manifest, RankFile, Scalars, tensors_of
 from zerofleet.trainer.checkpoint.fragments import FragmentKey, Tensor, add_digests, digest
 from zerofleet.trainer.checkpoint.retention import to_delete
 from zerofleet.trainer.checkpoint.select import verify_checkpoint
@@ -39,6 +39,7 @@ class Draft:
     versions: dict[str, str]
     recent_losses: list[float] = field(default_factory=list)
     probe_loss: float | None = None
+    probe_tokens: int = FIRST_PROBE_TOKENS
 
     def to_dict(self) -> dict[str, Any]:
         tensors = {name: vars(tensor) for name, tensor in self.tensors.items()}

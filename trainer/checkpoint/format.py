@@ -27,6 +27,8 @@ from zerofleet.trainer.storage import Storage
 FORMAT_VERSION = 1
 BLOCK_BYTES = 16 * 1024 * 1024
 _ALIGNMENT = 64
+FIRST_PROBE_TOKENS = 64
+"""Of the probe, where a manifest does not say it: before 0.5."""
 READING_THREADS = 2
 """Per rank: ranges that are read and verified at a time. One waits for the disk while the other hashes; more only break up what
 the disk would read in one go."""
@@ -90,6 +92,8 @@ class Manifest:
     """Losses of the newest steps, oldest first: what the next one is compared with (spikes)."""
     probe_loss: float | None = None
     """Mean loss per token of the probe (trainer/probe.py) with these weights, nats; None where none was computed."""
+    probe_tokens: int = FIRST_PROBE_TOKENS
+    """How many tokens it is of."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -225,25 +229,21 @@ def digest_of_blocks(hashes: Sequence[str]) -> str:
     return xxhash.xxh3_128_hexdigest("".join(hashes).encode())
 
 
-def write_payload(
-    storage: Storage, checkpoint: CheckpointId, rank: int, world_size: int, payload: memoryview, header_bytes: int
+def write_payload(storage: Storage, checkpoint: CheckpointId, rank: int, world_size: int, payload: memoryview) -> None:
+    """Writes and fsyncs the bytes of a rank file as a snapshot holds them."""
+    storage.write_stream(checkpoint.rank_file(rank, world_size), blocks_of(payload))
+
+
+def describe_payload(
+    checkpoint: CheckpointId, rank: int, world_size: int, payload: memoryview, header_bytes: int, hashes: list[str]
 ) -> RankFile:
-    """Writes and fsyncs the bytes of a rank file as a snapshot holds them, and hashes them meanwhile."""
-    path = checkpoint.rank_file(rank, world_size)
-    blocks = blocks_of(payload)
-    with ThreadPoolExecutor(1, "hashing") as pool:
-        hashes = pool.map(xxhash.xxh3_128_hexdigest, blocks)
-        try:
-            storage.write_stream(path, blocks)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    """The entry of a rank file with this payload, whose blocks have these hashes."""
     return RankFile(
-        path=path.rpartition("/")[2],
+        path=checkpoint.rank_file(rank, world_size).rpartition("/")[2],
         num_bytes=len(payload),
         header_bytes=header_bytes,
         header_digest=xxhash.xxh3_128_hexdigest(payload[:header_bytes]),
-        blocks=list(hashes),
+        blocks=hashes,
     )
 
 

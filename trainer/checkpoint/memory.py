@@ -84,9 +84,11 @@ class SnapshotReader(FragmentTable):
 
 def checked_digests(snapshot: Snapshot) -> dict[str, int]:
     """commit.partial_digests of a snapshot that holds what was put there, as far as that is known. Raises DamagedFile."""
-    if snapshot.digest is not None:
-        snapshot.check(snapshot.hash())
-    return partial_digests(snapshot.fragments())
+    if snapshot.digest is None:
+        return partial_digests(snapshot.fragments())
+    hashes, digests = snapshot.scan()
+    snapshot.check(hashes)
+    return digests
 
 
 def _open(

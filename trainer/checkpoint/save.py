@@ -36,6 +36,7 @@ from zerofleet.trainer.data.quarantine import Ranges, union
 from zerofleet.trainer.errors import CheckpointUnusable, StorageError, Superseded
 from zerofleet.trainer.events import Event, Report
 from zerofleet.trainer.exchange import agree
+from zerofleet.trainer.probe import PROBE_TOKENS
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 from zerofleet.trainer.spikes import RecentLosses
 from zerofleet.trainer.world import World
@@ -109,6 +110,7 @@ class Source:
             versions=versions(),
             recent_losses=self.losses.values(),
             probe_loss=probe_loss,
+            probe_tokens=PROBE_TOKENS,
         )
 
     def event(self, kind: str, step: int, start: float, duration_s: float, **data: Any) -> None:

@@ -33,11 +33,13 @@ from zerofleet.trainer.checkpoint.format import (
     parse_header,
 )
 from zerofleet.trainer.checkpoint.fragments import DTYPES, FragmentKey
+from zerofleet.trainer.checkpoint.mappings import Mappings
 from zerofleet.trainer.checkpoint.preamble import (
     Preamble,
     read_description,
     read_preamble,
 )
+from zerofleet.trainer.checkpoint.scan import scan
 from zerofleet.trainer.run_folder import CheckpointId
 
 _FILES = "rank-*.snapshot"
@@ -91,6 +93,13 @@ class Snapshot:
         """Of every block of the payload as it is now, as in a rank file."""
         return [xxhash.xxh3_128_hexdigest(block) for block in blocks_of(self.payload)]
 
+    def scan(self) -> tuple[list[str], dict[str, int]]:
+        """`hash`, and what the fragments add to the digests (commit.partial_digests), in one pass over the payload. Raises DamagedFile."""
+        try:
+            return scan(self.payload, self.header())
+        except (KeyError, ValueError, TypeError, OverflowError) as error:  # a header whose JSON is whole and wrong
+            raise DamagedFile(f"{self.path} has a header that fits none of its fragments ({error})") from error
+
     def check(self, hashes: Sequence[str]) -> str:
         """Whether the payload with these hashes is the one that was taken; from now on that is known, if it was not. Returns the
         digest. Raises DamagedFile."""
@@ -117,15 +126,16 @@ class Snapshot:
         unlock(self._file)
 
 
-def open_snapshot(path: Path) -> Snapshot | None:
-    """None when there is no complete snapshot in the file, a rank is filling it, or it is damaged: `find_snapshots` tells that."""
+def open_snapshot(path: Path, mappings: Mappings | None = None) -> Snapshot | None:
+    """None when there is no complete snapshot in the file, a rank is filling it, or it is damaged: `find_snapshots` tells that. With
+    `mappings` the file's is kept: for who reads the same buffers again and again."""
     try:
-        return _open(path)
+        return _open(path, mappings)
     except DamagedFile:
         return None
 
 
-def _open(path: Path) -> Snapshot | None:
+def _open(path: Path, mappings: Mappings | None = None) -> Snapshot | None:
     """Raises DamagedFile."""
     with contextlib.ExitStack() as stack:
         try:
@@ -143,14 +153,19 @@ def _open(path: Path) -> Snapshot | None:
         if preamble is None:
             return None
         meta = _meta(read_description(file, preamble))
-        mapped = mmap.mmap(file, preamble.offset + preamble.size, prot=mmap.PROT_READ)
+        payload = _payload(path, file, preamble, mappings)
         stack.pop_all()
-    return Snapshot(
-        path, meta, memoryview(mapped)[preamble.offset :], file, preamble
-    )  # the view keeps the mapping alive
+    return Snapshot(path, meta, payload, file, preamble)
 
 
-def hash_snapshot(path: Path, gives_up: Callable[[], bool] = lambda: False) -> None:
+def _payload(path: Path, file: int, preamble: Preamble, mappings: Mappings | None) -> memoryview:
+    """The view keeps the mapping alive."""
+    end = preamble.offset + preamble.size
+    mapped = mappings.get(path, file, end) if mappings else mmap.mmap(file, end, prot=mmap.PROT_READ)
+    return memoryview(mapped)[preamble.offset : end]
+
+
+def hash_snapshot(path: Path, gives_up: Callable[[], bool] = lambda: False, mappings: Mappings | None = None) -> None:
     """Notes the digest of the snapshot that is there, if nobody has. Without pinning it, so that no rank ever lacks a buffer
     for this: it ends without one when a rank begins to overwrite it, or as soon as `gives_up` says so."""
     try:
@@ -162,8 +177,7 @@ def hash_snapshot(path: Path, gives_up: Callable[[], bool] = lambda: False) -> N
         preamble, hashes = read_preamble(file), []
         if preamble is None or preamble.read_digest(file) is not None:
             return
-        mapped = mmap.mmap(file, preamble.offset + preamble.size, prot=mmap.PROT_READ)
-        for block in blocks_of(memoryview(mapped)[preamble.offset :]):
+        for block in blocks_of(_payload(path, file, preamble, mappings)):
             hashes.append(xxhash.xxh3_128_hexdigest(block))
             if gives_up() or read_preamble(file) != preamble:
                 return

@@ -18,6 +18,7 @@ LABELS = "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/se
 SOME_LABELS = "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) didn't match Pod's node affinity/selector."
 APART = "0/2 nodes are available: 2 node(s) didn't match pod anti-affinity rules."
 MEMORY = "0/2 nodes are available: 2 Insufficient memory."
+NO_LOCAL_ROOM = "0/3 nodes are available: 3 node(s) did not have enough free storage."
 UNBOUND = "0/3 nodes are available: 3 pod has unbound immediate PersistentVolumeClaims."
 NO_CLAIM = '0/3 nodes are available: 3 persistentvolumeclaim "zerofleet" not found.'
 ZONE = "0/3 nodes are available: 3 node(s) had volume node affinity conflict."
@@ -82,6 +83,17 @@ def test_a_claim_that_is_bound_by_now_is_not_told():
     assert found is not None and found.kind == "no matching node" and "'zerofleet'" not in found.sentence
     unseen = scheduling_reason(waiting, ())  # claims may not be read
     assert unseen is not None and unseen.kind == "unbound volume"
+
+
+@pytest.mark.parametrize("message", [UNBOUND, NO_LOCAL_ROOM])
+def test_a_volume_that_the_pod_brings_itself_is_named(message):
+    waiting = pod(unschedulable=message, claim="zerofleet")
+    waiting["spec"]["volumes"].append({"name": "scratch", "ephemeral": {"volumeClaimTemplate": {}}})
+    bound = {"metadata": {"name": "zerofleet"}, "status": {"phase": "Bound"}}
+    pending = {"metadata": {"name": "first-abcde-workers-0-scratch"}, "status": {"phase": "Pending"}}
+    found = scheduling_reason(waiting, (bound, pending))
+    assert found is not None and found.kind == "unbound volume"
+    assert "PersistentVolumeClaim 'first-abcde-workers-0-scratch' (Pending), which has no volume" in found.sentence
 
 
 def test_a_pod_that_the_scheduler_has_not_looked_at_or_has_placed_has_no_reason():

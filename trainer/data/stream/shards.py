@@ -33,10 +33,17 @@ class ShardFolder:
     """The shards of a publication as arrays over memory maps, of which `max_bytes` are on the disk at most."""
 
     def __init__(
-        self, storage: Storage, folder: Path, shards: Sequence[Entry], dtype: np.dtype[Any], max_bytes: int
+        self,
+        storage: Storage,
+        folder: Path,
+        shards: Sequence[Entry],
+        dtype: np.dtype[Any],
+        max_bytes: int,
+        setting: str = "data.cache",
     ) -> None:
+        """`setting` says where the folder lies, for messages."""
         self._storage, self._folder, self._shards, self._dtype = storage, folder, shards, dtype
-        self._max_bytes = max_bytes
+        self._max_bytes, self._setting = max_bytes, setting
         self._open: dict[int, NDArray[Any]] = {}
         self._wanted: frozenset[int] = frozenset()
         self._ahead: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -74,7 +81,7 @@ class ShardFolder:
                 return tokens
         raise StorageError(
             f"{self._path(shard, _WHOLE)} was fetched {_TRIES} times, and removed or damaged each time before it could be opened: either other "
-            f"runs share {self._folder} and its {self._max_bytes} bytes, or the disk is failing; set data.cache to another folder"
+            f"runs share {self._folder} and its {self._max_bytes} bytes, or the disk is failing; set {self._setting} to another folder"
         )
 
     # -- inside ----------------------------------------------------------------------------------------------------
@@ -173,4 +180,4 @@ class ShardFolder:
             yield
 
     def _errors(self, doing: str, path: Path) -> contextlib.AbstractContextManager[None]:
-        return storage_errors(doing, str(path), setting="data.cache")
+        return storage_errors(doing, str(path), setting=self._setting)

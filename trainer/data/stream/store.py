@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class StreamedStore(SequenceStore):
                 "begins: fewer are shuffled together then"
             )
         storage = Storage(config.url, "data.stream.url")
-        shards = ShardFolder(storage, folder / SHARDS_FOLDER, published.shards, dtype, config.max_bytes)
+        where, setting = shards_folder(folder)
+        shards = ShardFolder(storage, where, published.shards, dtype, config.max_bytes, setting)
         return StreamedStore(tables, published, config, shards)
 
     def check_batch(self, global_batch_size: int) -> None:
@@ -101,3 +103,11 @@ class StreamedStore(SequenceStore):
             found = sequences_of(self._shards.get(shard), self._tables, rows, indices[places])
             input_ids[places], labels[places] = found
         return input_ids, labels
+
+
+def shards_folder(folder: Path) -> tuple[Path, str]:
+    """Where a node keeps the shards of a publication whose tables lie in `folder`, and the setting that says so: its own disk where
+    `$ZEROFLEET_SCRATCH` names one, since `folder` may be shared by all nodes."""
+    if scratch := os.environ.get("ZEROFLEET_SCRATCH"):
+        return Path(scratch) / "streams" / folder.name / SHARDS_FOLDER, "ZEROFLEET_SCRATCH"
+    return folder / SHARDS_FOLDER, "data.cache"

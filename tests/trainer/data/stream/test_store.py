@@ -20,6 +20,7 @@ from zerofleet.trainer.data.stream.attach import attach
 from zerofleet.trainer.data.stream.publish import publish
 from zerofleet.trainer.data.stream.published import Published, shard_path
 from zerofleet.trainer.data.stream.shards import ShardFolder
+from zerofleet.trainer.data.stream.store import shards_folder
 from zerofleet.trainer.errors import DataError, StorageError, UserError
 from zerofleet.trainer.storage import Storage
 
@@ -64,7 +65,7 @@ class _Job:
 
 def bytes_in(cache: DataCache) -> int:
     num_bytes = 0
-    for path in (cache.path / "shards").iterdir():
+    for path in shards_folder(cache.path)[0].iterdir():
         with contextlib.suppress(FileNotFoundError):  # fetched ahead meanwhile
             num_bytes += path.stat().st_size
     return num_bytes
@@ -89,6 +90,15 @@ def test_every_sequence_is_that_of_the_whole_cache(whole, remote, tmp_path):
     assert (streamed.tokenizer_path / "tokenizer.json").read_bytes() == (
         whole.tokenizer_path / "tokenizer.json"
     ).read_bytes()
+
+
+def test_shards_lie_on_the_nodes_own_disk_where_it_has_one(whole, remote, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZEROFLEET_SCRATCH", str(tmp_path / "nvme"))
+    streamed = attached(remote, tmp_path / "shared", max_bytes=2**30)
+    samples = np.arange(whole.train.num_sequences)
+    assert np.array_equal(streamed.train.read(samples)[0], whole.train.read(samples)[0])
+    assert len(list((tmp_path / "nvme/streams" / streamed.path.name / "shards").glob("*.bin"))) > 10
+    assert not list((tmp_path / "shared").rglob("shards"))
 
 
 def test_preparation_of_a_published_corpus_is_to_attach_it(remote, tmp_path):
@@ -250,14 +260,17 @@ def test_what_does_not_fit_is_said_with_numbers(remote, tmp_path):
             folder.get(shard)
 
 
-def test_storage_that_is_full_says_where(remote, tmp_path, monkeypatch):
+@pytest.mark.parametrize("setting", ["data.cache", "ZEROFLEET_SCRATCH"])
+def test_storage_that_is_full_says_where(remote, tmp_path, monkeypatch, setting):
+    if setting == "ZEROFLEET_SCRATCH":
+        monkeypatch.setenv(setting, str(tmp_path / "nvme"))
     cache = attached(remote, tmp_path)
 
     def full(descriptor, offset, num_bytes):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(StorageError, match="the disk is full: free space there, or set data.cache"):
+    with pytest.raises(StorageError, match=f"the disk is full: free space there, or set {setting} to"):
         cache.train.read(np.array([0]))
     assert bytes_in(cache) == 0
 

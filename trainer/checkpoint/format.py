@@ -11,9 +11,10 @@ from __future__ import annotations
 import functools
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -103,7 +104,12 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """JSON with the hash of everything else under `hash`."""
-        return _sealed(asdict(self))
+        parts = {
+            "scalars": vars(self.scalars),
+            "tensors": {name: vars(tensor) for name, tensor in self.tensors.items()},
+            "rank_files": [vars(file) for file in self.rank_files],
+        }
+        return _sealed({**vars(self), **parts})
 
     @staticmethod
     def from_bytes(data: bytes) -> Manifest:
@@ -247,7 +253,8 @@ def describe_payload(
     )
 
 
-def parse_header(header: bytes) -> dict[FragmentKey, tuple[int, int]]:
+@functools.lru_cache(64)  # a rank's header is the same in every snapshot
+def parse_header(header: bytes) -> Mapping[FragmentKey, tuple[int, int]]:
     """Fragments and their absolute byte range in the rank file that begins with `header` (length field included). Raises
     DamagedFile."""
     found = {}
@@ -259,7 +266,7 @@ def parse_header(header: bytes) -> dict[FragmentKey, tuple[int, int]]:
             found[FragmentKey.parse(label, entry["shape"][0], entry["dtype"])] = (start, end)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise DamagedFile(f"its table of fragments is none ({error})") from error
-    return found
+    return MappingProxyType(found)
 
 
 # -- reading ------------------------------------------------------------------------------------------------------------
@@ -290,7 +297,7 @@ class Piece:
         return Piece(first, self.target[first - self.start : last - self.start])
 
 
-Header = dict[FragmentKey, tuple[int, int]]
+Header = Mapping[FragmentKey, tuple[int, int]]
 """A rank file's fragments and where they lie: [start, end) in bytes."""
 
 

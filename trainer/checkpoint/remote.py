@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ class RemoteSnapshot:
             raise DamagedFile(self._said(answer["error"]))
         self.meta = SnapshotMeta(**answer["meta"])
 
-    def header(self) -> dict[FragmentKey, tuple[int, int]]:
+    def header(self) -> Mapping[FragmentKey, tuple[int, int]]:
         """Fragments and their byte range in the payload."""
         return parse_header(bytes(self.read(0, self.meta.header_bytes)))
 

@@ -16,7 +16,7 @@ import fcntl
 import json
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class Snapshot:
     def __init__(self, path: Path, meta: SnapshotMeta, view: memoryview, file: int, preamble: Preamble) -> None:
         self.path, self.meta, self.payload, self._file, self._preamble = path, meta, view, file, preamble
 
-    def header(self) -> dict[FragmentKey, tuple[int, int]]:
+    def header(self) -> Mapping[FragmentKey, tuple[int, int]]:
         """Fragments and their byte range in the payload. Raises DamagedFile."""
         return parse_header(bytes(self.payload[: self.meta.header_bytes]))
 

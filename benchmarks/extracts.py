@@ -51,8 +51,9 @@ def speed(record: Record) -> list[Series]:
 
 def checkpoint(record: Record) -> list[Series]:
     found = [*_by_arm(record["rounds"], "zerofleet"), *_by_arm(record["resizes"], "zerofleet")]
-    slowdown = [pair["saving_s"] / pair["plain_s"] for pair in record["slowdown_pairs"]]
-    return [*found, *_series("training with a save in flight over without", "", "lower", slowdown)]
+    for label, pairs in record["slowdown_pairs"].items():
+        found += _series(label, "", "lower", [pair["saving_s"] / pair["plain_s"] for pair in pairs])
+    return found
 
 
 def recovery(record: Record) -> list[Series]:

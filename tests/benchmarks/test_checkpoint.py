@@ -53,10 +53,11 @@ def test_the_whole_path_at_a_tiny_size(tmp_path, monkeypatch):
     prepare_environment()
     measured = measure(tmp_path, TINY, num_rounds=1, num_pairs=1, is_cold=False)
     found = summary(measured)
-    assert len(found["ratios"]) == len(BARS) + 1
+    assert len(found["ratios"]) == len(BARS) + len(TINY.training_widths)
     # What an overlapped save costs is a difference of two times: at this size it may be below zero.
     assert all(ratio["median"] > 0 for label, ratio in found["ratios"].items() if not label.startswith("cost_s"))
-    assert (len(measured["rounds"]), len(measured["resizes"]), len(measured["slowdown_pairs"])) == (1, 1, 1)
+    assert (len(measured["rounds"]), len(measured["resizes"])) == (1, 1)
+    assert [len(pairs) for pairs in measured["slowdown_pairs"].values()] == [1, 1]
     assert measured["state_bytes"] > 12 * 20_000
     assert not list((tmp_path / "runs/saves/checkpoints").glob("step-00000001/*")), "a round leaves nothing behind"
     assert checkpoint.FULL.layers * 16 * checkpoint.FULL.width**2 * 12 > 10**9, "the full size is a gigabyte and more"

@@ -88,6 +88,7 @@ class Ours:
             losses=loop.losses,
             report=agent.report,
             alive=lambda: None,
+            start_step=loop.record.start_step,
         )
         saver = make_saver(source, snapshots, loop.record.token, nothing_to_do)
         if not isinstance(saver, MemorySaver):

@@ -125,11 +125,15 @@ class NodeAgent:
     def persist(self, infos: list[SnapshotInfo]) -> None:
         """Makes snapshots of this node durable: each becomes a `written` or `unwritten` event."""
         for info in infos:
-            self._writer.order(info.path, info.meta.rank, info.meta.checkpoint)
+            if not self._writer.order(info.path, info.meta.rank, info.meta.checkpoint):
+                self._hasher.order(Path(info.path), info.meta.rank)
 
-    def replicated(self, checkpoint: CheckpointId) -> None:
-        """Every node's buddy has this step: what is older need not be kept for them."""
-        self._replicator.release(checkpoint)
+    def replicated(self, checkpoint: CheckpointId, is_whole: bool) -> None:
+        """Every node's buddy has this step: what is older need not be kept for them. Or some have not: then it need not be."""
+        if is_whole:
+            self._replicator.release(checkpoint)
+        else:
+            self._replicator.drop(checkpoint)
 
     def close(self, keep_snapshots: bool = False) -> None:
         """Ends the ranks and the zygote, and sends logs to where the run folder is."""

@@ -97,8 +97,8 @@ class Group(Protocol):
         """What each rank is doing, of the nodes that answer within about a second."""
 
     def replicated(self, checkpoint: CheckpointId, is_whole: bool) -> None:
-        """Tells rank 0 that the next step may be sent to the buddies, and when this one is whole, all nodes that older ones need
-        not be kept."""
+        """Tells rank 0 that the next step may be sent to the buddies, and all nodes what need not be kept for them any more: older ones,
+        or this one where it is not whole."""
 
     def persist(self, checkpoint: CheckpointId) -> None:
         """Has the snapshots of a step written to storage; `poll` tells when each is `written` or `unwritten`."""

@@ -353,8 +353,8 @@ class RayGroup:
 
     def replicated(self, checkpoint: CheckpointId, is_whole: bool) -> None:
         self.control(Control(replicated_step=checkpoint.step))
-        for node in self._nodes.values() if is_whole else ():
-            node.agent.replicated.remote(checkpoint)
+        for node in self._nodes.values():
+            node.agent.replicated.remote(checkpoint, is_whole)
 
     def persist(self, checkpoint: CheckpointId) -> None:
         chosen = one_per_rank(self.snapshots(), checkpoint)

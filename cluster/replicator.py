@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 class Replicator:
     """One snapshot after the other. What became of each is an event, `replicated`.
 
-    What was sent stays pinned until `release`: when a node dies, the buddy's copy of its part is of use only with the same step
+    What was sent stays pinned until `release` or `drop`: when a node dies, the buddy's copy of its part is of use only with the same step
     of all other parts, and those lie here.
     """
 
@@ -60,6 +60,14 @@ class Replicator:
         for snapshot in old:
             snapshot.close()
 
+    def drop(self, checkpoint: CheckpointId) -> None:
+        """Not all buddies have this step: it is of no use to a node's death, and the buffers are wanted."""
+        with self._lock:
+            dropped = [s for s in self._pinned if s.meta.checkpoint == checkpoint]
+            self._pinned = [s for s in self._pinned if s not in dropped]
+        for snapshot in dropped:
+            snapshot.close()
+
     def close(self) -> None:
         """Ends after the snapshot that is being sent."""
         self._orders.put(None)
@@ -70,9 +78,11 @@ class Replicator:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while (order := self._orders.get()) is not None:
             path, rank, checkpoint, world_size = order
-            started, message = time.time(), ""
-            snapshot = self._open(path, checkpoint) if path else None  # pinned once more: `release` may come meanwhile
+            started, message, snapshot = time.time(), "", None
             try:
+                snapshot = (
+                    self._open(path, checkpoint) if path else None
+                )  # pinned once more: `release` may come meanwhile
                 if snapshot is None:
                     message = f"rank {rank} had no snapshot of it: no buffer was free, or it was overwritten at once"
                 elif (buddy := self._buddy) is None:

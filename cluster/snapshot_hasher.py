@@ -6,6 +6,7 @@ the optimizer's next step must not begin before the copy has ended.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ from zerofleet.trainer.checkpoint.mappings import Mappings
 from zerofleet.trainer.checkpoint.snapshot import hash_snapshot
 
 _NICE = 19
+_log = logging.getLogger(__name__)
 
 
 class SnapshotHasher:
@@ -43,7 +45,10 @@ class SnapshotHasher:
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while (path := self._take()) is not None:
-            hash_snapshot(path, lambda: self._is_closing, self._mappings)
+            try:
+                hash_snapshot(path, lambda: self._is_closing, self._mappings)
+            except OSError as error:  # no memory to map it: it stays without a digest
+                _log.warning("hashing %s: %s", path, error)
 
     def _take(self) -> Path | None:
         """None when it is to end."""

@@ -15,7 +15,8 @@ from typing import Any
 
 import xxhash
 
-from zerofleet.trainer.checkpoint.buffer_set import BufferSet
+from zerofleet.cluster.snapshot_writer import MAPPED_BYTES
+from zerofleet.trainer.checkpoint.buffer_set import BufferSet, writable_mappings
 from zerofleet.trainer.checkpoint.buffers import REPLICA_BUFFERS
 from zerofleet.trainer.checkpoint.format import DamagedFile, blocks_of, digest_of_blocks
 from zerofleet.trainer.checkpoint.memory import checked_digests
@@ -43,6 +44,7 @@ class SnapshotServer:
         """Listens on `address`, the node's own, at a port that the kernel chooses."""
         self._folder, self._secret = folder, secret
         self._replicas: dict[int, BufferSet] = {}
+        self._mappings = writable_mappings(MAPPED_BYTES)
         self._lock = threading.Lock()
         answer = self._answer
 
@@ -108,7 +110,7 @@ class SnapshotServer:
         meta, size, digest = SnapshotMeta(**request["meta"]), int(request["payload_bytes"]), str(request["digest"])
         with self._lock:
             buffers = self._replicas.setdefault(
-                meta.rank, BufferSet(self._folder / REPLICAS, meta.rank, REPLICA_BUFFERS)
+                meta.rank, BufferSet(self._folder / REPLICAS, meta.rank, REPLICA_BUFFERS, self._mappings)
             )
         try:
             with buffers.receive(meta, size, digest=digest) as buffer:

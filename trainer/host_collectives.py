@@ -27,6 +27,15 @@ _ROOM = 4
 """So many times its size has to be free."""
 
 
+_needed_bytes = 0
+
+
+def needed_bytes() -> int:
+    """Of the memory file system, that must be free for the next attempt to exchange gradients as this one does: from three ranks on another order
+    of sums gives other bits."""
+    return _needed_bytes
+
+
 class HostCollectives:
     """Sums and gathers contiguous CPU tensors in pieces: each rank's area in a file without a name holds two."""
 
@@ -34,6 +43,11 @@ class HostCollectives:
         """`areas` [ranks, 2, PIECE_BYTES] of uint8, the same memory for all of them."""
         self._areas, self._rank, self._world_size = areas, rank, len(areas)
         self._turn = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the memory that is shared."""
+        return self._areas.numel()
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
         """In place, the sum over ranks, added up in the order of ranks: the same bits on all of them. Collective."""
@@ -78,6 +92,8 @@ def serve_deepspeed(collectives: HostCollectives) -> None:
 
     DeepSpeed's backend object is no public API: `tests/trainer/test_host_collectives.py` trains and counts what came through here.
     """
+    global _needed_bytes
+    _needed_bytes = _ROOM * collectives.num_bytes
     backend: Any = deepspeed_comm.cdb
     plain = type(backend)
     world_size = dist.get_world_size()

@@ -23,6 +23,8 @@ class Keeper:
         self._stall_s: float | None = None
         """How long the rank has stood still for the newest snapshot, which it may not have settled yet."""
         self._stalled_s = 0.0
+        self._is_asked = False
+        """A save, that waits."""
 
     def restored(self, step: int, from_memory: bool) -> None:
         """The state of `step` was loaded; from memory it is not durable yet, as far as is known."""
@@ -30,12 +32,19 @@ class Keeper:
         self._cadence.durable_step = self._cadence.snapshot_step = step
 
     def due(self, asked: Control) -> Control:
-        """On rank 0: what to do after the step that runs, by request or because it is time."""
+        """On rank 0: what to do after the step that runs, by request or because it is time. A save that is asked for waits for the one before to be
+        settled, as all do: each holds a buffer while storage is down."""
         now = time.monotonic()
         self._cadence.settled(asked.settled_step, now)
         self._cadence.replicated(asked.replicated_step)
         due = Control(self._cadence.due(self._reporter.step + 1, now))
-        return max(asked, due, key=lambda control: control.code)
+        if asked.action == "save":
+            self._is_asked, asked = True, Control()
+        if self._is_asked and self._cadence.in_flight is None:
+            due = Control("save")
+        chosen = max(asked, due, key=lambda control: control.code)
+        self._is_asked = self._is_asked and chosen.action not in ("save", "stop")
+        return chosen
 
     def settle(self) -> None:
         """To be called before the optimizer changes the state."""

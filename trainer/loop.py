@@ -30,7 +30,7 @@ from zerofleet.trainer.flops import device_peak
 from zerofleet.trainer.keeper import Keeper
 from zerofleet.trainer.model import DTYPES, check, config_digest
 from zerofleet.trainer.own_time import own_time
-from zerofleet.trainer.probe import PROBE_TOKENS, check_probe, probe_batch
+from zerofleet.trainer.probe import PROBE_TOKENS, check_probe, other_code, probe_batch
 from zerofleet.trainer.reporter import Fault, Reporter, no_fault
 from zerofleet.trainer.restore import Restore
 from zerofleet.trainer.run_folder import RunFolder
@@ -142,6 +142,7 @@ class Loop:
             losses=self.losses,
             report=self._report,
             alive=alive,
+            start_step=self.record.start_step,
         )
         return make_saver(source, self._snapshots, self.record.token, self._before_commit)
 
@@ -180,8 +181,10 @@ class Loop:
         if manifest := restore.start_of(self.record):
             self.losses.restore(manifest.recent_losses)
             self.keeper.restored(manifest.step, self.record.from_memory)
-            if not self.record.from_memory:  # what is in memory was computed by this very code a moment ago
+            if not self.record.from_memory:
                 check_probe(self._probe(manifest.probe_tokens), manifest, versions(), self.device)
+            elif self.world.rank == 0 and (told := other_code(manifest, versions())):
+                self.reporter.event("incident", "load", **told)
 
     # -- the run ---------------------------------------------------------------------------------------------------
     def run(self) -> None:

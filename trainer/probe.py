@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,13 +60,26 @@ def judge_probe(manifest: Manifest, losses: Sequence[float], versions: dict[str,
         return
     if len(odd) < len(losses):
         raise WrongProbe(manifest.step, odd, losses[odd[0]], saved)
-    changed = [
-        f"{name} {old}, now {versions.get(name)}"
-        for name, old in manifest.versions.items()
-        if versions.get(name) != old
-    ]
+    changed = changed_versions(manifest, versions)
     raise UserError(
         f"the weights are bitwise those of step {manifest.step}, but the probe loss is {losses[0]:.6g} where it was {saved:.6g} when they were "
         f"saved (tolerance {tolerance:g}, relative, in {manifest.precision}): this code or hardware computes something else "
-        f"({'; '.join(changed) or 'the versions are the same'}). Go on with what saved it, or begin a new run from its weights with run.init_from"
+        f"({changed or 'the versions are the same'}). Go on with what saved it, or begin a new run from its weights with run.init_from"
     )
+
+
+def changed_versions(manifest: Manifest, versions: dict[str, str]) -> str:
+    """What of the software is another than when this state was made; empty: nothing."""
+    changed = {name: old for name, old in manifest.versions.items() if versions.get(name) != old}
+    return "; ".join(f"{name} {old}, now {versions.get(name)}" for name, old in changed.items())
+
+
+def other_code(manifest: Manifest, versions: dict[str, str]) -> dict[str, Any]:
+    """What to tell, as an incident's data, of a state in memory that other software made, which has no probe to compare; empty: nothing."""
+    if not (changed := changed_versions(manifest, versions)):
+        return {}
+    message = (
+        f"step {manifest.step} was in memory, and other software made it ({changed}): nothing says whether this one computes the same. A durable "
+        "checkpoint would"
+    )
+    return {"class": "version", "message": message}

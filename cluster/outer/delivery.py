@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from zerofleet.trainer.silos.errors import UnusableDelta
 from zerofleet.trainer.silos.fixed_point import MASKED
 from zerofleet.trainer.silos.inspection import inspect
 from zerofleet.trainer.silos.kernels import sum_of_squares
+from zerofleet.trainer.storage import storage_errors
 
 MOST_TOKENS = 2**53
 """Of a silo in a round: fp64, in which weights are added up, counts no further."""
@@ -62,13 +64,16 @@ class Delivery:
     """A delta in the making: decoded, in a file without a name, so that memory does not grow with the number of silos."""
 
     def __init__(self, world_size: int, sizes: Mapping[str, int], codec: Codec | None) -> None:
-        """Without a codec it is masked: words that nobody can look at."""
+        """Without a codec it is masked: words that nobody can look at. Raises StorageError where the temporary directory has no room."""
         self.tokens, self.num_bytes = 0, 0
         self._codec, self._parts, self._sizes = codec, Parts(world_size, sizes), dict(sizes)
         self._offsets = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0), strict=False))
-        with tempfile.TemporaryFile(prefix="zerofleet-delta-") as file:  # the map keeps it
-            dtype = np.dtype(np.float32) if codec is not None else MASKED.dtype
-            self._values: Any = np.asarray(np.memmap(file, dtype, "w+", shape=sum(sizes.values())))
+        dtype = np.dtype(np.float32) if codec is not None else MASKED.dtype
+        count, folder = sum(sizes.values()), tempfile.gettempdir()
+        with storage_errors("making room for a delta in", folder, "TMPDIR"), tempfile.TemporaryFile() as file:
+            # Now: a write to a mapping that finds the disk full would be a SIGBUS.
+            os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+            self._values: Any = np.asarray(np.memmap(file, dtype, "r+", shape=count))  # it keeps the file
 
     def take(self, rank: int, question: Mapping[str, Any], payload: bytearray) -> bool:
         """A rank's message. Whether the delta is whole. Raises UnusableDelta."""

@@ -151,7 +151,7 @@ class Rounds:
         except UnusableDelta as error:
             del self._deliveries[silo]
             self._round.reject(silo, str(error), now)
-            self._reject(silo, str(error))
+            self._reject(silo, self._round.number, str(error))
             if self._masked is not None:
                 self._masked.policy.excuse(silo)
         self._changed.notify_all()
@@ -249,10 +249,10 @@ class Rounds:
         record = RoundRecord(closing.number, tokens, is_step)
         arrays = stepped(state, self._terms.strategy, means) if means is not None else (state.weights, state.moments)
         self._store.save(after := OuterState(record, *arrays))
-        for silo in rejected.keys() - closing.rejected.keys():
-            self._reject(silo, rejected[silo])
         missing = sorted(set(self._terms.weights) - delivered.keys() - rejected.keys())
         self._adopt(after)
+        for silo in rejected.keys() - closing.rejected.keys():
+            self._reject(silo, closing.number, rejected[silo])
         sent = {silo: delivery.num_bytes for silo, delivery in delivered.items()}
         data = {"round": closing.number, "tokens": tokens, "missing": missing, "rejected": rejected}
         self._emit("round", {**data, "is_step": is_step, "delta_bytes": sent, "seconds": time.time() - began})
@@ -277,19 +277,18 @@ class Rounds:
             return None, str(error)
 
     def _adopt(self, state: OuterState) -> None:
-        """It is durable: no silo is ever ahead of what a new driver finds."""
-        self._state = state
+        """It is durable: no silo is ever ahead of what a new driver finds. Raises StorageError, and then nothing has changed."""
         kept = self._store.rounds()
+        self._state = state
         self._records = {number: self._records[number] for number in kept if number in self._records}
         self._records[state.record.round] = state.record
         self._deliveries.clear()
         self._open()
         self._changed.notify_all()
 
-    def _reject(self, silo: str, why: str) -> None:
-        number = self._round.number
+    def _reject(self, silo: str, number: int, why: str) -> None:
         self._rejected[silo, number] = why
-        self._incident(f"the delta of silo {silo} in round {number} was rejected: {why}", silo=silo)
+        self._incident(f"the delta of silo {silo} in round {number} was rejected: {why}", silo=silo, round=number)
 
     def _incident(self, message: str, **data: Any) -> None:
         self._emit("incident", {"class": "silo", "message": message, "round": self._round.number, **data})

@@ -15,8 +15,10 @@ import threading
 from typing import Any
 
 from zerofleet.cluster.outer.rounds import Rounds
+from zerofleet.cluster.outer.state import OuterStateDamaged
 from zerofleet.cluster.snapshot_server import KEEPALIVE
 from zerofleet.trainer.checkpoint.remote import receive, receive_into, send
+from zerofleet.trainer.errors import StorageError
 from zerofleet.trainer.silos.wire import Server
 
 MOST_PAYLOAD_BYTES = 64 * 2**20
@@ -74,6 +76,12 @@ class OuterServer:
         receive_into(connection, memoryview(payload))
         try:
             answer, body = self._rounds.answer(hello, question, payload)
+        except StorageError as error:
+            if isinstance(error, OuterStateDamaged):
+                return send(connection, {"error": str(error)})
+            # It may pass: without an answer the silo asks again.
+            _log.warning("question %s of silo %s: %s", question.get("op"), hello.get("silo"), error)
+            raise ConnectionError(f"storage: {error}") from error
         except Exception as error:  # noqa: BLE001 - the silo ends with it, and so learns why
             _log.exception("question %s of silo %s", question.get("op"), hello.get("silo"))
             return send(connection, {"error": str(error) or repr(error)})

@@ -61,6 +61,10 @@ class OuterState:
         return OuterState(RoundRecord(0), weights, zeros)
 
 
+class OuterStateDamaged(StorageError):
+    """What was read is not what was written: to ask again is of no use."""
+
+
 class OuterStore:
     """The rounds in a run folder."""
 
@@ -89,7 +93,7 @@ class OuterStore:
             self._storage.remove(_folder(old))
 
     def newest(self) -> OuterState | None:
-        """The newest round, or None before the first. Raises StorageError when it is damaged."""
+        """The newest round, or None before the first. Raises OuterStateDamaged, and StorageError."""
         if not (rounds := self.rounds()):
             return None
         record = self.record_of(rounds[-1])
@@ -100,7 +104,7 @@ class OuterStore:
         return RoundRecord(**json.loads(self._storage.read(f"{_folder(number)}/round.json")))
 
     def weights_of(self, number: int) -> Arrays:
-        """Of a round that is kept. Raises StorageError when it is damaged."""
+        """Of a round that is kept. Raises OuterStateDamaged, and StorageError."""
         if self._read is None or self._read[0] != number:
             self._read = number, self._load(self.record_of(number))[WEIGHTS]
         return self._read[1]
@@ -109,7 +113,7 @@ class OuterStore:
         path = f"{_folder(record.round)}/state.safetensors"
         data = self._storage.read(path)
         if xxhash.xxh3_128_hexdigest(data) != record.hash:
-            raise StorageError(
+            raise OuterStateDamaged(
                 f"{self._storage.path(path)} is damaged: its hash is not that of round.json. Restore the file, or remove the "
                 "folder: silos then go on from the round before"
             )

@@ -244,6 +244,26 @@ def test_what_was_sent_stays_until_all_buddies_have_a_newer_one(here, there, hea
     assert 4 not in {meta.step for _, meta in find_snapshots(here)}
 
 
+def test_steps_that_a_buddy_did_not_get_cost_no_buffers(here, heard, replicator):
+    replicator.aim(Peer("127.0.0.1", 1, ""))
+    for number, step in enumerate(range(4, 12), 1):
+        replicator.order(str(write(here, 0, 0, 37, step)), 0, CheckpointId(step, 1), 2)
+        assert "refused" in heard.message(number)
+        replicator.drop(CheckpointId(step, 1))
+
+
+def test_the_last_step_that_all_buddies_have_outlasts_those_that_they_did_not_get(here, there, heard, replicator):
+    replicator.aim(there.peer)
+    replicator.order(str(write(here, 0, 0, 37)), 0, FOUR, 2)
+    assert heard.message() == ""
+    replicator.order(str(write(here, 0, 0, 37, 5)), 0, FIVE, 2)
+    heard.message(2)
+    replicator.drop(FIVE)
+    for step in range(6, 12):
+        write(here, 0, 0, 37, step)
+    assert 4 in {meta.step for _, meta in find_snapshots(here)}
+
+
 @pytest.mark.parametrize(
     ("buddy", "why"), [(None, "has no buddy"), (Peer("127.0.0.1", 1, ""), "could not be sent: .*refused")]
 )

@@ -82,6 +82,22 @@ def test_a_step_that_waited_for_the_disk_is_told_at_once():
     assert rank.told() == [1, 2] and rank.saver.saved == [(1, True), (2, True)]
 
 
+def test_a_save_that_is_asked_for_waits_too_and_a_stop_does_not():
+    rank = Rank(interval_steps=2, snapshot_interval_steps=0)
+    rank.step()
+    rank.step()
+    rank.step(Control("save"))
+    rank.step()
+    assert rank.saver.saved == [(2, True)]
+    rank.step(Control(settled_step=2))
+    assert rank.saver.saved == [(2, True), (5, True)], "once the one before is settled"
+    rank.step(Control(settled_step=5))
+    assert rank.saver.saved[2:] == [(6, True)], "and once: this one was due by itself"
+    rank.step(Control("save"))
+    rank.step(Control("stop"))
+    assert rank.saver.saved[3:] == [(8, True)]
+
+
 def test_a_save_waits_until_the_one_before_is_settled():
     rank = Rank(interval_steps=2, snapshot_interval_steps=0)
     for _ in range(5):

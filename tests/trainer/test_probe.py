@@ -14,7 +14,7 @@ from zerofleet.trainer.checkpoint.format import Manifest, _sealed
 from zerofleet.trainer.data.cache import DataCache
 from zerofleet.trainer.data.sequences import SequenceStore
 from zerofleet.trainer.errors import UserError, WrongProbe
-from zerofleet.trainer.probe import PROBE_TOKENS, TOLERANCES, judge_probe, probe_batch
+from zerofleet.trainer.probe import PROBE_TOKENS, TOLERANCES, judge_probe, other_code, probe_batch
 
 
 def manifest(precision: str, probe_loss: float) -> Manifest:
@@ -46,6 +46,12 @@ def test_it_is_as_long_as_that_of_the_checkpoint_that_it_is_compared_with(tiny_c
     body = json.loads(replace(manifest("fp32", 5.0), probe_tokens=8).to_bytes())
     del body["probe_tokens"], body["hash"]
     assert Manifest.from_bytes(_sealed(body)).probe_tokens == 64, "of one that was written before"
+
+
+def test_what_other_software_left_in_memory_is_told():
+    old = manifest("fp32", 5.0)
+    assert other_code(old, {"torch": "1", "python": "3"}) == {}
+    assert "other software made it (torch 1, now 2)" in other_code(old, {"torch": "2", "python": "3"})["message"]
 
 
 def test_without_held_out_sequences_it_is_of_the_training_set(tiny_cache):

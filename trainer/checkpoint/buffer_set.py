@@ -31,6 +31,11 @@ _ROOM_TO_KEEP = 3
 """From so many buffers on one can be kept for a reader while two take turns."""
 
 
+def writable_mappings(most_bytes: int | None = None) -> Mappings:
+    """For buffers that are filled."""
+    return Mappings(most_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+
+
 @dataclass(frozen=True)
 class Filling:
     """A buffer that is being filled: one byte array per fragment."""
@@ -42,12 +47,13 @@ class Filling:
 class BufferSet:
     """The buffers of one rank. Only this rank fills them, one at a time."""
 
-    def __init__(self, folder: Path, rank: int, num_buffers: int) -> None:
+    def __init__(self, folder: Path, rank: int, num_buffers: int, mappings: Mappings | None = None) -> None:
+        """`mappings`: those of a process with the buffers of many ranks."""
         folder.mkdir(parents=True, exist_ok=True)
         self._paths = buffer_paths(folder, rank)[:num_buffers]
         self._kept: int | None = None
         """The buffer that is kept, open and locked."""
-        self._mappings = Mappings(prot=mmap.PROT_READ | mmap.PROT_WRITE, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        self._mappings = mappings or writable_mappings()
 
     def reserve(self, num_bytes: int) -> None:
         """Takes the memory of all buffers, for snapshots of so many bytes. Raises StorageError when it is not there."""
@@ -87,11 +93,11 @@ class BufferSet:
         payload, where it is known."""
         if keep:
             self._let_go()
-        path, file = self._take()
+        path, file = self._take(meta)
         gives_up_at = time.monotonic() + wait_s
         while path is None and time.monotonic() < gives_up_at:
             time.sleep(_LOOK_S)  # flock knows no timeout, and whoever reads longest may hold the lock for ever
-            path, file = self._take()
+            path, file = self._take(meta)
         if path is None:
             yield None
             return
@@ -120,12 +126,13 @@ class BufferSet:
             unlock(self._kept)
             self._kept = None
 
-    def _take(self) -> tuple[Path | None, int]:
-        """The buffer to overwrite, locked: an empty or broken one, else the oldest, but never the newest whole one."""
+    def _take(self, meta: SnapshotMeta) -> tuple[Path | None, int]:
+        """The buffer to overwrite, locked: an empty or broken one, or one of a step that the attempt has fenced off by what it began from; else the
+        oldest, but never the newest whole one."""
         states = []
         for path in self._paths:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            states.append((_age(file), path, file))
+            states.append((_age(file, meta), path, file))
         states.sort()
         may_go = states[:-1] if states[-1][0] > _NOTHING else states
         taken = next((state for state in may_go if _lock(state[2])), None)
@@ -135,13 +142,15 @@ class BufferSet:
         return (taken[1], taken[2]) if taken else (None, -1)
 
 
-def _age(file: int) -> tuple[int, int]:
-    """Attempt and step of a whole snapshot, without reading its description; else what is older than any."""
+def _age(file: int, meta: SnapshotMeta) -> tuple[int, int]:
+    """Attempt and step of a whole snapshot that may be of use, without reading its description; else what is older than any."""
     try:
         preamble = read_preamble(file)
     except DamagedFile:
         return _NOTHING
-    return (preamble.attempt, preamble.step) if preamble else _NOTHING
+    if preamble is None or (preamble.attempt < meta.attempt and preamble.step > meta.start_step):
+        return _NOTHING
+    return preamble.attempt, preamble.step
 
 
 def _lock(file: int) -> bool:

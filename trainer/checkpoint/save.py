@@ -12,7 +12,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +36,7 @@ from zerofleet.trainer.data.quarantine import Ranges, union
 from zerofleet.trainer.errors import CheckpointUnusable, StorageError, Superseded
 from zerofleet.trainer.events import Event, Report
 from zerofleet.trainer.exchange import agree
+from zerofleet.trainer.host_collectives import needed_bytes
 from zerofleet.trainer.probe import PROBE_TOKENS
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 from zerofleet.trainer.spikes import RecentLosses
@@ -91,6 +92,8 @@ class Source:
     losses: RecentLosses
     report: Report
     alive: Callable[[], None]
+    start_step: int
+    """What the attempt began from."""
 
     def checkpoint(self, step: int) -> CheckpointId:
         return CheckpointId(step, self.world.attempt, self.world.silo)
@@ -140,7 +143,9 @@ def _reserve_buffers(source: Source, folder: Path) -> tuple[Buffers, BufferSet]:
     world = source.world
     mine = sum(key_of(slot).num_bytes for slot in saved_slots(source.adapter))
     every: list[tuple[int, int, NodeMemory]] = [None] * world.world_size  # type: ignore[list-item]
-    dist.all_gather_object(every, (world.node_rank, mine, node_memory(folder)))
+    memory = node_memory(folder)
+    memory = replace(memory, free_shm_bytes=max(0, memory.free_shm_bytes - needed_bytes()))
+    dist.all_gather_object(every, (world.node_rank, mine, memory))
     sizes: dict[int, int] = {}
     for node, size, _ in every:
         sizes[node] = sizes.get(node, 0) + size
@@ -202,6 +207,7 @@ class MemorySaver:
             rank=world.rank,
             world_size=world.world_size,
             token=self._token,
+            start_step=source.start_step,
             draft=draft.to_dict() if draft else None,
             events=[vars(event) for event in recent],
         )

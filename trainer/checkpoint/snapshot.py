@@ -58,6 +58,8 @@ class SnapshotMeta:
     world_size: int
     token: str
     """The attempt's own mark (AttemptRecord.token): another run of the same name has others."""
+    start_step: int = 0
+    """What its attempt began from: later steps of earlier attempts are fenced off."""
     header_bytes: int = 0
     """Length field and header at the start of the payload, as in a rank file; set when it is written."""
     draft: dict[str, Any] | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -312,6 +314,85 @@ def test_storage_that_does_not_take_a_round_is_waited_for(place, monkeypatch):
         pass
     assert one.weights(1) == pytest.approx([0.7] * 8), "one step, not two"
     assert "the disk is full" in place.told("incident")[0]["message"]
+
+
+def test_a_round_that_is_saved_and_cannot_be_looked_at_is_closed_once(place, monkeypatch):
+    one, other = two(place)
+    monkeypatch.setattr(rounds_module, "_RETRY_S", 0.0)
+    one.push(1, 0.5)
+    other.push(1, 0.1)
+    look, tries = place.store.rounds, []
+
+    def fails_after_the_save():
+        tries.append(1)
+        if len(tries) == 2:  # the first is the save's own
+            raise StorageError("the network is down")
+        return look()
+
+    monkeypatch.setattr(place.store, "rounds", fails_after_the_save)
+    while (answer := one.verdict(1))[0] == "wait":
+        pass
+    assert answer == ("done", 1) and other.verdict(1) == ("done", 1)
+    assert one.weights(1) == pytest.approx([0.7] * 8), "one step, not two"
+    one.push(2, 0.5)
+    other.push(2, 0.1)
+    assert one.verdict(2) == ("done", 2), "the next deltas are taken"
+
+
+@pytest.mark.parametrize("method", ["save", "weights_of"])
+def test_silos_outlast_storage_that_is_down_for_a_moment(place, monkeypatch, method):
+    one, other = place.silo("a"), place.silo("b")
+    works, tries = getattr(place.store, method), []
+
+    def fails_once(*arguments):
+        tries.append(1)
+        if len(tries) == 1:
+            raise StorageError("the network is down")
+        return works(*arguments)
+
+    if method == "save":
+        monkeypatch.setattr(place.store, method, fails_once)
+        with pytest.raises(ConnectionError):
+            one.seed()
+        place.silo("a", life="1").seed()
+        assert other.open() == 0
+        return
+    one.seed()
+    for number in (1, 2):
+        for silo in (one, other):
+            silo.push(number, 0.1)
+        assert one.verdict(number) == ("done", number)
+    monkeypatch.setattr(place.store, method, fails_once)
+    with pytest.raises(ConnectionError):
+        one.weights(1)
+    assert place.silo("a").weights(1) == pytest.approx([0.9] * 8)
+
+
+def test_a_damaged_round_is_refused_and_not_asked_for_again(place):
+    one, other = two(place)
+    for number in (1, 2):
+        for silo in (one, other):
+            silo.push(number, 0.1)
+        assert one.verdict(number) == ("done", number)
+    path = place.store._storage.local_path("outer/round-00000001/state.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(Refused, match="is damaged"):
+        one.weights(1)
+
+
+def test_a_full_temporary_directory_is_told_and_waited_for(place, monkeypatch):
+    one, other = two(place)
+
+    def full(descriptor, offset, num_bytes):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(os, "posix_fallocate", full)
+        one.push(1, 0.5)
+    one = place.silo("a", 0)
+    one.push(1, 0.5)
+    other.push(1, 0.1)
+    assert one.verdict(1) == ("done", 1)
 
 
 def test_what_can_never_be_answered_is_refused(place):

@@ -47,6 +47,19 @@ def fill(buffers: BufferSet, step: int, keep: bool = False, **fields):
         return filling.path
 
 
+@pytest.mark.parametrize("num_buffers", [2, 3])
+def test_what_an_attempt_began_from_outlasts_what_it_fenced_off(tmp_path, num_buffers):
+    """A node died before step 6 was whole on all: the next attempt begins from step 5, of which this rank has 5 and 6."""
+    for step in (4, 5, 6)[-num_buffers:]:
+        fill(BufferSet(tmp_path, 0, num_buffers), step)
+    again = BufferSet(tmp_path, 0, num_buffers)
+    with again.fill(meta(6, attempt=2, start_step=5), KEYS) as filling:
+        filling.pieces[0][:] = 0
+        held = [(found.attempt, found.step) for _, found in find_snapshots(tmp_path)]
+        assert (1, 5) in held, "while the first is filled"
+    assert {(1, 5), (2, 6)} <= {(found.attempt, found.step) for _, found in find_snapshots(tmp_path)}
+
+
 def steps(folder) -> list[int]:
     return sorted(found.step for _, found in find_snapshots(folder))
 

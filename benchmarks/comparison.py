@@ -95,7 +95,10 @@ def _common(first: Sequence[Series], second: Sequence[Series]) -> Iterator[tuple
 def _finding(first: Series, second: Series, is_paired: bool, confidence: float, least_effect: float) -> Finding:
     if min(*first.values, *second.values) <= 0:
         return Finding(first.name, "cannot tell", None, "it has values of 0 or less, which have no ratio")
-    if is_paired and len(first.values) == len(second.values):
+    if is_paired and len(first.values) != len(second.values):
+        counts = f"{len(first.values)} and {len(second.values)} values"
+        return Finding(first.name, "cannot tell", None, f"they took turns and have {counts}: one was cut short")
+    if is_paired:
         needed, counts = least_pairs(confidence), f"{len(first.values)} pairs"
         interval = paired_ratio(first.values, second.values, confidence)
     else:

@@ -74,6 +74,15 @@ def check_vocabulary(model: PreTrainedModel, tokenizer_size: int) -> None:
         )
 
 
+def check_positions(model: PreTrainedModel, sequence_length: int) -> None:
+    """UserError when the sequences are longer than the model has positions: some fail then, others guess."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and sequence_length > positions:
+        raise UserError(
+            f"sequences of {sequence_length} tokens, and the model has {positions} positions: lower --sequence-length"
+        )
+
+
 @torch.no_grad()
 def evaluate(
     model: PreTrainedModel,

@@ -7,6 +7,7 @@ is known by its shape and by rounding to the very 16-bit weight that lies beside
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -101,7 +102,7 @@ def _weights_of(source: Source) -> tuple[Weights, str]:
         for file in _weight_files(source.folder):
             try:
                 part = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
-            except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+            except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
                 raise UserError(f"{file} cannot be read ({_first_line(error)}): restore it") from error
             dtypes |= {str(tensor.dtype).removeprefix("torch.") for tensor in part.values()}
             weights.update({name: tensor.float() for name, tensor in part.items() if tensor.is_floating_point()})

@@ -15,13 +15,10 @@ from zerofleet.trainer.config import DataConfig, TrainConfig
 from zerofleet.trainer.data.weights import turns_of
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.passthrough_keys import ALLOWED, DEEPSPEED_VERSION, REFUSED, VALUE_TYPES, Refused
+from zerofleet.trainer.sizing.setup import LARGEST_BETA2
 
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
 """How transformers' configs name the number of positions."""
-
-LARGEST_BETA2 = 0.98
-"""With bf16 moments. A step that would move one by less than 0.2 to 0.4 % is rounded away, so that for constant gradients the second moment stops
-within 0.2 to 0.4 % / (1 - beta2) of their square: 4 to 8 % at 0.95, 10 to 20 % at 0.98, never near it at 0.999. Noise mends the most of it."""
 
 _FREE = frozenset({"data_types.keep_in_fp32_modules"})
 """Where `auto` is a value of DeepSpeed's own."""

@@ -7,6 +7,7 @@ import statistics
 from zerofleet.cluster.goodput.account import Account, Cause
 from zerofleet.cluster.goodput.failure_costs import DRIVER_LOST, FailureCost
 from zerofleet.cluster.goodput.save_causes import saves_of
+from zerofleet.cluster.verdict import TIME_LIMIT
 from zerofleet.trainer.checkpoint.cadence import daly_interval_s
 
 LEAST_HANG_S = 10.0
@@ -42,7 +43,7 @@ def _is_of(failure: FailureCost, node: str) -> bool:
 
 def failures(account: Account) -> list[Cause]:
     """By class of verdict, those of a bad node apart."""
-    node = _bad_node(account)
+    node, end = _bad_node(account), _end_of(account)
     rest = [failure for failure in account.failures if node is None or not _is_of(failure, node)]
     causes = []
     for kind in dict.fromkeys(failure.kind for failure in rest):
@@ -52,23 +53,38 @@ def failures(account: Account) -> list[Cause]:
         parts = ", ".join(f"{label} {s:.1f} s" for label, s in seconds.items() if s >= 0.05)
         evidence = f"{len(its)} x{f' ({parts})' if parts else ''}; the last: {its[-1].sentence}"
         setting, saving_s = _setting_for(account, its)
-        is_end = account.has_failed and its[-1] is account.failures[-1]
+        is_end = end is not None and its[-1].attempt == end
         name = kind if kind in ("hang", "user bug", DRIVER_LOST) else f"failure: {kind}"
         causes.append(Cause(name, evidence, cost_s, setting, saving_s, _REMEDIES.get(kind, ""), is_end))
     return causes
 
 
+def _end_of(account: Account) -> int | None:
+    """The attempt whose failure ended the run: it was judged so, and nothing was begun after it."""
+    if not account.has_failed:
+        return None
+    for event in reversed(account.ledger.history.events):
+        if event.kind == "verdict" and event.data["class"] != TIME_LIMIT:
+            return event.attempt if event.data["action"] == "stop" else None
+        if event.kind == "state" and event.data["to"] in _BEGINNINGS:
+            return None
+    return None
+
+
 def early_end(account: Account) -> list[Cause]:
-    """The run failed and no attempt was judged: it never came to one, or nothing could be started."""
-    if not account.has_failed or account.failures:
+    """The run failed and no failure of an attempt ended it: the newest driver never came to one, or nothing could be started (again)."""
+    if not account.has_failed or _end_of(account) is not None:
         return []
     events = account.ledger.history.events
-    errors = [event for event in events if event.kind == "error" and event.data.get("user")]
+    begun = max((n for n, e in enumerate(events) if e.kind == "state" and e.data["to"] == "PREPARING"), default=0)
+    errors = [event for event in events[begun:] if event.kind == "error" and event.data.get("user")]
     why = next(event.data["why"] for event in reversed(events) if event.kind == "state")
     name, evidence = ("user bug", errors[-1].data["message"]) if errors else ("failure", why)
-    return [Cause(name, evidence, account.ledger.wall_s, is_end=True)]
+    return [Cause(name, evidence, 0.0 if account.failures else account.ledger.wall_s, is_end=True)]
 
 
+_BEGINNINGS = ("PREPARING", "STARTING")
+"""States in which a driver, or an attempt, begins."""
 _REMEDIES = {
     "user bug": "mend the code: the traceback is in the rank's log",
     "hang": "the stacks of all ranks are in the run's events (`stacks`); look at the rank that is named",

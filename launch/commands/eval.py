@@ -97,7 +97,7 @@ def _evaluate(
 ) -> Evaluation:
     from zerofleet.trainer.checkpoint.export import export
     from zerofleet.trainer.data.prepare import prepare
-    from zerofleet.trainer.evaluation import check_vocabulary, evaluate, load_model
+    from zerofleet.trainer.evaluation import check_positions, check_vocabulary, evaluate, load_model
 
     folder = subject.folder
     if folder is None:
@@ -108,6 +108,7 @@ def _evaluate(
     cache = prepare(config.data, config.run.seed, lambda stage, fraction, detail: None)
     model = load_model(folder, config)
     check_vocabulary(model, cache.tokenizer_size)
+    check_positions(model, config.data.sequence_length)
     store = cache.train if arguments.data else cache.heldout
     return evaluate(model, config, store, arguments.sequences)
 
@@ -115,6 +116,10 @@ def _evaluate(
 def evaluated(config: TrainConfig | None, folder: Path, arguments: argparse.Namespace) -> TrainConfig:
     """The run's config with other data and options; of an export whose run is not known, one that says as much as is needed. Raises
     UserError."""
+    if arguments.sequence_length is not None and arguments.sequence_length < 2:
+        raise UserError(
+            f"--sequence-length={arguments.sequence_length}: a token is told from those before it, so at least 2 are needed"
+        )
     if config is None:
         if not arguments.data or arguments.sequence_length is None:
             raise UserError(f"{folder} does not lie in its run: give --data and --sequence-length")

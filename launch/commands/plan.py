@@ -18,6 +18,7 @@ from zerofleet.launch.planning.model_shape import model_of
 from zerofleet.launch.planning.node_profile import calibrated, node_for
 from zerofleet.launch.planning.text import refusal, size, text_of
 from zerofleet.trainer.errors import UserError
+from zerofleet.trainer.sizing.pace import slower_by
 
 if TYPE_CHECKING:
     from zerofleet.launch.commands.types import Verbs
@@ -71,7 +72,7 @@ def calibrate(job: JobConfig, recipe: Path, plan: JobPlan) -> None:
     measured = measure(job, recipe)
     batch, length = plan.footprint.setup.batch, plan.footprint.setup.sequence_length
     tokens = batch.gradient_accumulation_steps * batch.micro_batch_size * length
-    flops = tokens * plan.model.sizes.flops_per_token(length)
+    flops = tokens * plan.model.sizes.flops_per_token(length) * slower_by(plan.footprint.setup)
     planned = plan.footprint.bytes_per_rank
     found = calibration_of(measured.steps_s, measured.own_bytes, flops, planned, plan.model.sizes.parameters)
     file = store(job, found)

@@ -20,7 +20,7 @@ class Calibration:
     """What was measured, over what the plan reckons."""
 
     flops_per_rank: float
-    """Per second: a step's model FLOPs over its whole time, so that network and optimizer are in it."""
+    """Per second: a step's FLOPs, recomputed ones too, over its whole time, so that network and optimizer are in it."""
     flops_error: float
     """Standard error of their mean, as a share."""
     memory_ratio: float
@@ -41,7 +41,7 @@ def _file() -> Path:
     return Path(os.environ.get("ZEROFLEET_CACHE") or "~/.cache/zerofleet").expanduser() / "calibration.json"
 
 
-_PLAN = 2
+_PLAN = 3
 """Raised when the plan's formulas change: a correction belongs to one of them."""
 
 

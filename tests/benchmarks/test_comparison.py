@@ -88,6 +88,12 @@ def test_too_few_repetitions_tell_nothing_and_many_series_need_more():
     assert verdicts(*many) == ["cannot tell"] * 20
 
 
+def test_turns_that_were_not_taken_to_the_end_are_no_pairs():
+    one, other = result(steps([1.0] * 20), session="s"), result(steps([2.0] * 12), session="s")
+    (found,) = compare(one, other)
+    assert found.verdict == "cannot tell" and "20 and 12 values: one was cut short" in found.detail
+
+
 def test_ratios_of_nothing_are_refused():
     (found,) = compare(result(steps([0.0] * 9)), result(steps([1.0] * 9)))
     assert found.verdict == "cannot tell" and "0 or less" in found.detail

@@ -20,6 +20,7 @@ from zerofleet.trainer.run_folder import RunFolder
         (["a", "--sequences", "-1"], 2, "--sequences is -1"),
         (["model"], 2, "give --data and --sequence-length"),
         (["model", "--data", "recipe.yaml"], 2, "give --data and --sequence-length"),
+        (["model", "--data", "recipe.yaml", "--sequence-length", "1"], 2, "--sequence-length=1: a token is told from"),
     ],
 )
 def test_mistakes(recipe, tmp_path, capsys, arguments, code, part):

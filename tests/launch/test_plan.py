@@ -35,7 +35,7 @@ def test_a_recipe_that_fits(zerofleet):
     assert (code, err) == (0, "")
     assert "6,524,160 parameters in 6 layers (closed form)" in out
     assert "of 16.0 GiB per node" in out and "fits           on 1 x this machine" in out
-    assert "at most 40 steps" in out
+    assert "head lost" in out and "a checkpoint every 40 steps, and those done while it is written" in out
 
 
 def test_what_does_not_fit_is_an_error_with_numbers_and_what_does(zerofleet):

@@ -98,6 +98,14 @@ def test_a_damaged_file_of_weights(checkpoint, tmp_path):
         import_model(find(checkpoint, None), tmp_path / "ours", lambda sentence: None)
 
 
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"])
+def test_a_file_of_weights_that_was_never_fetched(checkpoint, tmp_path, content):
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(UserError, match=r"pytorch_model.bin cannot be read"):
+        import_model(find(checkpoint, None), tmp_path / "ours", lambda sentence: None)
+
+
 def test_tensor_parallel_checkpoints_are_refused(checkpoint, tmp_path):
     step = checkpoint / "global_step7"
     step.mkdir()

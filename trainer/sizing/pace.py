@@ -62,11 +62,14 @@ def pace_of(model: ModelSizes, setup: Setup, speeds: Speeds) -> Pace:
     )
     if setup.offload_optimizer and setup.on_gpu:
         optimizer_s += (FP32_BYTES + setup.element_bytes) * part / speeds.host_bytes  # gradients down, weights up
-    slower = RECOMPUTE if setup.activation_checkpointing else 1.0
-    if not (setup.on_gpu or setup.keeps_freed_memory):
-        slower *= GIVING_BACK
     return Pace(
-        compute_s=flops * slower / speeds.flops,
+        compute_s=flops * slower_by(setup) / speeds.flops,
         optimizer_s=optimizer_s,
         network_s=traffic_of(model, setup).total_bytes / speeds.network_bytes,
     )
+
+
+def slower_by(setup: Setup) -> float:
+    """How much longer the device computes than for the model's own FLOPs: what is recomputed, and page faults of memory that was given back."""
+    slower = RECOMPUTE if setup.activation_checkpointing else 1.0
+    return slower if setup.on_gpu or setup.keeps_freed_memory else slower * GIVING_BACK

@@ -10,7 +10,7 @@ from zerofleet.trainer.config import MomentsPrecision
 from zerofleet.trainer.sizing.model import ModelSizes
 from zerofleet.trainer.sizing.node import Footprint, Node, footprint
 from zerofleet.trainer.sizing.pace import Speeds, pace_of
-from zerofleet.trainer.sizing.setup import Setup
+from zerofleet.trainer.sizing.setup import LARGEST_BETA2, Setup
 
 MOST_NODES = 4096
 """Where the search for more nodes ends."""
@@ -68,6 +68,8 @@ def candidates(setup: Setup) -> Iterator[Setup]:
     yield setup
     stages = (0, 1, 2, 3) if setup.world_size > 1 else (0, 1)
     for stage in stages:
+        if stage == 3 and setup.compiles:
+            continue
         for micro in _micro_batches(setup):
             for checkpointing in (False, True):
                 varied = replace(
@@ -92,7 +94,7 @@ def _micro_batches(setup: Setup) -> list[int]:
 
 def _offloads(setup: Setup) -> Iterator[Setup]:
     yield setup
-    if setup.on_gpu and setup.zero_stage:
+    if setup.on_gpu and setup.zero_stage and setup.moments_precision == "fp32":
         yield replace(setup, offload_optimizer=True)
         if setup.zero_stage == 3:
             yield replace(setup, offload_optimizer=True, offload_param=True)
@@ -145,10 +147,10 @@ def recommend(model: ModelSizes, setup: Setup, node: Node, takes_snapshots: bool
 
 
 def _moments(setup: Setup) -> tuple[MomentsPrecision, ...]:
-    """As the job has them, and what takes less. Not on GPUs, which have the offloaded optimizer for that."""
-    return (
-        (setup.moments_precision,) if setup.on_gpu else tuple(dict.fromkeys((setup.moments_precision, LEAST_MOMENTS)))
-    )
+    """As the job has them, and what takes less, where AdamW's second beta allows it. Not on GPUs, which have the offloaded optimizer for that."""
+    if setup.on_gpu or setup.beta2 > LARGEST_BETA2:
+        return (setup.moments_precision,)
+    return tuple(dict.fromkeys((setup.moments_precision, LEAST_MOMENTS)))
 
 
 def _choices(model: ModelSizes, setup: Setup, node: Node, snapshots: bool) -> Iterator[Choice]:

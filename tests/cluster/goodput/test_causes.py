@@ -217,6 +217,21 @@ def test_a_run_that_failed_before_any_attempt():
     assert [cause.name for cause in causes(story)] == ["failure"]
 
 
+def test_a_failure_that_was_mended_is_not_what_ended_the_run():
+    story = begun().steps(50, 1.0).kill().start(3.0).steps(100).state("STOPPED").driver()
+    story.say("error", message="data.files matches nothing", user=True, type="UserError", traceback="")
+    first, *others = causes(story.state("FAILED", why="data.files matches nothing"))
+    assert (first.name, first.evidence, first.is_end) == ("user bug", "data.files matches nothing", True)
+    assert not any(cause.is_end for cause in others)
+
+
+def test_a_run_whose_lost_node_was_not_replaced_ended_by_that():
+    story = begun().steps(50, 1.0).kill().state("PLACING", 120.0).state("FAILED", why="no placement within 120 s")
+    first, *others = causes(story)
+    assert (first.evidence, first.is_end) == ("no placement within 120 s", True)
+    assert not any(cause.is_end for cause in others)
+
+
 def test_saves_that_are_rare_enough_are_no_cause():
     story = begun()
     for _ in range(2):

@@ -11,13 +11,15 @@ from zerofleet.trainer.config import CheckpointConfig
 @pytest.mark.parametrize(
     ("interval_steps", "interval_s", "step_s", "write_s", "steps"),
     [
-        (50, 0, None, None, 50),
+        (50, 0, None, None, None),
+        (50, 0, 2.0, None, None),
+        (10, 0, 1.0, 40.0, 40 + 40),
         (50, 0, 2.0, 9.0, 50 + 5),
-        (50, 60, 2.0, None, 30),
-        (50, 600, 2.0, None, 50),
+        (50, 60, 2.0, 1.0, 30 + 1),
+        (50, 600, 2.0, 1.0, 50 + 1),
         (0, 60, 2.0, 4.0, 30 + 2),
         (0, 0, 2.0, 4.0, 1000),
-        (5000, 0, None, None, 1000),
+        (5000, 0, 1.0, 3.0, 1000),
         ("auto", 0, None, None, None),
     ],
 )

@@ -77,6 +77,19 @@ def test_what_trains_otherwise_or_slower_is_recommended_only_where_nothing_else_
     assert taken == {64: (True, "fp32"), 26: (False, "fp32"), 20: (False, "bf16")}
 
 
+def test_nothing_is_recommended_that_the_lint_refuses():
+    model = llama(layers=16, hidden=2048)
+    chosen = setup(on_gpu=False, nodes=1, ranks_per_node=2, zero_stage=2, global_batch_size=2, micro_batch_size=1)
+    node = replace(CPU_NODE, memory_bytes=20 * GIB, shm_bytes=0)
+    free = recommend(model, chosen, node)
+    assert free is not None and (free.setup.zero_stage, free.setup.moments_precision) == (3, "bf16")
+    assert recommend(model, replace(chosen, beta2=0.999), node) is None
+    compiled = list(candidates(replace(chosen, compiles=True)))
+    assert 3 not in {one.zero_stage for one in compiled} and 2 in {one.zero_stage for one in compiled}
+    halved = candidates(replace(setup(on_gpu=True, zero_stage=2), moments_precision="bf16"))
+    assert not any(one.offload_optimizer for one in halved)
+
+
 def test_the_nearest_number_of_nodes_fits_and_one_fewer_does_not():
     model = llama(layers=80, hidden=8192, vocabulary=128256)
     chosen = setup(nodes=1, ranks_per_node=8, global_batch_size=4096, sequence_length=4096)

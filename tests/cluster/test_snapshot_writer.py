@@ -137,16 +137,23 @@ def test_a_damaged_snapshot_is_not_made_durable(run, writer, heard, tmp_path):
 
 def test_memory_that_changes_between_two_tries_is_not_made_durable(run, heard, tmp_path, monkeypatch):
     monkeypatch.setattr(backoff, "FIRST_S", 0.01)
-    write, path, tries = snapshot_writer.write_payload, snapshot(tmp_path / "shm", FOUR, 1), []
+    write, scan, path = snapshot_writer.write_payload, snapshot_writer._scan, snapshot(tmp_path / "shm", FOUR, 1)
+    tries, scans = [], []
 
     def down_at_first(*arguments):
         tries.append(1)
         if len(tries) == 1:
             raise StorageError("connection refused")
-        flip_payload(path)
         return write(*arguments)
 
+    def scan_changed(snapshot):
+        scans.append(1)
+        if len(scans) == 2:
+            flip_payload(path)
+        return scan(snapshot)
+
     monkeypatch.setattr(snapshot_writer, "write_payload", down_at_first)
+    monkeypatch.setattr(snapshot_writer, "_scan", scan_changed)
     writer = SnapshotWriter(run.storage, heard, Mappings())
     writer.order(path, 1, FOUR)
     (event,) = heard.of("unwritten")

@@ -54,12 +54,12 @@ def serve_saves(config: TrainConfig, connections: list[Connection]) -> None:
 
     committer = Committer(commit_and_tell)
     mappings = Mappings(MAPPED_BYTES)
-    writer, hasher = SnapshotWriter(run.storage, hear, mappings), SnapshotHasher(mappings)
+    hasher = SnapshotHasher(mappings)
+    writer = SnapshotWriter(run.storage, hear, mappings, hasher)
     try:
         for _, event in requests(connections):
             path, checkpoint = event.data["path"], CheckpointId(**event.data["checkpoint"])
-            if not writer.order(path, event.rank, checkpoint) and path:
-                hasher.order(Path(path), event.rank)
+            writer.order(path, event.rank, checkpoint)
     finally:
         writer.close()
         committer.close()

@@ -12,13 +12,13 @@ from zerofleet.cluster.attempt import Stage
 from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.controller import Controller
 from zerofleet.cluster.hooks import Hooks, Origin
+from zerofleet.cluster.policy.failure import Terms
 from zerofleet.cluster.policy.sizing import Sizes
 from zerofleet.cluster.simulation.group import ECHO, SimulatedGroup
 from zerofleet.cluster.simulation.run import record_keeping_config
 from zerofleet.cluster.spec import JobSpec
 from zerofleet.cluster.state import State
 from zerofleet.trainer.checkpoint.select import Selection
-from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.recorder import Recorder
 from zerofleet.trainer.run_folder import RunFolder
@@ -55,9 +55,9 @@ class Simulation:
         self.hear("phase", phase="init", node="node")
         self.train()
 
-    def _claim(self, attempt: int, start: Origin | None, world_size: int, quarantine: Ranges) -> Ranges:
+    def _claim(self, attempt: int, start: Origin | None, world_size: int, terms: Terms) -> Terms:
         self.attempt = attempt
-        return quarantine
+        return terms
 
     def _emit(self, event: Event) -> None:
         self.recorder.on_event(event)

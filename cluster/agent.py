@@ -56,9 +56,9 @@ class NodeAgent:
         self._logs.mkdir(parents=True, exist_ok=True)
         self._snapshots = Path(spec.snapshots) if spec.snapshots else None
         self._mappings = Mappings(MAPPED_BYTES)
-        self._writer = SnapshotWriter(Storage(spec.storage_url), self._emit, self._mappings)
-        self._replicator = Replicator(self._emit, self._mappings)
         self._hasher = SnapshotHasher(self._mappings)
+        self._writer = SnapshotWriter(Storage(spec.storage_url), self._emit, self._mappings, self._hasher)
+        self._replicator = Replicator(self._emit, self._mappings)
         self._server = (
             SnapshotServer(self._snapshots, spec.address, spec.secret) if self._snapshots and spec.secret else None
         )
@@ -125,8 +125,7 @@ class NodeAgent:
     def persist(self, infos: list[SnapshotInfo]) -> None:
         """Makes snapshots of this node durable: each becomes a `written` or `unwritten` event."""
         for info in infos:
-            if not self._writer.order(info.path, info.meta.rank, info.meta.checkpoint):
-                self._hasher.order(Path(info.path), info.meta.rank)
+            self._writer.order(info.path, info.meta.rank, info.meta.checkpoint)
 
     def replicated(self, checkpoint: CheckpointId, is_whole: bool) -> None:
         """Every node's buddy has this step: what is older need not be kept for them. Or some have not: then it need not be."""
@@ -176,8 +175,9 @@ class NodeAgent:
         if event.kind != "snapshot":
             return
         path, checkpoint = event.data["path"], CheckpointId(**event.data["checkpoint"])
-        is_hashed = event.data["durable"] and self._writer.order(path, event.rank, checkpoint)
-        if path and not is_hashed:
+        if event.data["durable"]:
+            self._writer.order(path, event.rank, checkpoint)
+        elif path:
             self._hasher.order(Path(path), event.rank)
         if event.data["replicate"]:
             self._replicator.order(path, event.rank, checkpoint, event.data["world_size"])

@@ -55,11 +55,12 @@ class _RankState:
     step: int = 0
     """As the rank says it: 0 until it has loaded a state."""
     node: str = ""
+    had_state: bool = False
     has_exited: bool = False
 
     @property
     def place(self) -> Place:
-        return Place(self.node, self.phase, max(self.step, self.start_step))
+        return Place(self.node, self.phase, max(self.step, self.start_step), self.had_state)
 
 
 @dataclass
@@ -125,8 +126,10 @@ class Attempt:
             if progress(event.step, event.phase) >= progress(rank.step, rank.phase):  # not a result that was held back
                 rank.phase, rank.step = event.phase, event.step
             rank.node = event.data.get("node", rank.node)
+            rank.had_state = rank.had_state or event.phase == "load"
             if self._stragglers is not None and "own_s" in event.data:
-                self._news += self._stragglers.measured(event.rank, event.data["own_s"])
+                own_s = event.data["own_s"] + event.data.get("data_s", 0.0)  # others wait for its data, too
+                self._news += self._stragglers.measured(event.rank, own_s)
         if event.kind == "step" or (event.kind == "phase" and event.phase == "step"):
             self.has_stepped = True
             self.step = max(self.step, event.step)

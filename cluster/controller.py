@@ -12,7 +12,7 @@ from zerofleet.cluster.departures import Departures
 from zerofleet.cluster.ending import End, left_in_memory, newest_in_words
 from zerofleet.cluster.group import Group, Placement
 from zerofleet.cluster.hooks import Hooks, Origin, Skips, origin_of, unusable_origins
-from zerofleet.cluster.policy.failure import Decision, Failure, decide
+from zerofleet.cluster.policy.failure import TERMS, Decision, Failure, Terms, decide
 from zerofleet.cluster.policy.heartbeat import Limits
 from zerofleet.cluster.policy.sizing import Decision as SizeDecision
 from zerofleet.cluster.policy.sizing import Sizes
@@ -25,7 +25,6 @@ from zerofleet.cluster.suspicion import Suspicion
 from zerofleet.cluster.transitions import Transitions
 from zerofleet.cluster.verdict import LOST_MEANWHILE, Verdict, judge
 from zerofleet.cluster.waiting import Insistence, Limit
-from zerofleet.trainer.data.quarantine import Ranges, num_positions, union
 from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.events import Control, Event
 
@@ -49,6 +48,7 @@ class Controller(Transitions):
         *,
         sizes: Sizes,
         num_steps: int,
+        terms: Terms = TERMS,
         last_attempt: int = 0,
         stages: tuple[Stage, ...] = (Stage.CHECK, Stage.TRAIN, Stage.EXPORT),
     ) -> None:
@@ -59,7 +59,7 @@ class Controller(Transitions):
         self._stages, self._claimed = list(stages), last_attempt
         self._attempt = Attempt(last_attempt + 1, self._stages[0], None, 0, 0.0)
         self._failures: list[Failure] = []
-        self._quarantine: Ranges = ()
+        self._terms = terms
         self._excluded: frozenset[Origin] = frozenset()
         self._skips, self._heartbeat_at = Skips(), float("-inf")
         self._late, self._last_step = "", 0
@@ -199,8 +199,7 @@ class Controller(Transitions):
 
     def _decide(self, now: float, verdict: Verdict) -> None:
         self._excluded |= unusable_origins(verdict, self._failures, self._attempt.start)
-        left_out = num_positions(self._quarantine)
-        self._failures.append(Failure(verdict, self._attempt.step, self._attempt.base_step, left_out))
+        self._failures.append(Failure(verdict, self._attempt.step, self._attempt.base_step, self._terms))
         decision = decide(self._failures, self._config.max_failures, self._config.max_quarantined_steps)
         if self._attempt.stage is not Stage.TRAIN and len(self._failures) > 1:
             decision = Decision("stop", f"the {self._attempt.stage} failed twice")
@@ -208,7 +207,7 @@ class Controller(Transitions):
         if decision.action == "stop":
             why = verdict.user_error or f"{verdict.sentence}. Stopping: {decision.reason}"
             return self._conclude(now, State.FAILED, why, 2 if verdict.user_error else 1)
-        self._quarantine = union(self._quarantine, decision.quarantine)
+        self._terms = self._terms.after(decision)
         self._leave_out(decision.without)
         if not self._group.place(self._job, 0.0).is_ready:
             return self._enter(State.PLACING, now, "a node must be replaced")
@@ -246,10 +245,10 @@ class Controller(Transitions):
 
     def _claim(self, start: Origin | None, now: float) -> int:
         """The number of the attempt that goes on from there."""
-        self._quarantine = self._hooks.claim(self._claimed + 1, start, self._group.world_size, self._quarantine)
+        self._terms = self._hooks.claim(self._claimed + 1, start, self._group.world_size, self._terms)
         self._claimed += 1
         self._saves.begin(start.checkpoint.step if start else 0, {origin.checkpoint for origin in self._excluded})
-        self._sizer.launched(self._group.num_nodes, now)
+        self._sizer.launched(self._group.num_nodes, now, self._terms.micro_batch_size)
         return self._claimed
 
     def _select(self) -> Origin | None:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from zerofleet.cluster.commits import Outcome
-from zerofleet.cluster.policy.failure import Failure
+from zerofleet.cluster.policy.failure import Failure, Terms
 from zerofleet.cluster.spec import JobSpec, SnapshotInfo
 from zerofleet.cluster.verdict import Verdict
-from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import CheckpointId
@@ -96,9 +95,9 @@ class Hooks:
     undisturbed: Callable[[], AbstractContextManager[object]]
     """Meanwhile nothing is committed: what was selected is still the newest when it is claimed. Raises StorageError when a commit does not
     end."""
-    claim: Callable[[int, Origin | None, int, Ranges], Ranges]
-    """Claims an attempt exclusively, for so many ranks; it leaves out these sample positions, and what the run left out already:
-    all of them are returned. Raises UserError when another driver has it."""
+    claim: Callable[[int, Origin | None, int, Terms], Terms]
+    """Claims an attempt exclusively, for so many ranks, on these terms; what the run left out already is left out too: the terms with that are
+    returned. Raises UserError when another driver has it."""
     written: Callable[[Event], None]
     """Takes in that a rank's file is in storage, or will not be (`written`, `unwritten`)."""
     outcomes: Callable[[], list[Outcome]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 
 from zerofleet.cluster.group import Placement
 from zerofleet.cluster.policy.sizing import Decision, Gathered, Presence, Running, Sizes, at_boundary, gather
@@ -31,8 +32,10 @@ class Sizer:
         """Whether more nodes than the run has could be of use."""
         return 0 < self._before < self._sizes.most_nodes
 
-    def launched(self, nodes: int, now: float) -> None:
-        """An attempt begins with so many nodes."""
+    def launched(self, nodes: int, now: float, micro_batch_size: int = 0) -> None:
+        """An attempt begins with so many nodes, and with micro-batches of so many sequences; 0: of as many as before."""
+        if micro_batch_size:
+            self._sizes = replace(self._sizes, micro_batch_size=micro_batch_size)
         if nodes != self._before:
             self._durations.clear()
             self._since = now

@@ -18,6 +18,7 @@ import xxhash
 
 from zerofleet.cluster.policy.backoff import Backoff
 from zerofleet.cluster.results import ResultLog
+from zerofleet.cluster.snapshot_hasher import SnapshotHasher
 from zerofleet.trainer.checkpoint.commit import Draft, Written
 from zerofleet.trainer.checkpoint.format import DamagedFile, describe_payload, write_payload
 from zerofleet.trainer.checkpoint.mappings import Mappings
@@ -79,8 +80,9 @@ class Order:
 class SnapshotWriter:
     """One order after the other, each tried until storage takes it. Results are events: `written`, or `unwritten` with why."""
 
-    def __init__(self, storage: Storage, emit: Emit, mappings: Mappings) -> None:
-        self._storage, self._emit, self._mappings = storage, emit, mappings
+    def __init__(self, storage: Storage, emit: Emit, mappings: Mappings, hasher: SnapshotHasher) -> None:
+        """`hasher` hashes what has to wait for its turn, so that its digest is known soon, too."""
+        self._storage, self._emit, self._mappings, self._hasher = storage, emit, mappings, hasher
         self._written: dict[tuple[CheckpointId, int], Written] = {}
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -91,17 +93,15 @@ class SnapshotWriter:
         self._thread = threading.Thread(target=self._run, name="snapshot-writer", daemon=True)
         self._thread.start()
 
-    def order(self, path: Path | str | None, rank: int, checkpoint: CheckpointId) -> bool:
-        """Returns at once; from here on no rank overwrites the snapshot. Without a path there was none.
-
-        Returns whether its turn is now: its digest is known soon then, and else when its turn comes.
-        """
+    def order(self, path: Path | str | None, rank: int, checkpoint: CheckpointId) -> None:
+        """Returns at once; from here on no rank overwrites the snapshot. Without a path there was none."""
         snapshot = open_snapshot(Path(path), self._mappings) if path else None
         with self._lock:
             self._num_waiting += 1
             is_first = self._num_waiting == 1
         self._orders.put(Order(rank, checkpoint, snapshot))
-        return is_first
+        if path and not is_first:
+            self._hasher.order(Path(path), rank)
 
     def close(self) -> None:
         """Gives up what has not been written."""

@@ -14,7 +14,7 @@ from zerofleet.trainer.events import DRIVER, Event
 
 _TIMEOUT = 3
 """Exit code."""
-_OUTCOMES = {"retry": "Trying again", "quarantine": "Going on", "stop": "Stopping"}
+_OUTCOMES = {"retry": "Trying again", "quarantine": "Going on", "halve": "Going on", "stop": "Stopping"}
 
 
 class Transitions:

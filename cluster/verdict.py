@@ -60,6 +60,8 @@ class Place:
     node: str = ""
     phase: str = ""
     step: int = 0
+    had_state: bool = False
+    """Whether it had begun to load its state, and thus built its model."""
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -109,6 +111,8 @@ class Verdict:
     """(step, attempt) of snapshots of which a part could not be read from the node that has it."""
     suspects: tuple[str, ...] = ()
     """Nodes whose ranks were proved to compute or to keep something wrong."""
+    had_state: bool = False
+    """Whether the rank had built its model: what it takes beyond that grows with the micro-batch."""
 
 
 LOST_MEANWHILE = Verdict("node", "a node was lost before its ranks were started")
@@ -188,6 +192,7 @@ def _of_error(event: Event, evidence: Evidence) -> Verdict:
         checkpoint=(found["step"], found["attempt"]) if found else None,
         unreachable=(away["step"], away["attempt"]) if away else None,
         suspects=tuple(dict.fromkeys(node for rank in suspects if (node := _node(rank, evidence)))),
+        had_state=_had_state(event.rank, evidence),
     )
 
 
@@ -221,9 +226,9 @@ def _of_exit(event: Event, evidence: Evidence) -> Verdict:
     if number == signal.SIGKILL and data.get("oom_kills"):
         sentence = (
             f"{where} was killed by the kernel: the host ran out of memory ({data['memory_bytes'] / 2**30:.1f} GiB in all). "
-            "Lower train.micro_batch_size or cluster.ranks_per_node, or raise train.zero_stage"
+            "Lower train.micro_batch_size (or let it be halved: train.min_micro_batch_size) or cluster.ranks_per_node, or raise train.zero_stage"
         )
-        return Verdict("host OOM", sentence, event.rank, node)
+        return Verdict("host OOM", sentence, event.rank, node, had_state=_had_state(event.rank, evidence))
     if number == signal.SIGKILL:
         return Verdict("node", f"{where} was killed (SIGKILL) by something outside the run", event.rank, node)
     if number == signal.SIGTERM:
@@ -285,6 +290,10 @@ def _ending(code: int | None) -> str:
 def _node(rank: int, evidence: Evidence) -> str | None:
     place = evidence.places.get(rank)
     return place.node or None if place else None
+
+
+def _had_state(rank: int, evidence: Evidence) -> bool:
+    return evidence.places.get(rank, Place()).had_state
 
 
 def _where(rank: int, evidence: Evidence) -> str:

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
-import xxhash
 
 from zerofleet.cluster.attempt import Stage
 from zerofleet.cluster.commits import Committer
@@ -33,6 +32,7 @@ from zerofleet.cluster.joined_ray import JoinedRay, check_reachable
 from zerofleet.cluster.local import reap_leftovers
 from zerofleet.cluster.own_ray import OwnRay
 from zerofleet.cluster.placement import Ask, NodeResources, check_ever_fits
+from zerofleet.cluster.policy.failure import Terms
 from zerofleet.cluster.policy.sizing import Sizes
 from zerofleet.cluster.policy.time_limit import TimeLimit, driven_s
 from zerofleet.cluster.preparation import Preparation, Progress
@@ -41,7 +41,7 @@ from zerofleet.cluster.spec import PRELOAD, TRAIN, JobSpec, NodeSpec, SnapshotIn
 from zerofleet.launch.checks import check_job, check_no_labels
 from zerofleet.launch.claims import Handed, claim
 from zerofleet.launch.config import JobConfig, override_job
-from zerofleet.launch.drivers import driver_records, effective_job, requests_before
+from zerofleet.launch.drivers import driver_records, effective_job, requests_before, run_namespace
 from zerofleet.launch.environment import fingerprint
 from zerofleet.launch.event_log_lines import write_log_line
 from zerofleet.launch.exit_codes import RUN_FAILED
@@ -57,7 +57,6 @@ from zerofleet.trainer.checkpoint.format import Manifest
 from zerofleet.trainer.checkpoint.select import Selection, newest_snapshot, select_checkpoint
 from zerofleet.trainer.credentials import mask_output
 from zerofleet.trainer.data.prepare import prepare
-from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.errors import UserError, ZerofleetError
 from zerofleet.trainer.events import DRIVER, Event
 from zerofleet.trainer.init_from import pin_init_from
@@ -147,8 +146,10 @@ class Driver:
     ) -> None:
         self._run, self._job, self._log, self._program, self._stops = run, job, log, program, stops
         self._number, self._config = number, job.train_config()
-        attempts = run.attempts()
+        attempts, asked = run.attempts(), job.train.micro_batch_size
         self._last_attempt = attempts[-1].attempt if attempts else 0
+        size = attempts[-1].micro_batch_size(asked) if attempts else asked
+        self._terms = Terms(micro_batch_size=size, min_micro_batch_size=job.train.min_micro_batch_size or 0)
         interval_s = _LOCAL_REQUEST_INTERVAL_S if run.storage.is_local else _REMOTE_REQUEST_INTERVAL_S
         self._started_at = psutil.Process().create_time()
         self._limit = self._time_limit()
@@ -273,6 +274,7 @@ class Driver:
             self._job.cluster,
             sizes=self._sizes(),
             num_steps=self._config.train.steps,
+            terms=self._terms,
             last_attempt=self._last_attempt,
             stages=tuple(stages),
         )
@@ -307,15 +309,18 @@ class Driver:
             return stored
         return replace(stored, checkpoint=newest, in_memory=True, found=max(1, stored.found))
 
-    def _claim_attempt(self, attempt: int, start: Origin | None, world_size: int, quarantine: Ranges) -> Ranges:
+    def _claim_attempt(self, attempt: int, start: Origin | None, world_size: int, terms: Terms) -> Terms:
         checkpoint, in_memory = (start.checkpoint, start.in_memory) if start else (None, False)
         init_from = pin_init_from(self._run, self._config.run)
-        stage = self._config.train.zero_stage
-        arguments = (attempt, checkpoint, world_size, stage, init_from, in_memory, quarantine)
+        train = self._config.train
+        halved = (
+            (train.micro_batch_size, terms.micro_batch_size) if terms.micro_batch_size < train.micro_batch_size else ()
+        )
+        arguments = (attempt, checkpoint, world_size, train.zero_stage, init_from, in_memory, terms.quarantine, halved)
         record = self._run.claim_attempt(*arguments)
         said = {name: getattr(record, name) for name in ("start_step", "world_size", "from_memory", "quarantine")}
         self._emit(Event("claimed", attempt, DRIVER, record.start_step, "load", record.claimed_at, data=said))
-        return record.quarantine
+        return replace(terms, quarantine=record.quarantine)
 
     def _commit(self, manifest: Manifest) -> None:
         commit(self._config.checkpoint, self._run, manifest, self._log.make_ledger_durable)
@@ -354,7 +359,7 @@ class Driver:
             accelerator="cuda" if self._job.cluster.gpus_per_rank else "cpu",
             log_folder=str(storage.local_path("logs")) if storage.is_local else None,
             storage_url=storage.url,
-            namespace=_namespace(self._run),
+            namespace=run_namespace(self._run),
             model_type=str(self._config.model.config.get("model_type", "")),
             preload=self._program.preload,
             snapshots=snapshot_folder(self._run),
@@ -378,14 +383,6 @@ class Driver:
         self._newest = max(self._newest[0], event.attempt), max(self._newest[1], event.step)
         self._log.emit(event)
         write_log_line(event)
-
-
-def _namespace(run: RunFolder) -> str:
-    """The same for all drivers of a run. Where and when the first one was started tells it from other users' runs of the same name,
-    whose storage may have the same path on another machine."""
-    first = driver_records(run)[0]
-    facts = f"{run.storage.identity} {first.host} {first.pid} {first.started_at}"
-    return f"{run.name}-{xxhash.xxh3_64_hexdigest(facts.encode())}"
 
 
 def _this_machine() -> NodeResources:

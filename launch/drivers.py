@@ -10,6 +10,8 @@ import json
 import re
 from dataclasses import asdict, dataclass
 
+import xxhash
+
 from zerofleet.launch.config import JobConfig, override_job, parse_job
 from zerofleet.trainer.driver_records import DriverRecord, driver_records
 from zerofleet.trainer.errors import StorageError, UserError
@@ -24,6 +26,7 @@ __all__ = [
     "job_records",
     "next_number",
     "requests_before",
+    "run_namespace",
 ]
 
 
@@ -93,3 +96,11 @@ def effective_job(run: RunFolder) -> JobConfig:
     job = override_job(parse_job(run.job_yaml(), f"{run.storage.url}/job.yaml"), overrides)
     url = run.storage.path() if run.storage.is_local else run.storage.url
     return job.model_copy(update={"run": job.run.model_copy(update={"storage": url.rpartition("/")[0]})})
+
+
+def run_namespace(run: RunFolder) -> str:
+    """Of the run's actors in Ray, the same for all its drivers. Where and when the first one was started tells it from other users' runs of the same
+    name, whose storage may have the same path on another machine."""
+    first = driver_records(run)[0]
+    facts = f"{run.storage.identity} {first.host} {first.pid} {first.started_at}"
+    return f"{run.name}-{xxhash.xxh3_64_hexdigest(facts.encode())}"

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from zerofleet.cluster.host import num_cores
+
 PACKAGES = ("zerofleet", "torch", "deepspeed", "transformers", "ray")
+_NVIDIA = Path("/proc/driver/nvidia")
 
 
 def fingerprint() -> dict[str, Any]:
-    """Processor, cores, memory (GiB), GPUs, Python and package versions, load average."""
+    """Processor, cores that this process may use, memory (GiB), GPUs with their driver, Python and package versions, load average."""
     return {
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": num_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "accelerators": _gpus(),
         "python": platform.python_version(),
@@ -34,10 +38,13 @@ def _version(package: str) -> str:
 
 
 def _gpus() -> list[str]:
-    """Names of the GPUs of this machine, by NVIDIA's driver: torch is not needed for it."""
-    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    """Names of the GPUs of this machine and the version of their driver, by NVIDIA's driver: torch is not needed for it."""
+    files = sorted(_NVIDIA.glob("gpus/*/information"))
     lines = [line for file in files for line in file.read_text().splitlines() if line.startswith("Model:")]
-    return [line.partition(":")[2].strip() for line in lines]
+    module = _NVIDIA / "version"
+    found = re.search(r"\d+\.[\d.]+", module.read_text()) if module.exists() else None
+    driver = f" (driver {found[0]})" if found else ""
+    return [f"{line.partition(':')[2].strip()}{driver}" for line in lines]
 
 
 def _processor() -> str:

@@ -161,6 +161,8 @@ def event_line(event: Event) -> str:
             if not data["is_step"]:
                 return f"round {data['round']}: no outer step"
             return f"round {data['round']}: {len(data['tokens'])} silos, {sum(data['tokens'].values()):,} tokens"
+        case "profile":
+            return f"steps {data['steps'][0]} to {data['steps'][1]} of rank {event.rank} were traced: {data['path']}"
         case "export":
             return f"exported to {data['path']}"
         case _:

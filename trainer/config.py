@@ -197,6 +197,19 @@ class DataConfig(SourceFields):
         return {name: source.weight for name, source in self.sources.items()} or {DEFAULT_SOURCE: 1.0}
 
 
+class ProfileConfig(Section):
+    steps: tuple[PositiveInt, PositiveInt]
+    """First and last step that is traced. A few: a trace has a line for every op."""
+    ranks: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    """Ranks that are traced."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ProfileConfig:
+        if self.steps[0] > self.steps[1]:
+            raise ValueError(f"steps must be the first and the last step that is traced, not {list(self.steps)}")
+        return self
+
+
 class TrainSection(Section):
     steps: PositiveInt
     """Optimizer steps of the whole run."""
@@ -204,6 +217,8 @@ class TrainSection(Section):
     """Sequences per optimizer step: the constant of a run, whatever the number of ranks."""
     micro_batch_size: PositiveInt
     """Sequences per rank and micro-step; also the size of the blocks that the global batch is dealt in."""
+    min_micro_batch_size: PositiveInt | None = None
+    """Sequences down to which a micro-batch that runs out of memory is halved, with twice the micro-steps and the same global batch; without it, never."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """0 replicates everything; 1 partitions optimizer states, 2 also gradients, 3 also weights."""
     precision: Precision = "bf16"
@@ -244,6 +259,16 @@ class TrainSection(Section):
     """Robust standard deviations above the median of the last 64 losses from which a step is not kept but played again, and its samples left out when it spikes the same; 0 keeps every step. 10 or more is sensible; needs `deterministic` on GPUs."""
     replica_check_interval_steps: NonNegativeInt = 100
     """Steps between comparisons of the 16-bit weights over ranks (stages 0 to 2); 0 never."""
+    profile: ProfileConfig | None = None
+    """Trace some steps with torch's profiler, into the run folder's `profile/`."""
+
+    @model_validator(mode="after")
+    def _micro_batch_fits(self) -> TrainSection:
+        if self.min_micro_batch_size is not None and self.min_micro_batch_size > self.micro_batch_size:
+            raise ValueError(
+                f"min_micro_batch_size ({self.min_micro_batch_size}) exceeds micro_batch_size ({self.micro_batch_size}): lower it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> TrainSection:
@@ -344,6 +369,10 @@ class TrainConfig(Section):
     """Trackers besides the run folder."""
     silo: SiloConfig | None = None
     """Written by zerofleet: this run is one silo of another, which says so here."""
+
+    def with_micro_batch(self, size: int) -> TrainConfig:
+        """The same with another `train.micro_batch_size`."""
+        return self.model_copy(update={"train": self.train.model_copy(update={"micro_batch_size": size})})
 
     @property
     def order_key(self) -> str:

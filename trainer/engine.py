@@ -138,6 +138,11 @@ def clips_itself(config: TrainConfig) -> bool:
     return config.train.zero_stage == 0 and config.train.precision == "fp32"
 
 
+def is_finite(norm: float) -> bool:
+    """Of a gradient norm: DeepSpeed reports an invalid one as -1, too."""
+    return 0 <= norm < float("inf")
+
+
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: weight decay on matrices (two dimensions and more), none on biases and norms."""
     trainable = [p for p in model.parameters() if p.requires_grad]

@@ -27,6 +27,7 @@ Heartbeats, progress, goodput and the ledger are readings of the one event strea
 | `prepare`    | driver        | data preparation: `stage`, `fraction` in [0, 1], `detail`, at last with what it came to |
 | `skipped`    | rank 0        | `message`: an fp16 step that overflowed and was not applied |
 | `ranks`      | recorder      | sums since the last one over the steps of each of `ranks`: `steps`, `own_s`, `data_s`, `stall_s`; so far in the attempt the most `memory_bytes` and `device_bytes`, and `snapshot_step`, the newest in all ranks' memory |
+| `profile`    | a rank        | it has traced `steps` [first, last]: `path` in the run folder, `ops`, `memory` (see profiler) |
 | `exit`       | node agent    | code, signal, pid, node and what the kernel said: a rank process has gone |
 | `node_lost`  | driver        | node, host, node_rank, message: its agent does not answer any more; `announced`: it was said that it would be taken away |
 | `heartbeat`  | driver        | every 10 s: the driver is alive |
@@ -48,7 +49,7 @@ DRIVER = -1
 RESULTS = frozenset(("step", "eval"))
 """Kinds that tell what a step came to: rank 0 may hold them back, and metrics/ has them."""
 
-PHASES = ("import", "init", "build", "load", "step", "outer", "eval", "snapshot", "save", "end")
+PHASES = ("import", "init", "build", "load", "step", "profile", "outer", "eval", "snapshot", "save", "end")
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ def lint(config: TrainConfig, world_size: int) -> list[Finding]:
         *_moments(config),
         *_compile(config),
         *_blocks(config, world_size),
+        *_profile(config, world_size),
         *_heldout(config),
         *_mixture(config.data),
         *_model_sizes(config),
@@ -219,6 +220,24 @@ def _blocks(config: TrainConfig, world_size: int) -> Iterator[Finding]:
             "train.micro_batch_size",
             f"a global batch of {train.global_batch_size} in blocks of {train.micro_batch_size} is {plan.num_blocks} blocks "
             f"for {world_size} ranks: {world_size - plan.num_blocks} ranks compute with weight 0. To mend it, {remedy}",
+        )
+
+
+def _profile(config: TrainConfig, world_size: int) -> Iterator[Finding]:
+    """Steps and ranks that there are."""
+    train, profile = config.train, config.train.profile
+    if profile is None:
+        return
+    if profile.steps[1] > train.steps:
+        first, last = profile.steps
+        yield _error(
+            "train.profile.steps",
+            f"the run has {train.steps} steps, so that {first} to {last} cannot be traced: lower them",
+        )
+    if max(profile.ranks) >= world_size:
+        yield _error(
+            "train.profile.ranks",
+            f"there is no rank {max(profile.ranks)}: with {world_size} ranks the last is {world_size - 1}",
         )
 
 

@@ -22,7 +22,7 @@ from zerofleet.trainer.data.cache import DataCache
 from zerofleet.trainer.data.feed import Feed, MicroBatch, StepPlan
 from zerofleet.trainer.description import describe
 from zerofleet.trainer.driver_records import driver_records
-from zerofleet.trainer.engine import build_engine, clips_itself, init_distributed, seed_generators
+from zerofleet.trainer.engine import build_engine, clips_itself, init_distributed, is_finite, seed_generators
 from zerofleet.trainer.errors import LossSpike, NonFiniteStep, ReplicaDivergence, ZerofleetError
 from zerofleet.trainer.events import Control, ControlSource, Report
 from zerofleet.trainer.exchange import StepShare, StepSum, agree, agree_on, exchange, odd_ranks, replica_digest
@@ -31,6 +31,7 @@ from zerofleet.trainer.keeper import Keeper
 from zerofleet.trainer.model import DTYPES, check, config_digest
 from zerofleet.trainer.own_time import own_time
 from zerofleet.trainer.probe import PROBE_TOKENS, check_probe, other_code, probe_batch
+from zerofleet.trainer.profiler import Profiler
 from zerofleet.trainer.reporter import Fault, Reporter, no_fault
 from zerofleet.trainer.restore import Restore
 from zerofleet.trainer.run_folder import RunFolder
@@ -84,12 +85,16 @@ class Loop:
         before_commit: Callable[[], None] = nothing_to_do,
     ) -> None:
         assert config.run.name is not None
-        self.config, self.world, self._control = config, world, control
+        self.world, self._control = world, control
         self._report, self._snapshots, self._before_commit = report, snapshots, before_commit
         self.reporter = Reporter(world, report, fault)
         self.folder = RunFolder(config.run.storage, config.run.name)
         self.cache = DataCache.open(cache_path, config.data.stream)
-        self.plan = BatchPlan.of(config.train.global_batch_size, config.train.micro_batch_size, world.world_size)
+        self.attempts = self.folder.attempts()
+        self.record = next(a for a in self.attempts if a.attempt == world.attempt)
+        self.config = config.with_micro_batch(self.record.micro_batch_size(config.train.micro_batch_size))
+        train = self.config.train
+        self.plan = BatchPlan.of(train.global_batch_size, train.micro_batch_size, world.world_size)
         self.losses = RecentLosses()
 
     @property
@@ -121,12 +126,12 @@ class Loop:
         self._check_fragments()
         self.own = own_time(self.device, self.config.train.zero_stage)
         self.peak = device_peak(self.device, DTYPES[self.config.train.precision])
-        self.attempts = self.folder.attempts()
-        self.record = next(a for a in self.attempts if a.attempt == self.world.attempt)
         self.feed = Feed.of(self.config, self.cache.train, self.plan, self.config.order_key, self.record.quarantine)
         self.keeper = Keeper(self.reporter, self._make_saver(), self._make_cadence(), self._probe)
         mine = (self.world, self.record.token, self.adapter, self.device, self.reporter, self._control)
         self.member = Member.of(self.config, *mine, self.keeper.settle, self.feed.num_tokens, self.folder.storage)
+        wanted = self.config.train.profile
+        self.profiler = Profiler(wanted, self.world, self.folder.storage, self.reporter, self.device)
         self.waits = Waits.on(self.device, self.world.local_rank, self.keeper.take_stall_s)
 
     def _make_saver(self) -> Saver:
@@ -203,7 +208,7 @@ class Loop:
         if self.built.is_compiled:
             self.reporter.begin("build")  # the first step's compilation, whose limit of silence is not that of a step
         while not self._is_last():
-            control = self._outer_step(self.train_step())
+            control = self._outer_step(self.profiler.step(self.train_step))
             last = self._is_last()
             if last or (train.eval_interval_steps and self.step % train.eval_interval_steps == 0):
                 self.evaluate()
@@ -233,7 +238,7 @@ class Loop:
     def train_step(self) -> Control:
         """One optimizer step. Returns what all ranks were asked to do after it."""
         start, began = time.time(), time.perf_counter()
-        self.own.resume()
+        self.own.alone()
         plan = self.feed.step_plan(self.step)
         self.feed.read_ahead(plan)
         fault = self.reporter.fault("step", self.step + 1, plan.ranges)
@@ -242,17 +247,19 @@ class Loop:
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         loss_scale = self.adapter.missing_loss_scale()
         fed = self.feed.with_wrong_sample(plan, self.world.rank) if fault == "wrong_sample" else plan
+        self.own.stop()
         for micro_batch in self.waits.of(self.feed.micro_batches(fed, self.world.rank)):
+            self.own.alone()
             share.add(micro_batch)
             loss = self._loss(micro_batch)
             if fault == "spike":
                 loss = loss * _SPIKE
             loss_sum += loss.detach()
-            self.own.pause()
+            self.own.among_others()
             scaled = loss * (loss_scale * self.world.world_size / plan.num_tokens)
             self.engine.backward(scaled * float("nan") if fault == "nan" else scaled, scale_wrt_gas=False)
             grad_norm = self._optimizer_step(plan) / loss_scale
-            self.own.resume()
+            self.own.stop()
         share.loss_sum = float(loss_sum)
         total = exchange(share, self.device, self.world.world_size)
         self.reporter.release()  # every rank has settled: the step before is safe
@@ -285,7 +292,7 @@ class Loop:
         if clips_itself(self.config) and is_boundary:
             limit = self.config.train.gradient_clipping or float("inf")
             norm = float(torch.nn.utils.clip_grad_norm_(self.built.model.parameters(), limit))
-            if not _finite(norm):
+            if not is_finite(norm):
                 raise NonFiniteStep(self.step + 1, norm, plan.ranges)
             self.engine.step()
             return norm
@@ -296,7 +303,7 @@ class Loop:
 
     def _check_applied(self, plan: StepPlan, grad_norm: float) -> None:
         """DeepSpeed skips a step with a NaN silently. In fp16 that is how the loss scale adapts; elsewhere it is an incident."""
-        applied = self.engine.was_step_applied() and _finite(grad_norm)
+        applied = self.engine.was_step_applied() and is_finite(grad_norm)
         if applied:
             return
         if self.config.train.precision == "fp16":
@@ -355,6 +362,7 @@ class Loop:
 
     def _end(self, kind: str) -> None:
         self.keeper.settle()
+        self.profiler.close()
         dist.barrier()
         self.reporter.release()
         self.reporter.begin("end")
@@ -390,7 +398,3 @@ class Loop:
             **self.own.take(),
             **self.waits.take(),
         )
-
-
-def _finite(norm: float) -> bool:
-    return 0 <= norm < float("inf")  # DeepSpeed also reports an invalid norm as -1

@@ -77,8 +77,14 @@ class AttemptRecord:
     """`URL@STEP` of another run whose weights this run began with: resolved once, by the first attempt."""
     quarantine: list[list[int]] = field(default_factory=list)
     """Half-open ranges of sample positions that it leaves out: those of the attempt before it, and what was found since."""
+    halved: list[int] = field(default_factory=list)
+    """[a, b]: micro-batches of a sequences, which the recipe asks for, have run out of memory, and this attempt's have b; empty: the recipe's own."""
     process: str = ""
     """The ProcessId of who claimed it; empty in records by zerofleet up to 0.4."""
+
+    def micro_batch_size(self, asked: int) -> int:
+        """Sequences per rank and micro-step, where the recipe asks for so many. Another wish than the one that ran out is fulfilled."""
+        return self.halved[1] if self.halved[:1] == [asked] else asked
 
     @property
     def is_here(self) -> bool:
@@ -152,9 +158,11 @@ class RunFolder:
         init_from: str | None = None,
         from_memory: bool = False,
         quarantine: Ranges = (),
+        halved: Sequence[int] = (),
     ) -> AttemptRecord:
         """Claims `attempt` exclusively: the fencing of everything that an older attempt may still write. What earlier attempts
-        left out it leaves out too, whatever it starts from, and `quarantine` besides.
+        left out it leaves out too, whatever it starts from, and `quarantine` besides. `halved` as in the record; the attempt's before it where it is
+        not given.
 
         Raises UserError when another process claimed it first, or when the process that claimed the one before still lives on
         this host: that one owns the run.
@@ -179,6 +187,7 @@ class RunFolder:
             token=os.urandom(8).hex(),
             init_from=init_from,
             quarantine=union(quarantine, *(record.quarantine for record in attempts)),
+            halved=list(halved) or (attempts[-1].halved if attempts else []),
         )
         try:
             self.storage.create(f"attempts/{attempt:04d}.json", json.dumps(asdict(record), indent=1).encode())

@@ -13,7 +13,7 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,12 +168,21 @@ class Storage:
         """Writes a new file, whole and durable, or raises FileExistsError: the claim of whoever comes first."""
         if self.is_local:
             with self._errors("creating", self.path(path), creates=True):
-                _create_local(Path(self.path(path)), data)
+                _put_local(Path(self.path(path)), data, os.link)
         elif data:
             self.write_stream(path, [data])
         else:  # a file that nothing is written to is created by s3fs without a look at what is there
             with self._errors("creating", self.path(path), creates=True):
                 self._fs.pipe_file(self.path(path), b"", mode="create")
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Puts a file in the place of the one that may be there: who reads it sees one of both, whole. Not for what is claimed."""
+        full = self.path(path)
+        with self._errors("writing", full, creates=True):
+            if not self.is_local:
+                self._fs.pipe_file(full, data)
+                return
+            _put_local(Path(full), data, os.replace)
 
     def write_stream(self, path: str, chunks: Iterable[bytes | memoryview]) -> int:
         """Writes a new file chunk by chunk and makes it durable (file and folder). Returns its bytes.
@@ -261,8 +270,8 @@ def _make_folder(path: Path) -> None:
         fsync_folder(folder.parent)
 
 
-def _create_local(path: Path, data: bytes) -> None:
-    """Link rather than open("xb"): a reader never sees half of it, and a crash leaves no half-made claim."""
+def _put_local(path: Path, data: bytes, put: Callable[[str, Path], None]) -> None:
+    """`put` gives a whole file its name; link rather than open("xb"): a reader never sees half of it, and a crash leaves no half-made claim."""
     _make_folder(path.parent)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
@@ -271,9 +280,9 @@ def _create_local(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
-        os.link(temporary, path)
+        put(temporary, path)
     finally:
-        Path(temporary).unlink()
+        Path(temporary).unlink(missing_ok=True)
     fsync_folder(path.parent)
 
 

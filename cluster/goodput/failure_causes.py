@@ -88,8 +88,8 @@ _BEGINNINGS = ("PREPARING", "STARTING")
 _REMEDIES = {
     "user bug": "mend the code: the traceback is in the rank's log",
     "hang": "the stacks of all ranks are in the run's events (`stacks`); look at the rank that is named",
-    "host OOM": "lower train.micro_batch_size or cluster.ranks_per_node, or raise train.zero_stage",
-    "device OOM": "lower train.micro_batch_size, or set train.activation_checkpointing=true",
+    "host OOM": "lower train.micro_batch_size (or let it be halved: train.min_micro_batch_size) or cluster.ranks_per_node, or raise train.zero_stage",
+    "device OOM": "lower train.micro_batch_size (or let it be halved: train.min_micro_batch_size), or set train.activation_checkpointing=true",
     "node": "look at what killed it: the kernel's log of that node",
     "data": "look at the samples that were left out (`zerofleet audit` names their positions); a lower train.learning_rate may spare others",
     "storage": "look at what holds the run folder: its room, its rights, its network",

@@ -14,7 +14,7 @@ that they read (100 to 600) when there are fewer tokens than some hundreds."""
 
 
 def slow_rank(account: Account) -> list[Cause]:
-    """All others wait for it in every step. Reading of data apart: that is another cause."""
+    """All others wait for it in every step."""
     costs_s: dict[int, float] = {}
     newest: dict[int, tuple[int, Straggler]] = {}
     for record in account.ledger.history.attempts:
@@ -22,7 +22,7 @@ def slow_rank(account: Account) -> list[Cause]:
             rank: known for (attempt, rank), known in account.ledger.rank_times.items() if attempt == record.attempt
         }
         measured = {rank: known for rank, known in times.items() if known.steps >= WINDOW_STEPS and known.own_s}
-        for slow in outliers({rank: (known.own_s - known.data_s) / known.steps for rank, known in measured.items()}):
+        for slow in outliers({rank: known.own_s / known.steps for rank, known in measured.items()}):
             excess_s = (slow.own_s - slow.median_s) * times[slow.rank].steps
             costs_s[slow.rank] = costs_s.get(slow.rank, 0.0) + excess_s
             newest[slow.rank] = record.attempt, slow
@@ -74,8 +74,8 @@ def tiny_micro_batch(account: Account) -> list[Cause]:
     FLOP nor another cause's, and half of that is expected."""
     train, attempts = account.config.train, account.ledger.history.attempts
     known = [float(event.data["mfu"]) for event in account.steps if event.data.get("mfu")]
-    if not attempts or not known:
-        return []
+    if not attempts or not known or attempts[-1].micro_batch_size(train.micro_batch_size) < train.micro_batch_size:
+        return []  # a larger one has run out of memory
     plan = BatchPlan.of(train.global_batch_size, train.micro_batch_size, attempts[-1].world_size)
     count, tokens = plan.gradient_accumulation_steps, train.micro_batch_size * account.config.data.sequence_length
     factor = min(count, -(-FEW_TOKENS // tokens))
@@ -102,6 +102,7 @@ def swap(account: Account) -> list[Cause]:
     remedy = (
         "less memory per host: raise train.zero_stage, lower cluster.ranks_per_node, or take no snapshots in memory"
     )
-    smaller = account.config.train.micro_batch_size // 2
+    asked, attempts = account.config.train.micro_batch_size, account.ledger.history.attempts
+    smaller = (attempts[-1].micro_batch_size(asked) if attempts else asked) // 2
     setting = f"train.micro_batch_size={smaller}" if smaller else "train.activation_checkpointing=true"
     return [Cause("swap", evidence, cost_s, setting, cost_s, remedy)]

@@ -3,46 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from zerofleet.cluster.verdict import BadStep, Verdict
-from zerofleet.trainer.data.quarantine import Ranges, named, num_positions
+from zerofleet.trainer.data.quarantine import Ranges, named, num_positions, union
 
 _PLACES_OF_A_STEP = 2
 """Where one step's state can lie, and be found unusable: the nodes' memory, then storage."""
 _ABOUT_A_NODE = ("node", "hang")
 """Classes that say something against a node when they name it twice in a row."""
+_OUT_OF_MEMORY = ("device OOM", "host OOM")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What an attempt is begun with, as those before it have taught."""
+
+    quarantine: Ranges = ()
+    """Sample positions that are left out."""
+    micro_batch_size: int = 0
+    """Sequences per rank and micro-step."""
+    min_micro_batch_size: int = 0
+    """Down to which micro-batches may be halved; 0: they may not."""
+
+    @property
+    def halved_size(self) -> int | None:
+        """None when the micro-batch has to stay as it is."""
+        if not 0 < self.min_micro_batch_size < self.micro_batch_size:
+            return None
+        return max(self.min_micro_batch_size, self.micro_batch_size // 2)
+
+    def after(self, decision: Decision) -> Terms:
+        """Those of the next attempt."""
+        size = decision.micro_batch_size or self.micro_batch_size
+        return replace(self, quarantine=union(self.quarantine, decision.quarantine), micro_batch_size=size)
+
+
+TERMS = Terms()
+"""Nothing was taught yet, and nothing may be halved."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One failed attempt. `step` is the newest step that it finished, `checkpoint_step` the newest one committed by then,
-    `num_left_out` how many sample positions it left out."""
+    """One failed attempt. `step` is the newest step that it finished, `checkpoint_step` the newest one committed by then."""
 
     verdict: Verdict
     step: int
     checkpoint_step: int
-    num_left_out: int = 0
+    terms: Terms = TERMS
+
+    @property
+    def num_left_out(self) -> int:
+        """Sample positions."""
+        return num_positions(self.terms.quarantine)
 
 
 @dataclass(frozen=True)
 class Decision:
     """What to do, and why in one sentence."""
 
-    action: Literal["retry", "quarantine", "stop"]
+    action: Literal["retry", "quarantine", "halve", "stop"]
     reason: str
     quarantine: Ranges = ()
     """With `quarantine`: the sample positions that every later attempt leaves out."""
     without: tuple[str, ...] = ()
     """Nodes that the next attempt had better do without, where others can take their place."""
+    micro_batch_size: int = 0
+    """With `halve`: that of every later attempt."""
 
 
 def made_progress(failures: Sequence[Failure]) -> bool:
-    """Whether the run got further between the failure before and the last one: a newer checkpoint, other samples in its way, or a later step than
-    any before from the same checkpoint. Attempts that all begin at one checkpoint end a little later or earlier by chance."""
+    """Whether the run got further between the failure before and the last one: a newer checkpoint, other samples in its way, a smaller micro-batch,
+    or a later step than any before from the same checkpoint. Attempts that all begin at one checkpoint end a little later or earlier by chance."""
     before, last = failures[-2:]
     if last.checkpoint_step > before.checkpoint_step or last.num_left_out > before.num_left_out:
+        return True
+    if last.terms.micro_batch_size < before.terms.micro_batch_size:
         return True
     return last.step > max(f.step for f in failures[:-1] if f.checkpoint_step == before.checkpoint_step)
 
@@ -58,6 +95,8 @@ def decide(failures: Sequence[Failure], max_failures: int, max_quarantined_steps
     before = counted[-2] if len(counted) > 1 else None
     if verdict.bad_step and (first := _first_time(counted, verdict.bad_step)):
         return _after_bad_step(first, verdict.bad_step, last.num_left_out, max_quarantined_steps)
+    if verdict.kind in _OUT_OF_MEMORY and verdict.had_state and (size := last.terms.halved_size):
+        return _halve(last.terms, size)
     stuck = before is not None and not made_progress(counted)
     if stuck and before and verdict.frames and verdict.frames == before.verdict.frames:
         return Decision(
@@ -75,9 +114,20 @@ def decide(failures: Sequence[Failure], max_failures: int, max_quarantined_steps
     return Decision("retry", f"failure {in_a_row} of at most {max_failures} without progress", without=without)
 
 
+def _halve(terms: Terms, size: int) -> Decision:
+    """The same attempt again would run out of memory again."""
+    reason = (
+        f"micro-batches of {terms.micro_batch_size} sequences do not fit; from here on they are of {size}, in as many more micro-steps, and the "
+        f"global batch stays as it is (train.min_micro_batch_size={terms.min_micro_batch_size})"
+    )
+    return Decision("halve", reason, micro_batch_size=size)
+
+
 def _first_time(failures: Sequence[Failure], bad: BadStep) -> BadStep | None:
-    """What the same step gave before of the same samples, unless an attempt has passed it since."""
+    """What the same step gave before of the same samples, unless an attempt has passed it since, or other micro-batches have changed its last bits."""
     for failure in reversed(failures[:-1]):
+        if failure.terms.micro_batch_size != failures[-1].terms.micro_batch_size:
+            return None
         found = failure.verdict.bad_step
         if found and (found.step, found.ranges) == (bad.step, bad.ranges):
             return found

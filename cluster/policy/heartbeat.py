@@ -41,7 +41,7 @@ DRIFT = 0.001
 JUMP_S = 5.0
 """Events do not travel that long: one of the clocks was set."""
 
-_FLOORS_S = dict.fromkeys(("import", "init", "build", "load", "outer", "save", "end"), SLOW_FLOOR_S) | {
+_FLOORS_S = dict.fromkeys(("import", "init", "build", "load", "profile", "outer", "save", "end"), SLOW_FLOOR_S) | {
     "warm-up": WARM_UP_FLOOR_S
 }
 _START_UP = frozenset(("import", "init", "build", "load"))

@@ -26,6 +26,7 @@ from zerofleet.cluster.controller import WAIT_S, Controller
 from zerofleet.cluster.goodput.history import History, end_of
 from zerofleet.cluster.goodput.ledger import Ledger
 from zerofleet.cluster.hooks import Hooks, Origin
+from zerofleet.cluster.policy.failure import Terms
 from zerofleet.cluster.simulation.costs import Tier
 from zerofleet.cluster.simulation.group import ECHO
 from zerofleet.cluster.simulation.nodes import SimulatedNodes
@@ -36,7 +37,6 @@ from zerofleet.cluster.state import State
 from zerofleet.cluster.verdict import is_failure
 from zerofleet.trainer.checkpoint.select import Selection, newest_snapshot
 from zerofleet.trainer.config import TrainConfig
-from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.driver_records import DriverRecord
 from zerofleet.trainer.events import DRIVER, Control, Event
 from zerofleet.trainer.recorder import Recorder
@@ -159,12 +159,12 @@ class SimulatedRun:
                 return
         self.events.append(event)
 
-    def _claim(self, number: int, start: Origin | None, world_size: int, quarantine: Ranges) -> Ranges:
+    def _claim(self, number: int, start: Origin | None, world_size: int, terms: Terms) -> Terms:
         checkpoint, in_memory = (start.checkpoint, start.in_memory) if start else (None, False)
         stage = self.scenario.zero_stage
-        record = self.folder.claim_attempt(number, checkpoint, world_size, stage, None, in_memory, quarantine)
+        record = self.folder.claim_attempt(number, checkpoint, world_size, stage, None, in_memory, terms.quarantine)
         self.attempts.append(replace(record, claimed_at=self.unix))
-        return quarantine
+        return terms
 
     def _select(self, excluded: frozenset[Origin], snapshots: list[SnapshotInfo]) -> Selection:
         """As the driver does: storage is looked at first, and takes its time."""

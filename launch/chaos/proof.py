@@ -48,7 +48,7 @@ def problems(record: Record, reference: Record, faults: tuple[Fault, ...], strik
         found.append(
             f"{len(odd)} losses differ from the unbroken run's, first at step {step}: {losses[step]!r} for {unbroken[step]!r}"
         )
-    found += record.ledger_problems
+    found += [*record.ledger_problems, *record.account_problems]
     if not record.ledger_problems and record.ledger_step != max(unbroken, default=0):
         found.append(f"the ledger ends with step {record.ledger_step}, not {max(unbroken, default=0)}")
     return found

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from zerofleet.cluster.goodput.history import end_of
 from zerofleet.launch.audit import audit_run
+from zerofleet.launch.chaos.balance import balance
 from zerofleet.trainer.errors import ZerofleetError
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import AttemptRecord, RunFolder
@@ -24,12 +25,14 @@ class Record:
     """What the audit finds, in sentences; empty: every position was fed once."""
     ledger_step: int
     """The newest step that counts and is in the ledger, or has to be."""
+    account_problems: tuple[str, ...] = ()
+    """What does not add up of its seconds, in sentences."""
 
     @staticmethod
     def read(run: RunFolder) -> Record:
         events = sorted(run.events(), key=end_of)
         steps = [Event(**line) for line in run.read("metrics") if line["kind"] == "step"]
-        return Record(tuple(run.attempts()), tuple(events), tuple(steps), *_audited(run))
+        return Record(tuple(run.attempts()), tuple(events), tuple(steps), *_audited(run), tuple(balance(run)))
 
     @property
     def final_state(self) -> str:

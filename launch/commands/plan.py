@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_job(job)
     plan = make_plan(job, Path(arguments.recipe), arguments.profile, arguments.calibrate)
     sys.stdout.write(json.dumps(plan.to_dict()) + "\n" if arguments.json else text_of(plan))
-    if plan.footprint.fits:
+    if plan.fits:
         return OK
     sys.stderr.write(f"error: {refusal(plan)}\n")
     return USER_MISTAKE
@@ -65,7 +65,7 @@ def make_plan(job: JobConfig, recipe: Path, profile: str | None, calibrates: boo
 
 def calibrate(job: JobConfig, recipe: Path, plan: JobPlan) -> None:
     """Measures, and keeps what was found."""
-    if not plan.footprint.fits:
+    if not plan.fits:
         raise UserError(refusal(plan))
     check_machine(job)
     sys.stderr.write(f"training {STEPS + 1} steps\n")

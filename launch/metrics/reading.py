@@ -20,7 +20,7 @@ from zerofleet.trainer.driver_records import DriverRecord
 from zerofleet.trainer.events import Event
 from zerofleet.trainer.run_folder import AttemptRecord
 
-_ACTIONS = ("retry", "quarantine", "stop")
+_ACTIONS = ("retry", "quarantine", "halve", "stop")
 
 
 @dataclass(frozen=True)

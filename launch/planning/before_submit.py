@@ -25,7 +25,7 @@ def plan_first(job: JobConfig) -> str:
     if job.cluster.gpus_per_rank and not node.gpu_memory_bytes:
         return ""
     plan = plan_job(job, model, node)
-    if plan.footprint.fits:
+    if plan.fits:
         return one_line(plan)
     if certainly_too_large(plan):
         raise UserError(refusal(plan))

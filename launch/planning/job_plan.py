@@ -84,6 +84,26 @@ class JobPlan:
         return None if self.node.price_per_hour is None else self.node.price_per_hour * self.footprint.setup.nodes
 
     @property
+    def fits(self) -> bool:
+        return self.footprint.fits and not self.troubles
+
+    @property
+    def troubles(self) -> list[str]:
+        """What does not fit besides memory, each with its numbers and the remedy."""
+        cluster, node, found = self.job.cluster, self.node, []
+        if (cpus := cluster.ranks_per_node * cluster.cpus_per_rank) > node.cpus:
+            found.append(
+                f"Cores of a node: cluster.ranks_per_node={cluster.ranks_per_node} with cluster.cpus_per_rank={cluster.cpus_per_rank:g} take "
+                f"{cpus:g} and {node.name} has {node.cpus:g}: lower one of them"
+            )
+        if node.disk_bytes is not None and self.disk_bytes > node.disk_bytes:
+            found.append(
+                f"Disk: checkpoints and export take {self.disk_bytes / 2**30:,.1f} GiB and {self.job.run.storage} has {node.disk_bytes / 2**30:,.1f} "
+                "GiB free: lower checkpoint.keep_last, set checkpoint.export=false, or choose another run.storage"
+            )
+        return found
+
+    @property
     def changes(self) -> list[str]:
         """What is recommended, as overrides of the recipe; empty when the recipe is as good."""
         return [] if self.choice is None else overrides(self.footprint.setup, self.choice, _takes_snapshots(self.job))
@@ -97,7 +117,8 @@ class JobPlan:
         """For `--json`: bytes, seconds and settings."""
         memory, setup = self.footprint.memory, self.footprint.setup
         return {
-            "fits": self.footprint.fits,
+            "fits": self.fits,
+            "troubles": self.troubles,
             "shortages": [asdict(shortage) for shortage in self.footprint.shortages],
             "node": asdict(self.node),
             "setup": asdict(setup),

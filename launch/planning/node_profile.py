@@ -19,6 +19,7 @@ from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.peaks import dense_16_bit_peak
 from zerofleet.trainer.sizing.node import Node
 from zerofleet.trainer.sizing.pace import Speeds
+from zerofleet.trainer.storage import Storage
 
 _GPU_GIB = re.compile(r"(\d+)\s?GB", re.IGNORECASE)
 ATTAINABLE = 0.5
@@ -89,7 +90,20 @@ def this_machine(job: JobConfig) -> Node:
         if shared_by == 1
         else "a share of this machine"
     )
-    return Node(name, num_cores(), memory_bytes() // shared_by, shm // shared_by, visible_gpus() // shared_by)
+    sizes = memory_bytes() // shared_by, shm // shared_by
+    return Node(name, num_cores() / shared_by, *sizes, visible_gpus() // shared_by, disk_bytes=_free_bytes(job))
+
+
+def _free_bytes(job: JobConfig) -> int | None:
+    """Where the run folder will lie; None in an object store, and where that cannot be seen."""
+    scheme, has_scheme, _ = job.run.storage.partition("://")
+    if has_scheme and scheme not in ("file", "local"):
+        return None  # whose client may not be installed here
+    folder = Storage(job.run.storage).local_path()
+    try:
+        return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    except OSError:  # nobody may look there
+        return None
 
 
 def calibrated(node: Node, found: Calibration | None) -> Node:

@@ -27,6 +27,10 @@ def one_line(plan: JobPlan) -> str:
 
 def refusal(plan: JobPlan) -> str:
     """What does not fit, the numbers, and the nearest things that do."""
+    return ". ".join(["the job does not fit", *plan.troubles, *([] if plan.footprint.fits else [_of_memory(plan)])])
+
+
+def _of_memory(plan: JobPlan) -> str:
     setup = plan.footprint.setup
     short = "; ".join(
         f"{shortage.what}: {size(shortage.needed_bytes)} are needed and {plan.node.name} has {size(shortage.limit_bytes)}"
@@ -38,7 +42,7 @@ def refusal(plan: JobPlan) -> str:
         remedy = f"Nothing fits on {setup.nodes} such node(s). The nearest that does: {'; or '.join(found)}"
     else:
         remedy = "Nothing near fits either: a smaller model, or larger nodes"
-    return f"the job does not fit. {short}. {remedy}"
+    return f"{short}. {remedy}"
 
 
 def size(num_bytes: float) -> str:
@@ -61,7 +65,7 @@ def _rows(plan: JobPlan) -> Iterator[tuple[str, str]]:
         yield "" if number else "speed", f"{each.what}: {each.choice} ({each.why})"
     if plan.price is not None:
         yield "price", _price(plan, plan.price)
-    if plan.footprint.fits:
+    if plan.fits:
         yield "fits", f"on {setup.nodes} x {node.name}"
     yield "recommended", _recommended(plan)
 
@@ -120,7 +124,8 @@ def _storage(plan: JobPlan) -> Iterator[tuple[str, str]]:
     if write_s is not None and notice_s is not None:
         verdict = "fits into" if write_s < notice_s else "DOES NOT FIT INTO"
         yield "", f"that {verdict} the notice of a preemption, {notice_s:.0f} s, which the step that runs is part of"
-    yield "disk", f"{size(plan.disk_bytes)} for checkpoints and export, without the prepared data"
+    free = "" if plan.node.disk_bytes is None else f" of {size(plan.node.disk_bytes)} that are free"
+    yield "disk", f"{size(plan.disk_bytes)}{free} for checkpoints and export, without the prepared data"
     pace = plan.pace
     bound = durable_bound(plan.job.checkpoint, plan.job.train.steps, None if pace is None else pace.step_s, write_s)
     steps = "" if bound.steps is None else f"at most {bound.steps} steps: "

@@ -13,6 +13,7 @@ from zerofleet.cluster.goodput.ledger import Ledger
 from zerofleet.launch.explanation import Explanation
 from zerofleet.launch.report.charts import Line, chart, number, seconds, share
 from zerofleet.launch.report.markup import facts, mini_bar, section, table, text
+from zerofleet.launch.report.profile_part import profile_section
 from zerofleet.launch.report.rank_parts import memory_section, ranks_section
 from zerofleet.launch.report.series import downsample
 from zerofleet.launch.report.style import STYLE
@@ -229,4 +230,8 @@ def _plain(value: Any) -> str:
     return ", ".join(map(_plain, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-_PARTS = (_head, _why, _training, _time, _chain, _ranks, _checkpoints, _samples, _job, _environment)
+def _profile(report: Report) -> str:
+    return profile_section(report.ledger)
+
+
+_PARTS = (_head, _why, _training, _time, _chain, _ranks, _profile, _checkpoints, _samples, _job, _environment)

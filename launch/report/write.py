@@ -17,9 +17,7 @@ def write_report(run: RunFolder) -> str:
     view = RunView.of(run)
     job = view.job
     report = Report(Explanation.of(view), job.train.steps, job.train.global_batch_size, job.to_yaml())
-    html = page(report).encode()
-    run.storage.remove(REPORT)
-    run.storage.create(REPORT, html)
+    run.storage.replace(REPORT, page(report).encode())
     return run.storage.path(REPORT)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from zerofleet.cluster.attempt import Stage
 from zerofleet.cluster.commits import Outcome
@@ -12,6 +12,7 @@ from zerofleet.cluster.config import ClusterConfig
 from zerofleet.cluster.controller import Controller
 from zerofleet.cluster.group import Departure, Placement
 from zerofleet.cluster.hooks import Hooks, Origin
+from zerofleet.cluster.policy.failure import TERMS, Terms
 from zerofleet.cluster.policy.sizing import Sizes
 from zerofleet.cluster.spec import JobSpec, SnapshotInfo
 from zerofleet.cluster.stacks import RankStack
@@ -195,6 +196,10 @@ class Harness:
     """Of each claim."""
     quarantines: list[list[list[int]]] = field(default_factory=list)
     """What each claim was to leave out."""
+    terms: Terms = TERMS
+    """Of the first attempt."""
+    micro_batch_sizes: list[int] = field(default_factory=list)
+    """Of each claim."""
     quarantined: Ranges = ()
     """What the run left out before."""
     excluded: list[frozenset[Origin]] = field(default_factory=list)
@@ -225,6 +230,7 @@ class Harness:
             self.config,
             sizes=self.sizes or Sizes(1, 1, 2, 32, 1, 30.0, self.config.placement_timeout_s),
             num_steps=1000,
+            terms=self.terms,
             last_attempt=self.last_attempt,
             stages=self.stages,
         )
@@ -275,14 +281,15 @@ class Harness:
         self.excluded.append(excluded)
         return self.selections.pop(0) if len(self.selections) > 1 else self.selections[0]
 
-    def _claim(self, attempt: int, start: Origin | None, world_size: int, quarantine: Ranges) -> Ranges:
+    def _claim(self, attempt: int, start: Origin | None, world_size: int, terms: Terms) -> Terms:
         assert self.is_undisturbed, "a commit in between would be fenced off"
         if self.claim_error is not None:
             raise self.claim_error
         self.claims.append((attempt, start))
         self.world_sizes.append(world_size)
-        self.quarantines.append(union(quarantine))
-        return union(quarantine, self.quarantined)
+        self.quarantines.append(union(terms.quarantine))
+        self.micro_batch_sizes.append(terms.micro_batch_size)
+        return replace(terms, quarantine=union(terms.quarantine, self.quarantined))
 
     def _take_requests(self) -> list[str]:
         taken, self.requests = self.requests, []

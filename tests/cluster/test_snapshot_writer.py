@@ -58,9 +58,23 @@ def heard():
     return Heard()
 
 
+class Later:
+    """In place of the hasher: what it was asked for."""
+
+    def __init__(self) -> None:
+        self.orders = []
+
+    def order(self, path, rank) -> None:
+        self.orders.append((path, rank))
+
+
+def new_writer(run, heard, later=None) -> SnapshotWriter:
+    return SnapshotWriter(run.storage, heard, Mappings(), later or Later())
+
+
 @pytest.fixture
 def writer(run, heard):
-    writer = SnapshotWriter(run.storage, heard, Mappings())
+    writer = new_writer(run, heard)
     yield writer
     writer.close()
 
@@ -85,7 +99,7 @@ def test_what_is_committed_is_never_written_again(run, writer, heard, tmp_path):
     commit(CheckpointConfig(), run, assemble(written), lambda: None)
     file = run.storage.local_path(FOUR.rank_file(0, 2))
     before = file.stat().st_mtime_ns
-    another = SnapshotWriter(run.storage, heard, Mappings())  # of an agent that has not written it
+    another = new_writer(run, heard)  # of an agent that has not written it
     another.order(paths[0], 0, FOUR)
     assert "FileExistsError" in heard.of("unwritten")[0].data["message"]
     another.close()
@@ -113,7 +127,7 @@ def test_a_snapshot_is_pinned_until_it_is_written(run, heard, tmp_path, monkeypa
     write = snapshot_writer.write_payload
     monkeypatch.setattr(snapshot_writer, "write_payload", lambda *a: gate.wait(10) and write(*a))
     folder = tmp_path / "shm"
-    writer = SnapshotWriter(run.storage, heard, Mappings())
+    writer = new_writer(run, heard)
     writer.order(snapshot(folder, FOUR, 0), 0, FOUR)
     for step in (5, 6, 7, 8):
         snapshot(folder, CheckpointId(step, 1), 0)
@@ -154,7 +168,7 @@ def test_memory_that_changes_between_two_tries_is_not_made_durable(run, heard, t
 
     monkeypatch.setattr(snapshot_writer, "write_payload", down_at_first)
     monkeypatch.setattr(snapshot_writer, "_scan", scan_changed)
-    writer = SnapshotWriter(run.storage, heard, Mappings())
+    writer = new_writer(run, heard)
     writer.order(path, 1, FOUR)
     (event,) = heard.of("unwritten")
     assert f"{path} does not hold what rank 1 put there in step 4" in event.data["message"]
@@ -167,17 +181,20 @@ def test_while_storage_is_down_the_digest_is_known_all_the_same(run, heard, tmp_
         raise StorageError("connection refused")
 
     monkeypatch.setattr(snapshot_writer, "write_payload", down)
-    writer = SnapshotWriter(run.storage, heard, Mappings())
+    later = Later()
+    writer = new_writer(run, heard, later)
     path, other = (snapshot(tmp_path / "shm", FOUR, rank) for rank in (0, 1))
-    assert writer.order(path, 0, FOUR)
+    writer.order(path, 0, FOUR)
     heard.of("incident")
-    assert not writer.order(other, 1, FOUR), "somebody else must hash what waits"
+    writer.order(other, 1, FOUR)
+    writer.order(None, 1, FOUR)
     writer.close()
+    assert later.orders == [(other, 1)], "what waits is hashed by somebody else"
     assert open_snapshot(path).digest is not None and open_snapshot(other).digest is None
 
 
 def test_buffers_are_mapped_once(run, heard, tmp_path):
-    writer = SnapshotWriter(run.storage, heard, Mappings())
+    writer = new_writer(run, heard)
     for count in (1, 2, 3):
         path = snapshot(tmp_path / "shm", CheckpointId(count, 1), 0)
         writer.order(path, 0, CheckpointId(count, 1))
@@ -216,7 +233,7 @@ def test_an_outage_is_told_and_outlasted(run, heard, tmp_path, monkeypatch):
         return write(*arguments)
 
     monkeypatch.setattr(snapshot_writer, "write_payload", flaky)
-    writer = SnapshotWriter(run.storage, heard, Mappings())
+    writer = new_writer(run, heard)
     writer.order(snapshot(tmp_path / "shm", FOUR, 0), 0, FOUR)
     heard.of("written")
     (incident,) = heard.of("incident")
@@ -246,7 +263,7 @@ def test_closing_does_not_wait_for_storage_and_says_what_was_not_written(run, he
         raise StorageError("connection refused")
 
     monkeypatch.setattr(snapshot_writer, "write_payload", down)
-    writer = SnapshotWriter(run.storage, heard, Mappings())
+    writer = new_writer(run, heard)
     path = snapshot(tmp_path / "shm", FOUR, 0)
     writer.order(path, 0, FOUR)
     heard.of("incident")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,30 @@ def test_a_job_is_sent_trains_and_leaves_no_secret(cli, tmp_path, tiny_cache):
     assert len(texts) > 40
     assert not [text[:200] for text in texts if head.token in text or "planted-and-wrong" in text]
     assert_audited(cli.run("a"), 6)
+
+
+@pytest.mark.further
+def test_two_runs_side_by_side_leave_each_other_alone(cli, tmp_path, tiny_corpus, tiny_cache):
+    """One of them loses a rank meanwhile."""
+    settings = {"a": ["train.steps=300"], "b": ["train.steps=300", "train.learning_rate=0.005"]}
+    with RayHead(tmp_path, PYTHON_PATH) as head, ThreadPoolExecutor(2) as pool:
+        options = ("--backend", "ray", "--address", head.address)
+        token = {"RAY_AUTH_TOKEN_PATH": str(head.token_file)}
+        submits = [
+            pool.submit(cli.submit, name, *changes, *options, timeout_s=300, **token)
+            for name, changes in settings.items()
+        ]
+        for name in settings:
+            wait_for_step(cli.run(name), 10, timeout_s=200)
+        ranks = [event for event in cli.run("a").events() if event.phase == "init" and event.rank == 1]
+        os.kill(ranks[0].data["pid"], signal.SIGKILL)
+        ended = [submit.result() for submit in submits]
+    assert [done.returncode for done in ended] == [0, 0], ended
+    assert [len(cli.run(name).attempts()) for name in settings] == [2, 1]
+    for name, changes in settings.items():
+        assert_audited(cli.run(name), 300)
+        alone = load_job(cli.recipe, [f"run.name={name}-alone", *changes]).train_config()
+        assert losses(cli.run(name)) == run_attempt(alone, tiny_cache, 2).losses(), f"{name}: bitwise as alone"
 
 
 @pytest.mark.long

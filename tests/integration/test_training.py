@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -37,6 +38,24 @@ def test_activation_checkpointing_changes_memory_and_not_the_losses(tmp_path, ti
         tmp_path / "recomputed", tiny_corpus, train__zero_stage=stage, train__activation_checkpointing=True
     )
     assert run_losses(recomputed, tiny_cache) == pytest.approx(plain, rel=1e-6)
+
+
+def test_traced_steps_are_those_of_the_run_and_leave_their_trace(tmp_path, tiny_corpus, tiny_cache):
+    plain = run_losses(job(tmp_path / "plain", tiny_corpus), tiny_cache)
+    config = job(tmp_path / "traced", tiny_corpus, train__profile={"steps": [3, 4], "ranks": [0, 1]})
+    outcome = run_attempt(config, tiny_cache, 2)
+    assert not outcome.errors, outcome.errors
+    assert outcome.losses() == plain
+    traces = sorted(outcome.of("profile"), key=lambda event: event.rank)
+    assert [(event.rank, event.data["steps"]) for event in traces] == [(0, [3, 4]), (1, [3, 4])]
+    run = RunFolder(config.run.storage, config.run.name)
+    for event in traces:
+        names = {op["name"] for op in event.data["ops"]}
+        assert any("mm" in name for name in names) and event.data["memory"]["cpu"], names
+        entries = json.loads(gzip.decompress(run.storage.read(event.data["path"])))["traceEvents"]
+        assert {"step 3", "step 4"} <= {entry["name"] for entry in entries} and any(
+            "Backward" in e["name"] for e in entries
+        )
 
 
 @pytest.mark.further

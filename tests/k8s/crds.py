@@ -51,12 +51,11 @@ def _schema(kind: str, version: str) -> tuple[dict[str, Any], jsonschema.Draft20
 
 
 def refusals(document: dict[str, Any]) -> list[str]:
-    """What a strict API server would say of a custom resource: unknown fields, types, lists; and its CEL rules, where `cel` is installed."""
+    """What a strict API server would say of a custom resource: unknown fields, types, lists, CEL rules."""
     raw, validator = _schema(document["kind"], document["apiVersion"].partition("/")[2])
     tool, stored = _tool(), copy.deepcopy(document)
     tool.apply_defaults(raw, stored)
     found = [f"{error.json_path}: {error.message[:200]}" for error in validator.iter_errors(stored)]
     found += [f"{path}: {message}" for path, message in tool.list_walk(raw, stored)]
-    if importlib.util.find_spec("cel"):
-        found += [f"{path}: {message}" for path, message in tool.cel_walk(raw, stored)]
+    found += [f"{path}: {message}" for path, message in tool.cel_walk(raw, stored)]
     return found

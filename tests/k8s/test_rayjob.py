@@ -126,6 +126,10 @@ def test_the_check_of_the_crd_is_strict():
     env = wrong["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
     env.append(dict(env[0]))
     assert len(refusals(wrong)) == 1
+    wrong = copy.deepcopy(job)
+    wrong["spec"]["managedBy"] = "somebody.example"
+    (found,) = refusals(wrong)
+    assert "managedBy" in found, "a rule in CEL"
 
 
 @every

@@ -20,7 +20,8 @@ def refused(result: subprocess.CompletedProcess, code: int = 2) -> str:
     """The message of a mistake: on stderr alone, a few lines, no traceback."""
     assert result.returncode == code, result
     assert "Traceback" not in result.stderr + result.stdout
-    assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) <= 6
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
+    assert lines[0].startswith("error: ") and len(lines) <= 6
     return result.stderr
 
 

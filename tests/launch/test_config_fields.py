@@ -14,10 +14,10 @@ data.sources.<name>.hub.split data.sources.<name>.hub.revision data.sources.<nam
 data.sources.<name>.weight data.stream data.stream.url data.stream.window_shards data.stream.max_bytes
 data.on_bad data.max_document_bytes data.filter data.scrub data.deduplicate data.tokenizer data.tokenizer_vocab_size data.sequence_length data.packing data.curriculum_stages data.document_mask data.heldout_fraction
 data.cache
-train train.steps train.global_batch_size train.micro_batch_size train.zero_stage train.precision
+train train.steps train.global_batch_size train.micro_batch_size train.min_micro_batch_size train.zero_stage train.precision
 train.activation_checkpointing train.compile train.moments_precision train.keep_freed_memory train.gradient_clipping train.learning_rate train.betas train.eps train.weight_decay
 train.schedule train.warmup_steps train.decay_steps train.min_learning_rate_ratio train.eval_interval_steps
-train.eval_sequences train.deterministic train.loss_spike_threshold train.replica_check_interval_steps
+train.eval_sequences train.deterministic train.loss_spike_threshold train.replica_check_interval_steps train.profile train.profile.steps train.profile.ranks
 checkpoint checkpoint.interval_steps checkpoint.interval_s checkpoint.snapshot_interval_steps checkpoint.keep_last
 checkpoint.keep_every_steps checkpoint.export checkpoint.export_dtype
 deepspeed

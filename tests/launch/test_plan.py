@@ -51,6 +51,26 @@ def test_where_nothing_fits_the_nearest_that_does_is_named(zerofleet):
     assert "a node with" in err and "GiB of memory" in err
 
 
+def test_more_cores_than_there_are_do_not_fit(zerofleet, monkeypatch):
+    monkeypatch.setattr(node_profile, "num_cores", lambda: 2)
+    code, out, err = zerofleet("plan", QUICKSTART, "cluster.cpus_per_rank=1.5")
+    assert code == 2 and "fits  " not in out
+    assert "cluster.ranks_per_node=2 with cluster.cpus_per_rank=1.5 take 3 and this machine has 2" in err
+    assert "What fits" not in err, "of memory there is enough"
+    assert zerofleet("plan", QUICKSTART, "cluster.cpus_per_rank=1")[0] == 0
+
+
+def test_checkpoints_that_the_disk_cannot_hold_do_not_fit(zerofleet, monkeypatch):
+    usage = type("Usage", (), {"total": 64 * GIB, "free": GIB})
+    monkeypatch.setattr(node_profile.shutil, "disk_usage", lambda path: usage)
+    code, out, err = zerofleet("plan", QUICKSTART, "checkpoint.keep_last=50")
+    assert code == 2 and "of 1.0 GiB that are free" in out
+    assert "/runs has 1.0 GiB free: lower checkpoint.keep_last" in err
+    assert zerofleet("plan", QUICKSTART, "checkpoint.keep_last=2")[0] == 0
+    elsewhere = "run.storage=s3://bucket/runs"
+    assert zerofleet("plan", QUICKSTART, "checkpoint.keep_last=50", elsewhere)[0] == 0, "nobody knows"
+
+
 def test_json_has_the_same_in_bytes(zerofleet):
     code, out, _ = zerofleet("plan", QUICKSTART, "--json")
     facts = json.loads(out)

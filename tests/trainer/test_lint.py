@@ -30,6 +30,25 @@ def test_a_plain_job_has_no_findings():
     assert findings() == []
 
 
+@pytest.mark.parametrize(
+    ("profile", "where", "what"),
+    [
+        ({"steps": [9, 11]}, "train.profile.steps", "the run has 10 steps"),
+        ({"steps": [1, 2], "ranks": [0, 2]}, "train.profile.ranks", "there is no rank 2: with 2 ranks the last is 1"),
+    ],
+)
+def test_only_what_there_is_can_be_traced(profile, where, what):
+    found = only(findings(profile=profile), "error")
+    assert found.where == where and what in found.message
+    assert findings(profile={"steps": [1, 10], "ranks": [0, 1]}) == []
+
+
+def test_a_micro_batch_is_not_halved_below_what_it_is():
+    with pytest.raises(ValueError, match=r"min_micro_batch_size \(4\) exceeds micro_batch_size \(2\)"):
+        config(min_micro_batch_size=4)
+    assert findings(min_micro_batch_size=2) == []
+
+
 def test_what_passes_through():
     section = {
         "zero_optimization": {

@@ -32,21 +32,31 @@ def spend(seconds: float) -> None:
         pass
 
 
-def test_a_step_is_the_sum_of_its_sections_and_what_is_not_closed_does_not_count():
-    clock = Ticks()
-    own = HostTime(clock)
-    for begin, end in [(1.0, 1.25), (3.0, 3.5)]:
-        clock.now = begin
-        own.resume()
-        clock.now = end
-        own.pause()
-    clock.now = 7.0
-    own.resume()
-    assert own.take() == {"own_s": 0.75}
-    clock.now = 10.0
-    own.resume()
-    clock.now = 11.0
-    own.pause()
+def test_a_step_is_the_sum_of_its_sections_each_by_its_clock_and_what_does_not_end_does_not_count():
+    wall, awake = Ticks(), Ticks()
+    own = HostTime(wall, awake)
+    for _ in range(2):
+        own.alone()
+        wall.now, awake.now = wall.now + 0.25, awake.now + 0.125
+        own.among_others()
+        wall.now, awake.now = wall.now + 9.0, awake.now + 1.0
+        own.stop()
+        wall.now, awake.now = wall.now + 5.0, awake.now + 5.0
+    own.alone()
+    wall.now += 5.0
+    assert own.take() == {"own_s": 2.5}
+    own.stop()
+    assert own.take() == {"own_s": 0.0}, "the next step has begun"
+
+
+def test_without_a_clock_for_it_work_among_others_does_not_count():
+    wall = Ticks()
+    own = HostTime(wall, None)
+    own.alone()
+    wall.now = 1.0
+    own.among_others()
+    wall.now = 3.0
+    own.stop()
     assert own.take() == {"own_s": 1.0}
 
 
@@ -105,13 +115,16 @@ class FakeEvent:
 def test_on_a_gpu_it_is_the_device_s_time(monkeypatch):
     monkeypatch.setattr(module.torch.cuda, "Event", FakeEvent)
     own = DeviceTime()
-    for begin, end in [(1.0, 3.0), (4.0, 4.5)]:
+    for begin, middle, end in [(1.0, 3.0, 3.5), (4.0, 4.5, 9.0)]:
         FakeEvent.now_ms = begin
-        own.resume()
+        own.alone()
+        FakeEvent.now_ms = middle
+        own.among_others()
         FakeEvent.now_ms = end
-        own.pause()
-    own.resume()
+        own.stop()
+    own.alone()
     assert own.take() == {"own_s": 0.0025}
+    own.stop()
     assert own.take() == {"own_s": 0.0}
 
 
@@ -124,17 +137,27 @@ def test_what_is_measured_where(device, stage, kind):
 
 
 @pytest.mark.parametrize(("stage", "sees_sleep"), [(1, True), (3, False)])
-def test_on_a_cpu_sleep_is_seen_up_to_stage_2(stage, sees_sleep):
+def test_on_a_cpu_sleep_alone_is_seen_up_to_stage_2_and_work_always(stage, sees_sleep):
     own = own_time(CPU, stage)
-    own.resume()
+    own.alone()
     time.sleep(0.1)
-    own.pause()
-    assert (own.take()["own_s"] > 0.05) == sees_sleep
+    own.among_others()
+    time.sleep(0.2)  # the others are slow
+    own.stop()
+    assert (0.05 < own.take()["own_s"] < 0.2) == sees_sleep
+    own.alone()
+    spend(0.05)
+    own.among_others()
+    spend(0.05)
+    own.stop()
+    assert own.take()["own_s"] >= 0.1
 
 
 def test_where_nothing_tells_nothing_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_SCHEDSTAT", tmp_path / "absent")
     own = own_time(CPU, 3)
-    own.resume()
-    own.pause()
+    own.alone()
+    own.among_others()
+    own.stop()
     assert own.take() == {}
+    assert "own_s" in own_time(CPU, 1).take(), "alone it can be measured all the same"

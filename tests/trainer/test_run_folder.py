@@ -89,6 +89,14 @@ def test_what_an_attempt_leaves_out_is_left_out_by_every_later_one(run):
     assert [record.quarantine for record in run.attempts()] == [[], [[48, 56]], [[48, 56]], [[24, 32], [48, 64]]]
 
 
+def test_a_halved_micro_batch_stays_halved_for_the_recipe_that_asked_for_the_whole(run):
+    assert run.claim_attempt(1, None, 2, 1).micro_batch_size(8) == 8
+    assert run.claim_attempt(2, None, 2, 1, halved=(8, 4)).micro_batch_size(8) == 4
+    later = run.claim_attempt(3, None, 2, 1)
+    assert (later.micro_batch_size(8), later.micro_batch_size(16), later.micro_batch_size(2)) == (4, 16, 2)
+    assert run.attempts()[2] == later
+
+
 def test_a_record_without_a_quarantine_is_read(run):
     run.claim_attempt(1, None, 2, 1)
     fields = json.loads(run.storage.read("attempts/0001.json"))

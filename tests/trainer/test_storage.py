@@ -33,6 +33,25 @@ def test_a_file_can_be_created_once(storage):
     assert storage.list("a") == ["b.json"], "no temporary file is left"
 
 
+def test_a_file_can_take_the_place_of_another(storage):
+    for data in (b"first", b"second"):
+        storage.replace("a/page.html", data)
+        assert storage.read("a/page.html") == data and storage.list("a") == ["page.html"]
+
+
+def test_a_file_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    storage = Storage(str(tmp_path))
+    storage.replace("page.html", b"first")
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        storage.replace("page.html", b"second")
+    assert storage.read("page.html") == b"first" and storage.list() == ["page.html"]
+
+
 def _claim(arguments):
     folder, number = arguments
     try:

@@ -42,7 +42,7 @@ class Node:
     """A node's hardware. What is not known is None."""
 
     name: str
-    cpus: int
+    cpus: float
     memory_bytes: int
     shm_bytes: int
     gpus: int = 0
@@ -57,6 +57,8 @@ class Node:
     price_per_hour: float | None = None
     max_nodes: int = 0
     """Nodes of this kind; 0: not known."""
+    disk_bytes: int | None = None
+    """That are free where the run folder will lie."""
 
 
 @dataclass(frozen=True)

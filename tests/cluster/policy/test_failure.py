@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from zerofleet.cluster.policy.failure import Failure, decide, made_progress
+from zerofleet.cluster.policy.failure import Failure, Terms, decide, made_progress
 from zerofleet.cluster.verdict import BadStep, Verdict
 
 
 def failure(step=5, checkpoint_step=0, frames=(), kind="node", num_left_out=0, **fields) -> Failure:
-    return Failure(Verdict(kind, "it failed", frames=frames, **fields), step, checkpoint_step, num_left_out)
+    terms = Terms(((0, num_left_out),) if num_left_out else ())
+    return Failure(Verdict(kind, "it failed", frames=frames, **fields), step, checkpoint_step, terms)
 
 
 BUG = ("loop.py:1 train", "model.py:9 forward")
@@ -177,3 +178,47 @@ def test_a_spike_that_recurs_otherwise_proves_nothing_against_the_data(second):
     decision = decide([bad(SPIKE), bad(second)], 3, 2)
     assert decision.action == "stop"
     assert "not bitwise" in decision.reason and "train.deterministic" in decision.reason
+
+
+# -- memory that runs out ------------------------------------------------------------------------------------------
+def out_of_memory(size, least=1, kind="host OOM", had_state=True, frames=BUG) -> Failure:
+    verdict = Verdict(kind, "it ran out of memory", frames=frames, had_state=had_state)
+    return Failure(verdict, 5, 0, Terms((), size, least))
+
+
+@pytest.mark.parametrize("kind", ["host OOM", "device OOM"])
+@pytest.mark.parametrize(("size", "least", "half"), [(8, 1, 4), (3, 1, 1), (2, 1, 1), (6, 4, 4)])
+def test_a_micro_batch_that_does_not_fit_is_halved(kind, size, least, half):
+    decision = decide([out_of_memory(size, least, kind)], 3)
+    assert (decision.action, decision.micro_batch_size) == ("halve", half)
+    assert f"micro-batches of {size} sequences do not fit; from here on they are of {half}" in decision.reason
+    assert f"train.min_micro_batch_size={least}" in decision.reason
+    assert Terms([[3, 4]], size, least).after(decision) == Terms([[3, 4]], half, least)
+
+
+def test_halving_does_not_use_up_the_failures_and_ends_where_the_recipe_says():
+    failures = [out_of_memory(size, 2) for size in (16, 8, 4)]
+    assert [decide(failures[: n + 1], 0).action for n in range(3)] == ["halve"] * 3
+    at_the_end = [*failures, out_of_memory(2, 2)]
+    assert decide(at_the_end, 3).action == "retry", "the first failure of the smallest one"
+    assert decide([*at_the_end, out_of_memory(2, 2)], 3).action == "stop", "the same again"
+
+
+@pytest.mark.parametrize(
+    "failed",
+    [out_of_memory(8, 0), out_of_memory(8, 8), out_of_memory(8, had_state=False), out_of_memory(8, kind="node")],
+    ids=["not allowed", "the smallest", "while the model was built", "another failure"],
+)
+def test_what_halving_cannot_mend_or_may_not_is_tried_again(failed):
+    decision = decide([failed], 3)
+    assert decision.action == "retry" and failed.terms.after(decision).micro_batch_size == 8
+
+
+def test_a_bad_step_that_is_played_again_with_other_micro_batches_proves_nothing_against_the_replay():
+    """Sums of another order differ in their last bits."""
+
+    def spike(loss, size) -> Failure:
+        return Failure(Verdict("data", "a spike", bad_step=BadStep(7, ((48, 56),), loss)), 5, 0, Terms((), size, 1))
+
+    assert decide([spike(9.5, 4), out_of_memory(4), spike(9.25, 2)], 3, 1).action == "retry"
+    assert decide([spike(9.5, 4), spike(9.25, 4)], 3, 1).action == "stop"

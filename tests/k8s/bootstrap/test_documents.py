@@ -53,6 +53,15 @@ def test_the_check_of_the_crds_is_strict():
     assert refusals(queue)
 
 
+def test_rules_of_the_crds_are_asked_too():
+    """CEL: what no schema says."""
+    needs_crds()
+    (queue,) = of_kind(bootstrap(variant("h100")), "ClusterQueue")
+    queue["spec"]["resourceGroups"][0]["coveredResources"].append("example.com/other")
+    (found,) = refusals(queue)
+    assert found.startswith(".spec.resourceGroups[0]") and "coveredResources" in found
+
+
 @every
 def test_core_objects_are_whole_for_the_official_client(name):
     client = pytest.importorskip("kubernetes.client")

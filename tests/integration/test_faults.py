@@ -44,7 +44,9 @@ def test_nothing_is_lost(work, cell):
     assert problems == [], f"{problems}; {trial.run.storage.path()}"
     account(trial.run)
     strike, cost = trial.costs[-1]
-    assert cost.detected_s is not None
+    if cost.detected_s is None:  # a busy machine had nothing to write while it lasted
+        assert strike.fault.kind == "storage_outage" and cost.restored_s > strike.fault.for_s
+        return
     if trial.record.final_state == "FINISHED":
         assert cost.restored_s is not None and cost.detected_s <= cost.restored_s
     if strike.fault.kind in ("flip_byte", "truncate"):

@@ -50,10 +50,12 @@ def test_micro_batches_are_halved_until_they_fit_and_the_steps_stay_what_they_we
     run, code = drive(cli, "scarce", 1000, min_micro_batch_size=1)
     assert code == 0
     verdicts = [event.data for event in run.events() if event.kind == "verdict"]
-    assert verdicts and {(data["class"], data["action"]) for data in verdicts} == {("host OOM", "halve")}
-    assert "can't allocate memory" in verdicts[0]["sentence"]
+    halved = [data for data in verdicts if data["action"] == "halve"]
+    assert {data["class"] for data in halved} == {"host OOM"}
+    assert "can't allocate memory" in halved[0]["sentence"]
     sizes = [record.micro_batch_size(8) for record in run.attempts()]
-    assert sizes == [8, 4, 2, 1][: len(sizes)] and len(sizes) > 1
+    # Others are retries of what is not known to be about memory: a thread that has no room for its stack.
+    assert sorted(set(sizes), reverse=True) == [8, 4, 2, 1][: len(halved) + 1] and sizes == sorted(sizes, reverse=True)
     assert_audited(run, 3)
     plenty, code = drive(cli, "plenty", 20_000)
     assert code == 0

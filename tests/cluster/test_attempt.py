@@ -37,6 +37,15 @@ def test_a_straggler_is_told_once_with_rank_node_and_by_how_much():
     )
 
 
+def test_a_rank_that_waits_for_its_data_is_one_too():
+    late = [
+        [event("phase", 1, rank, number, own_s=0.2, data_s=0.1 if rank == 2 else 0.0) for rank in range(1, NUM_RANKS)]
+        + [event("step", 1, 0, number - 1, loss=1.0, own_s=0.2, data_s=0.0)]
+        for number in range(1, 3 * LONG + 1)
+    ]
+    assert [told["rank"] for told in incidents(late)] == [2]
+
+
 def test_rank_0_can_be_one_too():
     assert [told["rank"] for told in incidents(steps(1, LONG + 1, slow_rank=0))] == [0]
 

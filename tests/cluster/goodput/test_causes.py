@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -153,6 +154,23 @@ def test_what_another_cause_costs_is_not_laid_to_the_micro_batch():
     slow, tiny = causes(story, small)
     assert (slow.name, slow.cost_s) == ("slow rank", pytest.approx(60.0))
     assert (tiny.name, tiny.cost_s) == ("tiny micro-batch", pytest.approx((90.0 - 60.0) * (1 - 1 / 8) / 2))
+
+
+def test_what_has_run_out_of_memory_is_not_recommended_again():
+    """Half of a halved micro-batch is a quarter of what the recipe asks for; a larger one does not fit."""
+
+    def halved(story: Story) -> Story:
+        story.attempts[-1] = replace(story.attempts[-1], halved=[4, 2])
+        return story
+
+    (first, *_) = causes(halved(begun().steps(100, 1.0, paging_s=0.6)).finish())
+    assert first.name == "swap" and first.setting == "train.micro_batch_size=1"
+    short = config().model_copy(update={"data": config().data.model_copy(update={"sequence_length": 64})})
+    plain = [cause.name for cause in causes(begun().steps(100, 1.0, mfu=0.1).finish(), short.with_micro_batch(1))]
+    story = begun().steps(100, 1.0, mfu=0.1)
+    story.attempts[-1] = replace(story.attempts[-1], halved=[2, 1])
+    found = [cause.name for cause in causes(story.finish(), short.with_micro_batch(2))]
+    assert "tiny micro-batch" in plain and "tiny micro-batch" not in found
 
 
 def test_ranks_that_write_themselves_show_slow_storage_by_their_stall():

@@ -55,9 +55,8 @@ class Profiler:
         number = self._reporter.step + 1
         if self._wanted is None or not self._wanted.steps[0] <= number <= self._wanted.steps[1]:
             return train_step()
-        self._reporter.begin(
-            "profile"
-        )  # every one of them: they are slower than the steps that limits were learned from
+        # Of every one of them: they are slower than the steps that limits of silence were learned from.
+        self._reporter.begin("profile")
         if not self._steps and self._is_mine:
             self._begin()
         self._steps.append(number)

@@ -6,10 +6,12 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from zerofleet.cluster.event_log import EventLog
+from zerofleet.cluster.policy.failure import Terms
 from zerofleet.launch import driver
 from zerofleet.launch.claims import claim
 from zerofleet.launch.driver import Driver, Program, drive, main
@@ -63,6 +65,16 @@ def test_a_wrong_override_is_refused_before_it_is_recorded(run, stops):
     with pytest.raises(UserError, match=r"train\.stepz"):
         drive(str(run.storage.url).removesuffix("/a"), "a", ["train.stepz=5"])
     assert driver_records(run) == []
+
+
+def test_a_driver_goes_on_with_a_micro_batch_that_was_halved_and_hands_it_on(run, make_driver):
+    asked = effective_job(run).train.micro_batch_size
+    whole = make_driver()
+    assert whole._terms == Terms(micro_batch_size=asked)
+    assert whole._claim_attempt(1, None, 2, whole._terms).micro_batch_size == asked and not run.attempts()[0].halved
+    whole._claim_attempt(2, None, 2, replace(whole._terms, micro_batch_size=1))
+    assert run.attempts()[1].halved == [asked, 1] and asked > 1
+    assert make_driver()._terms == Terms(micro_batch_size=1)
 
 
 def test_the_first_signal_asks_for_a_stop_and_the_second_for_the_end(make_driver):

@@ -48,6 +48,8 @@ from zerofleet.trainer.sizing.setup import Setup
 
 STEPS = 3
 """AdamW's moments appear in the first step: from the second on everything is there."""
+OFFLOADS = ("offload_optimizer", "offload_param")
+"""On CPUs what is offloaded stays in the same memory, but DeepSpeed holds more of it, and in other buffers."""
 MOST, LEAST = 1.10, 0.97
 """Planned over measured: within 10 %, and never optimistic by more than 3 %."""
 
@@ -107,7 +109,8 @@ class Case:
     @property
     def name(self) -> str:
         model_type, stage = self.model["model_type"], f"ZeRO-{self.zero_stage}"
-        extras = [f"{key}={value:g}" for key, value in self.zero.items()]
+        extras = [f"{key}={value:g}" for key, value in self.zero.items() if key not in OFFLOADS]
+        extras += [f"{key} to cpu" for key in OFFLOADS if key in self.zero]
         extras += ["bf16 moments"] if self.moments_precision == "bf16" else []
         recompute = ["checkpointing"] if self.activation_checkpointing else []
         tokens = f"{self.micro_batch_size} x {self.sequence_length}"
@@ -143,6 +146,7 @@ class Case:
 
 
 SMALL_BUCKETS = {"reduce_bucket_size": 5_000_000}
+OFFLOADED: dict[str, Any] = {OFFLOADS[0]: {"device": "cpu"}}
 WIDE = llama(1024, 8)
 LONG: dict[str, Any] = {"micro_batch_size": 4, "sequence_length": 256}
 TINY = Case(llama(64, 2, vocabulary=1024), 1)
@@ -161,6 +165,11 @@ CASES = (
     Case(WIDE, 3, "bf16", sequence_length=16),
     Case(WIDE, 3, "bf16", sequence_length=16, moments_precision="bf16", zero={"sub_group_size": 5_000_000}),
     Case(llama(1024, 4, vocabulary=32000), 3, "bf16", sequence_length=64, moments_precision="bf16"),
+    Case(WIDE, 1, "bf16", sequence_length=16, zero=OFFLOADED),
+    Case(WIDE, 2, zero=OFFLOADED),
+    Case(gpt_neox(1024, 8), 2, "bf16", sequence_length=16, zero=OFFLOADED),
+    Case(WIDE, 3, "bf16", sequence_length=16, zero=OFFLOADED | {OFFLOADS[1]: {"device": "cpu"}}),
+    Case(gpt2(1024, 8), 3, zero=OFFLOADED),
 )
 """100 to 170 million parameters but for the two whose activations matter; at most some 6 GB in both ranks together."""
 
@@ -234,7 +243,7 @@ def planned(case: Case, config: TrainConfig) -> tuple[int, RankMemory]:
     assert sizes is not None
     setup = Setup.of(config, 1, case.world_size, on_gpu=False)
     memory = rank_memory(sizes, setup)
-    return rank_bytes(setup) + with_reserve(memory.peak, setup), memory
+    return rank_bytes(setup) + with_reserve(memory.peak, setup) + memory.offloaded_bytes, memory
 
 
 def measure(root: Path, cases: tuple[Case, ...]) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What each decision of docs/speed.md is worth: zerofleet's own step with the defaults, and with one thing changed at a time, in turns.
 
     zerofleet bench speed --output DATE-speed.json [--model small] [--precision bf16] [--rounds 15]
+    zerofleet bench speed --output DATE-speed.json --model medium --arms "without fused AdamW"    # all at once do not fit into memory
 
 Each arm trains in two ranks of its own on the same samples; a round gives each one turn, in an order that is drawn anew. Told are the changed arm's seconds
 over those of the defaults: above 1 the default is faster. What has no setting is changed in the arm's own process.
@@ -88,6 +89,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(MODELS), default="small")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        metavar="ARM",
+        choices=(names := [arm.name for arm in ARMS[1:]]),
+        default=names,
+        help=f"beside the defaults (default: all): {', '.join(names)}",
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0, help="of the order in each round")
     parser.add_argument("--output", type=Path, required=True)
@@ -96,7 +105,7 @@ def main() -> int:
         parser.error(f"--rounds {arguments.rounds}: fewer than {least} have no interval of {CONFIDENCE:.0%}")
     prepare_environment()
     root = Path(tempfile.mkdtemp(prefix="zf-speed-", dir="/var/tmp"))
-    arms = list(ARMS)
+    arms = [arm for arm in ARMS if arm.name in (DEFAULTS, *arguments.arms)]
     try:
         turns = measure(
             MODELS[arguments.model], arguments.precision, arms, arguments.rounds, random.Random(arguments.seed), root

@@ -19,6 +19,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from zerofleet.trainer.adamw import Bf16MomentsAdamW
 from zerofleet.trainer.allocator import give_freed_memory_back, keep_freed_memory
 from zerofleet.trainer.batch import BatchPlan
+from zerofleet.trainer.bf16_gradients import spare_copies
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.document_mask import check_document_mask
 from zerofleet.trainer.errors import UserError
@@ -126,8 +127,9 @@ def deepspeed_config(config: TrainConfig, plan: BatchPlan) -> dict[str, Any]:
     merged.setdefault("data_types", {}).setdefault("grad_accum_dtype", accumulation)
     merged.setdefault("communication_data_type", "fp32")
     if train.precision == "bf16":
-        # Without the check ZeRO-2 applies NaN gradients silently.
-        merged["bf16"] = {"enabled": True, "check_grad_overflow": True, **merged.get("bf16", {})}
+        # Without the check ZeRO-2 applies NaN gradients silently; the update is ZeRO-1's (bf16_gradients.py).
+        owned = {"enabled": True, "check_grad_overflow": True, "immediate_grad_update": True}
+        merged["bf16"] = {**owned, **merged.get("bf16", {})}
     elif train.precision == "fp16":
         merged["fp16"] = {**FP16_DEFAULTS, **merged.get("fp16", {}), "enabled": True}
     return merged
@@ -184,6 +186,7 @@ def build_engine(config: TrainConfig, resolved: PretrainedConfig, plan: BatchPla
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     optimizer = build_optimizer(config, parameter_groups(model, config.train.weight_decay))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+    spare_copies(engine.optimizer)
     _restore_buffers(model, buffers)
     if config.data.document_mask:
         check_document_mask(engine, config.train.micro_batch_size, config.data.sequence_length, device)

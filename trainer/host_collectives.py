@@ -28,6 +28,8 @@ _ROOM = 4
 
 
 _needed_bytes = 0
+_serving: HostCollectives | None = None
+"""What serves this rank's DeepSpeed."""
 
 
 def needed_bytes() -> int:
@@ -49,8 +51,8 @@ class HostCollectives:
         """Of the memory that is shared."""
         return self._areas.numel()
 
-    def all_reduce(self, tensor: torch.Tensor) -> None:
-        """In place, the sum over ranks, added up in the order of ranks: the same bits on all of them. Collective."""
+    def all_reduce(self, tensor: torch.Tensor, scale: float = 1.0) -> None:
+        """In place, the sum over ranks times `scale`, added up in the order of ranks: the same bits on all of them. Collective."""
         for piece in torch.split(tensor.view(-1), PIECE_BYTES // tensor.element_size()):
             areas = self._next(piece)
             bounds = [len(piece) * rank // self._world_size for rank in range(self._world_size + 1)]
@@ -64,6 +66,8 @@ class HostCollectives:
             torch.add(addends[0], addends[1], out=total)
             for addend in addends[2:]:
                 total.add_(addend)
+            if scale != 1.0:
+                total.mul_(scale)  # while it is in the cache
             dist.barrier()
             for rank in range(self._world_size):
                 piece[parts[rank]].copy_(areas[rank, parts[rank]])
@@ -92,19 +96,10 @@ def serve_deepspeed(collectives: HostCollectives) -> None:
 
     DeepSpeed's backend object is no public API: `tests/trainer/test_host_collectives.py` trains and counts what came through here.
     """
-    global _needed_bytes
-    _needed_bytes = _ROOM * collectives.num_bytes
+    global _needed_bytes, _serving
+    _needed_bytes, _serving = _ROOM * collectives.num_bytes, collectives
     backend: Any = deepspeed_comm.cdb
     plain = type(backend)
-    world_size = dist.get_world_size()
-
-    def is_ours(group: Any, is_async: bool, *tensors: torch.Tensor) -> bool:
-        return (
-            not is_async
-            and all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
-            and tensors[0].nbytes >= LEAST_BYTES
-            and dist.get_world_size(group) == world_size
-        )
 
     def all_reduce(
         tensor: torch.Tensor, op: Any = deepspeed_comm.ReduceOp.SUM, group: Any = None, async_op: bool = False
@@ -121,6 +116,26 @@ def serve_deepspeed(collectives: HostCollectives) -> None:
         return collectives.all_gather(output_tensor, input_tensor)
 
     backend.all_reduce, backend.all_gather_into_tensor = all_reduce, all_gather_into_tensor
+
+
+def is_ours(group: Any, is_async: bool, *tensors: torch.Tensor) -> bool:
+    """Whether shared memory serves a collective of these tensors."""
+    return (
+        not is_async
+        and all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
+        and tensors[0].nbytes >= LEAST_BYTES
+        and dist.get_world_size(group) == dist.get_world_size()
+    )
+
+
+def average(tensor: torch.Tensor, group: Any) -> None:
+    """In place, the sum over the group's ranks and then a share of it: DeepSpeed's way, but for the second pass over memory. Collective."""
+    share = 1.0 / dist.get_world_size(group)
+    if _serving and is_ours(group, False, tensor):
+        _serving.all_reduce(tensor, share)
+    else:
+        deepspeed_comm.all_reduce(tensor, group=group)
+        tensor.mul_(share)
 
 
 def open_collectives(rank: int, world_size: int) -> HostCollectives | None:

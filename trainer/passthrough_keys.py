@@ -68,7 +68,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "zero_optimization.offload_param": frozenset(
         {"device", "nvme_path", "buffer_count", "buffer_size", "max_in_cpu", "pin_memory"}
     ),
-    "bf16": frozenset({"immediate_grad_update"}),
+    "bf16": frozenset(),
     "fp16": frozenset(
         {"loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "consecutive_hysteresis"}
         | {"min_loss_scale", "auto_cast"}
@@ -172,6 +172,7 @@ REFUSED: dict[str, dict[str, Refused]] = {
         "bf16_optimizer_states": Refused(
             "zerofleet's AdamW has 16-bit moments", "remove the key and set train.moments_precision=bf16", (False,)
         ),
+        "immediate_grad_update": Refused("16-bit gradients would stay beside those in fp32", "remove the key", (True,)),
     },
     "fp16": {
         "enabled": _owned(_PRECISION),
@@ -238,7 +239,6 @@ VALUE_TYPES: dict[str, ValueType] = {
     **_typed("zero_optimization.offload_param", _DEVICE, "device"),
     **_typed("zero_optimization.offload_param", _at_least(0), "buffer_count buffer_size max_in_cpu"),
     **_typed("zero_optimization.offload_param", _BOOLEAN, "pin_memory"),
-    **_typed("bf16", _BOOLEAN, "immediate_grad_update"),
     **_typed("fp16", _NUMBER, "loss_scale"),
     **_typed("fp16", _WHOLE, "initial_scale_power loss_scale_window hysteresis min_loss_scale"),
     **_typed("fp16", _BOOLEAN, "auto_cast consecutive_hysteresis"),

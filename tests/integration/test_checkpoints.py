@@ -90,6 +90,33 @@ def test_stop_and_resume_over_world_sizes_and_stages(tmp_path, tiny_corpus, tiny
     assert_audited(folder_of(config), 12)
 
 
+def offloaded(*what: str) -> dict:
+    return {"zero_optimization": {f"offload_{each}": {"device": "cpu"} for each in what}}
+
+
+@pytest.mark.further  # it builds DeepSpeed's CPUAdam where nobody has
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_offloaded_optimizer_trains_saves_and_loads_as_any_other(tmp_path, tiny_corpus, tiny_cache, precision):
+    """From stage to stage, world size to world size, and back to an optimizer that is not offloaded."""
+    settings = {"train__precision": precision, "train__steps": 8, "train__learning_rate": 3e-3}
+    unbroken = run_attempt(job(tmp_path / "unbroken", tiny_corpus, **settings), tiny_cache, 2)
+    assert not unbroken.errors, unbroken.errors
+    config = job(tmp_path / "offloaded", tiny_corpus, **settings, checkpoint__interval_steps=0)
+    losses = {}
+    chain = [(1, 2, ("optimizer",)), (2, 3, ("optimizer",)), (3, 2, ("optimizer", "param")), (2, 2, ())]
+    for number, (stage, world_size, what) in enumerate(chain, 1):
+        part = with_stage(config, stage).model_copy(update={"deepspeed": offloaded(*what)})
+        stop = Plan(stop_after=None if number == len(chain) else 2 * number)
+        outcome = run_attempt(part, tiny_cache, world_size, stop, timeout_s=240)
+        assert not outcome.errors, outcome.errors
+        losses |= outcome.losses()
+        manifest = CheckpointReader(folder_of(config).storage, folder_of(config).checkpoints()[-1]).manifest
+        assert (manifest.step, manifest.zero_stage) == (2 * number, stage)
+        assert reader_digests(config, 2 * number) == manifest.digests
+    assert losses == pytest.approx(unbroken.losses(), rel=1e-3)
+    assert_audited(folder_of(config), 8)
+
+
 @pytest.mark.parametrize("stage", [1, 3])
 def test_weights_of_which_the_code_makes_another_loss_are_refused(tmp_path, tiny_corpus, tiny_cache, stage):
     config = with_stage(job(tmp_path, tiny_corpus, train__steps=4, checkpoint__interval_steps=2), stage)

@@ -100,7 +100,7 @@ def test_a_billion_parameters_fit_two_ranks_and_24_gib_by_the_plans_own_recommen
     code, out, _ = zerofleet("plan", BILLION, *plain, "--json")
     recommended = set(json.loads(out)["recommended"])
     assert code == 2 and {"train.moments_precision=bf16", "train.keep_freed_memory=false"} < recommended
-    assert {f"{zero}.sub_group_size=50000000", f"{zero}.stage3_max_reuse_distance=20000000"} < recommended
+    assert {f"{zero}.sub_group_size=50000000", f"{zero}.stage3_max_live_parameters=20000000"} < recommended
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,10 @@ class Plan:
     """From which size on tensors travel through shared memory."""
     shared_log: Path | None = None
     """Each rank writes a line for every tensor that did."""
+    gradients_log: Path | None = None
+    """Each rank writes a line for every call that DeepSpeed's BF16_Optimizer makes to our ways with gradients."""
+    plain_gradients: bool = False
+    """That optimizer as DeepSpeed made it."""
 
 
 def free_port() -> int:
@@ -182,7 +186,9 @@ def run_ranks(config, cache, world_size, attempt, plan=Plan(), timeout_s=90.0) -
 
 
 def _rank(config_json, cache_path, rank, world_size, attempt, port, plan, queue) -> None:
-    from zerofleet.trainer import host_collectives
+    from zerofleet.trainer import engine, host_collectives
+    from zerofleet.trainer.bf16_gradients import Gradients
+    from zerofleet.trainer.host_collectives import HostCollectives
     from zerofleet.trainer.loop import nothing_to_do, train
     from zerofleet.trainer.recorder import Recorder
 
@@ -212,7 +218,11 @@ def _rank(config_json, cache_path, rank, world_size, attempt, port, plan, queue)
     if plan.least_shared_bytes is not None:
         host_collectives.LEAST_BYTES = plan.least_shared_bytes
     if plan.shared_log is not None:
-        _log_collectives(plan.shared_log)
+        _log_calls(HostCollectives, ("all_reduce", "all_gather"), plan.shared_log)
+    if plan.gradients_log is not None:
+        _log_calls(Gradients, ("add", "forget", "average", "mine"), plan.gradients_log)
+    if plan.plain_gradients:
+        engine.spare_copies = lambda optimizer: None
     config = TrainConfig.model_validate_json(config_json)
     recorder = Recorder(RunFolder(config.run.storage, config.run.name), attempt, config) if rank == 0 else None
 
@@ -234,17 +244,15 @@ def _rank(config_json, cache_path, rank, world_size, attempt, port, plan, queue)
     queue.put(None)
 
 
-def _log_collectives(path: Path) -> None:
-    from zerofleet.trainer.host_collectives import HostCollectives
+def _log_calls(owner: type, names: tuple[str, ...], path: Path) -> None:
+    for name in names:
 
-    for name in ("all_reduce", "all_gather"):
-
-        def logged(self, *tensors, name=name, plain=getattr(HostCollectives, name)):
+        def logged(self, *arguments, name=name, plain=getattr(owner, name), **options):
             with path.open("a") as log:
                 log.write(f"{name}\n")
-            return plain(self, *tensors)
+            return plain(self, *arguments, **options)
 
-        setattr(HostCollectives, name, logged)
+        setattr(owner, name, logged)
 
 
 def _take_longer(seconds: float, how: str) -> None:

@@ -74,7 +74,6 @@ def test_what_deepspeed_takes_passes(stage, precision):
         ),
         ({"zero_optimization": {"leaf_module": {"names": 5}}}, "zero_optimization.leaf_module.names", "5"),
         ({"fp16": {"loss_scale_window": "long"}}, "fp16.loss_scale_window", "'long'"),
-        ({"bf16": {"immediate_grad_update": 7}}, "bf16.immediate_grad_update", "7"),
         ({"comms_logger": {"prof_ops": 3}}, "comms_logger.prof_ops", "3"),
         ({"timers": {"throughput": {"enabled": 9}}}, "timers.throughput.enabled", "9"),
     ],

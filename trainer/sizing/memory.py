@@ -79,12 +79,22 @@ def states_of(model: ModelSizes, setup: Setup) -> tuple[dict[str, int], dict[str
     masters = FP32_BYTES * part if stage or setup.precision != "fp32" else 0
     optimizer = {"masters": masters, "moments": setup.moments_bytes * part}
     if setup.offload_optimizer:
-        host |= optimizer | {"gradients": FP32_BYTES * part}
+        host |= optimizer | _offloaded_gradients(model, setup, part)
     else:
         device |= optimizer
     if setup.offload_param:
         host["weights"] = device.pop("weights")
     return device, host
+
+
+def _offloaded_gradients(model: ModelSizes, setup: Setup, part: int) -> dict[str, int]:
+    """The optimizer's gradients. Besides, stage 3 adds up micro-steps in one more buffer, the others in fp32 with whole tensors of the partition; and
+    they have room for the updated weights and for the largest tensor."""
+    if setup.zero_stage == 3:
+        return {"gradients": 2 * FP32_BYTES * part}
+    adds_here = setup.precision == "fp32" and setup.batch.gradient_accumulation_steps > 1
+    room = setup.element_bytes * (part + model.largest_parameter)
+    return {"gradients": FP32_BYTES * part * (1 + adds_here), "buffers": room}
 
 
 def gradients_kept(model: ModelSizes, setup: Setup) -> int:
@@ -93,7 +103,10 @@ def gradients_kept(model: ModelSizes, setup: Setup) -> int:
         return setup.element_bytes * model.parameters
     if setup.zero_stage == 1:
         return FP32_BYTES * model.parameters
-    return 0 if setup.offload_optimizer else FP32_BYTES * setup.partition(model.parameters)
+    # Stage 2 adds up 16-bit gradients in fp32 where they are, and hands the sum over.
+    if setup.offload_optimizer and (setup.zero_stage == 3 or setup.precision == "fp32"):
+        return 0
+    return FP32_BYTES * setup.partition(model.parameters)
 
 
 # -- forward and backward -------------------------------------------------------------------------------------------------
@@ -124,13 +137,19 @@ def _scores_bytes(model: ModelSizes, setup: Setup) -> int:
 
 
 def gathered_bytes(model: ModelSizes, setup: Setup) -> int:
-    """Stage 3: weights that are whole at a time. What will be used again within `max_live` elements is not let go, which for most models is
-    all of it; and what is gathered ahead lies there twice, as it came and in its place."""
+    """Stage 3: weights that are whole at a time. Each module that runs asks for more ahead until `max_live` elements are there, and what will be used
+    again within `max_reuse` is not let go: for most models that is all of them by default. What comes ahead lies there twice, as it came and in its
+    place."""
     if setup.zero_stage < 3:
         return 0
     least = model.layer_parameters + model.largest_parameter
-    live = min(model.parameters, max(setup.max_live, least))
-    return setup.element_bytes * (live + min(model.parameters, max(setup.prefetch_bucket, model.largest_parameter)))
+    live = min(model.parameters, max(setup.max_live, setup.max_reuse, least))
+    return setup.element_bytes * (live + _gathered_ahead(model, setup))
+
+
+def _gathered_ahead(model: ModelSizes, setup: Setup) -> int:
+    """Elements, at least a whole tensor."""
+    return min(model.parameters, max(setup.prefetch_bucket, model.largest_parameter))
 
 
 def _forward(model: ModelSizes, setup: Setup) -> dict[str, int]:
@@ -141,8 +160,14 @@ def _forward(model: ModelSizes, setup: Setup) -> dict[str, int]:
     return {
         "activations": activation_bytes(model, setup),
         "logits and loss": max(_loss_bytes(model, setup), working),
-        "gathered weights": gathered_bytes(model, setup),
+        "gathered weights": gathered_bytes(model, setup) + _gloo_bytes(model, setup),
     }
+
+
+def _gloo_bytes(model: ModelSizes, setup: Setup) -> int:
+    """What is gathered ahead at the start of a forward lies in gloo once more, which gathers into memory of its own
+    (torch's ProcessGroupGloo::allgather)."""
+    return 0 if setup.zero_stage < 3 or setup.on_gpu else setup.element_bytes * _gathered_ahead(model, setup)
 
 
 def _loss_bytes(model: ModelSizes, setup: Setup) -> int:
@@ -177,18 +202,33 @@ def _reduction(model: ModelSizes, setup: Setup, kept: int) -> dict[str, int]:
         copied = min(parameters, REDUCE_BUCKET_ELEMENTS)
         return {"gradients": kept, "buckets": (element if element == FP32_BYTES else element + FP32_BYTES) * copied}
     if setup.zero_stage == 1:
-        return {"gradients": kept, "buckets": FP32_BYTES * (held + bucket)}
+        if (
+            setup.precision == "bf16" and not setup.offload_optimizer
+        ):  # summed where they lie (trainer/bf16_gradients.py)
+            return {"gradients": kept, "buckets": 0}
+        # Of 16 bits, the partition's sum is made in memory of its own.
+        own = 0 if setup.precision == "fp32" else FP32_BYTES * setup.partition(parameters)
+        return {"gradients": kept + own, "buckets": FP32_BYTES * (held + bucket)}
     copies = FP32_BYTES * bucket if element == FP32_BYTES else (element + FP32_BYTES) * bucket
     if setup.zero_stage == 3:
         copies = _scattered(model, setup)
     staged = (2 if setup.overlap_comm and setup.on_gpu else 1) * element * held
     still = activation_bytes(model, setup) * (parameters - bucket) // parameters
+    if setup.zero_stage == 2 and (fresh := _fresh_gradients(model, setup)) > still:
+        kept, still = kept + fresh, 0
     return {
         "gradients": kept,
         "buckets": staged + copies,
         "activations": still,
         "gathered weights": gathered_bytes(model, setup),
     }
+
+
+def _fresh_gradients(model: ModelSizes, setup: Setup) -> int:
+    """Stage 2 in fp32: what a micro-step adds to the partition's gradients lies beside them until its end, when all activations are gone."""
+    if setup.precision != "fp32" or setup.offload_optimizer or setup.batch.gradient_accumulation_steps == 1:
+        return 0
+    return FP32_BYTES * setup.partition(model.parameters)
 
 
 def _scattered(model: ModelSizes, setup: Setup) -> int:
@@ -205,8 +245,8 @@ def _scattered(model: ModelSizes, setup: Setup) -> int:
 def _optimizer_step(model: ModelSizes, setup: Setup) -> dict[str, int]:
     """None of the optimizers makes temporaries of the size of what it updates."""
     parameters, part = model.parameters, setup.partition(model.parameters)
-    if setup.offload_optimizer:
-        return {"gradients": 0}
+    if setup.offload_optimizer or (setup.zero_stage == 1 and setup.precision == "bf16"):
+        return {"gradients": gradients_kept(model, setup)}
     if setup.zero_stage == 0:
         flat = 0 if setup.precision == "fp32" else FP32_BYTES * parameters
         return {"gradients": setup.element_bytes * parameters + flat}

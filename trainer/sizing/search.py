@@ -124,6 +124,7 @@ def _buckets(setup: Setup) -> Iterator[Setup]:
                 sub_group=min(SMALL_SUB_GROUP, setup.sub_group),
                 prefetch_bucket=min(SMALL_BUCKET, setup.prefetch_bucket),
                 max_live=min(SMALL_BUCKET, setup.max_live),
+                max_reuse=min(SMALL_BUCKET, setup.max_reuse),
             )
 
 

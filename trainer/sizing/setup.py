@@ -70,7 +70,9 @@ class Setup:
     prefetch_bucket: int = PREFETCH_BUCKET_ELEMENTS
     """Elements of stage-3 weights that are gathered ahead."""
     max_live: int = MAX_LIVE_ELEMENTS
-    """Elements of stage-3 weights that stay gathered at a time, at most: `stage3_max_live_parameters`, or `stage3_max_reuse_distance`."""
+    """Elements of stage-3 weights up to which more are gathered ahead: `stage3_max_live_parameters`."""
+    max_reuse: int = MAX_LIVE_ELEMENTS
+    """Weights that are used again within so many elements stay gathered: `stage3_max_reuse_distance`."""
     overlap_comm: bool = False
     """Gradients travel beside the backward: a second bucket."""
     moments_precision: MomentsPrecision = "fp32"
@@ -106,10 +108,8 @@ class Setup:
             ),
             sub_group=_elements(zero, "sub_group_size", SUB_GROUP_ELEMENTS),
             prefetch_bucket=_elements(zero, "stage3_prefetch_bucket_size", PREFETCH_BUCKET_ELEMENTS),
-            max_live=min(
-                _elements(zero, "stage3_max_live_parameters", MAX_LIVE_ELEMENTS),
-                _elements(zero, "stage3_max_reuse_distance", MAX_LIVE_ELEMENTS),
-            ),
+            max_live=_elements(zero, "stage3_max_live_parameters", MAX_LIVE_ELEMENTS),
+            max_reuse=_elements(zero, "stage3_max_reuse_distance", MAX_LIVE_ELEMENTS),
             overlap_comm=train.zero_stage == 3 if overlap is None else bool(overlap),
             moments_precision=train.moments_precision,
             keeps_freed_memory=train.keep_freed_memory,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accelerate import Accelerator, DeepSpeedPlugin
+from accelerate import Accelerator, DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 
 from zerofleet.benchmarks.peers.training.task import Task
 from zerofleet.benchmarks.peers.training.turns import Turns
@@ -10,12 +10,14 @@ from zerofleet.benchmarks.peers.training.turns import Turns
 
 def train(task: Task, turns: Turns) -> None:
     accelerator = Accelerator(
-        cpu=True,  # else it takes every rank for a world of its own
+        # Without the backend it takes every rank on CPUs for a world of its own; with `cpu=True` it leaves DeepSpeed out, and its clipping.
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")],
         mixed_precision="bf16",
         gradient_accumulation_steps=task.accumulation,
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=task.deepspeed_config()),
         dynamo_backend="inductor" if task.is_compiled else None,
     )
+    assert accelerator.distributed_type == DistributedType.DEEPSPEED
     plain = task.model()
     # Not the loader, which would be dealt by Accelerate's own rule: everybody has the same data.
     model, optimizer = accelerator.prepare(plain, task.optimizer(plain))

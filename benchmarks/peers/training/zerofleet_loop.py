@@ -10,7 +10,8 @@ import torch
 
 from zerofleet.benchmarks.peers.training.task import Task
 from zerofleet.benchmarks.peers.training.turns import Turns
-from zerofleet.trainer import host_collectives
+from zerofleet.trainer import engine, host_collectives
+from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.events import Control, Event
 from zerofleet.trainer.loop import Loop
@@ -37,7 +38,28 @@ def _no_shared_memory() -> None:
     host_collectives.LEAST_BYTES = sys.maxsize
 
 
-WITHOUT = {"fused loss": _whole_logits, "fused AdamW": _plain_adamw, "shared memory": _no_shared_memory}
+def _copied_gradients() -> None:
+    engine.spare_copies = lambda optimizer: None  # type: ignore[attr-defined]
+
+
+def _kept_gradients() -> None:
+    plain = engine.deepspeed_config
+
+    def keeping(config: TrainConfig, plan: BatchPlan) -> dict[str, Any]:
+        merged = plain(config, plan)
+        merged.get("bf16", {})["immediate_grad_update"] = False
+        return merged
+
+    engine.deepspeed_config = keeping
+
+
+WITHOUT = {
+    "fused loss": _whole_logits,
+    "fused AdamW": _plain_adamw,
+    "shared memory": _no_shared_memory,
+    "fewer copies of gradients": _copied_gradients,
+    "gradients let go": _kept_gradients,
+}
 """What a rank can do without to measure it, though no setting asks for that; done before anything is built."""
 
 

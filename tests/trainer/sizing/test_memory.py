@@ -55,7 +55,49 @@ def test_offload_moves_states_from_the_device_to_the_host():
     here, _ = states_of(model, plain)
     left, host = states_of(model, offloaded)
     assert left == {}
-    assert host == {**here, "gradients": gradients_kept(model, plain)}
+    # One buffer where micro-steps are added up, one that the optimizer reads.
+    assert host == {**here, "gradients": 2 * gradients_kept(model, plain)}
+
+
+@pytest.mark.parametrize(
+    ("precision", "accumulation", "device", "host"),
+    [
+        ("fp32", 1, 0, 4 + 4),  # the optimizer's gradients, and room for the updated weights
+        ("fp32", 2, 0, 4 + 4 + 4),  # and the sum of micro-steps
+        ("bf16", 2, 4, 4 + 2),  # which in 16 bits is made on the device
+    ],
+)
+def test_stage_2_offloads_gradients_too(precision, accumulation, device, host):
+    model = llama()
+    chosen = setup(zero_stage=2, precision=precision, offload_optimizer=True)
+    chosen = replace(chosen, global_batch_size=accumulation * chosen.micro_batch_size * chosen.world_size)
+    part = chosen.partition(model.parameters)
+    assert gradients_kept(model, chosen) == device * part
+    _, offloaded = states_of(model, chosen)
+    largest = chosen.element_bytes * model.largest_parameter
+    assert offloaded["gradients"] + offloaded["buffers"] == host * part + largest
+
+
+def test_sums_of_bf16_at_stage_1_take_no_memory():
+    """trainer/bf16_gradients.py"""
+    model, chosen = llama(), setup(zero_stage=1)
+    _, reduction, step = rank_memory(model, chosen).moments
+    assert reduction.parts["buckets"] == 0
+    assert reduction.total_bytes == step.total_bytes == sum(states_of(model, chosen)[0].values()) + 4 * model.parameters
+    _, in_fp32, _ = rank_memory(model, replace(chosen, precision="fp32")).moments
+    assert in_fp32.parts["buckets"] > 0
+
+
+def test_stage_2_in_fp32_holds_a_micro_steps_gradients_beside_the_sum():
+    model = llama()
+    chosen = replace(
+        setup(zero_stage=2, precision="fp32"), micro_batch_size=1, sequence_length=16, reduce_bucket=5_000_000
+    )
+    one, two = (replace(chosen, global_batch_size=count * chosen.world_size) for count in (1, 2))
+    parts = [rank_memory(model, each).moments[1].parts for each in (one, two)]
+    kept = 4 * chosen.partition(model.parameters)
+    assert [each["gradients"] for each in parts] == [kept, 2 * kept]
+    assert parts[1]["activations"] == 0 < parts[0]["activations"], "they are gone when all gradients are there"
 
 
 @given(models, setups)

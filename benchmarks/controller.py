@@ -19,6 +19,7 @@ import argparse
 import gc
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -107,7 +108,7 @@ def against_bars(figures: dict[str, Any], plans: dict[str, Any]) -> list[dict[st
     return [{"figure": n, "worst_s": s, "bar_s": BARS_S[n], "is_met": s <= BARS_S[n]} for n, s in worst.items()]
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=10_000)
     parser.add_argument("--repetitions", type=int, default=5)
@@ -132,7 +133,8 @@ def main() -> None:
         print(f"{bar['figure']:8} {bar['worst_s']:.3f} s, at most {bar['bar_s']:g} s: {verdict}")
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    return 0 if all(bar["is_met"] for bar in against_bars(figures, plans)) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

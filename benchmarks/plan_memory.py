@@ -165,6 +165,7 @@ CASES = (
     Case(WIDE, 3, "bf16", sequence_length=16),
     Case(WIDE, 3, "bf16", sequence_length=16, moments_precision="bf16", zero={"sub_group_size": 5_000_000}),
     Case(llama(1024, 4, vocabulary=32000), 3, "bf16", sequence_length=64, moments_precision="bf16"),
+    Case(llama(512, 12), 1, "bf16", accumulation=1, **LONG),
     Case(WIDE, 1, "bf16", sequence_length=16, zero=OFFLOADED),
     Case(WIDE, 2, zero=OFFLOADED),
     Case(gpt_neox(1024, 8), 2, "bf16", sequence_length=16, zero=OFFLOADED),
@@ -278,8 +279,8 @@ def of_recipe(path: Path) -> dict[str, Any]:
         "parameters": plan.model.sizes.parameters,
         "plan": plan.to_dict(),
         "planned_bytes": plan.footprint.bytes_per_rank,
-        "measured_bytes": [found.own_bytes],
-        "ratio": plan.footprint.bytes_per_rank / found.own_bytes,
+        "measured_bytes": found.own_bytes,
+        "ratio": plan.footprint.bytes_per_rank / max(found.own_bytes),
         "node_bytes": {"planned": plan.footprint.host_bytes, "taken": free - found.least_free_bytes},
         "steps_s": found.steps_s,
     }

@@ -53,6 +53,8 @@ from zerofleet.trainer.storage import Storage
 
 FILE = Path(__file__).with_name("regression.json")
 STAGES = (0, 1, 2, 3)
+ENGINES = {**{f"ZeRO-{stage}": (stage, "fp32") for stage in STAGES}, "ZeRO-1, bf16": (1, "bf16")}
+"""Stage and precision by name; the last is the default's."""
 WARM_UP_STEPS = 2
 NEW_TOLERANCE = 0.02
 """Of a figure that the file does not have yet, as a share."""
@@ -98,10 +100,10 @@ def shared_memory_counted(counting: Counting) -> Iterator[None]:
     plain = {name: getattr(HostCollectives, name) for name in ("all_reduce", "all_gather")}
 
     def counted(name: str) -> Callable[..., None]:
-        def call(self: HostCollectives, *tensors: torch.Tensor) -> None:
+        def call(self: HostCollectives, *arguments: Any) -> None:
             counting.calls[f"c10d::shared_{name}"] += 1
-            counting.collective_bytes += sum(tensor.nbytes for tensor in tensors)
-            plain[name](self, *tensors)
+            counting.collective_bytes += sum(tensor.nbytes for tensor in _tensors(arguments))
+            plain[name](self, *arguments)
 
         return call
 
@@ -124,11 +126,11 @@ def count_steps(group: Group, root: Path) -> Figures:
     """On every rank: one engine per stage, one after the other."""
     torch.set_num_threads(1)
     found: Figures = {}
-    for stage in STAGES:
+    for name, (stage, precision) in ENGINES.items():
         config = group.config.model_copy(
             update={
-                "run": group.config.run.model_copy(update={"name": f"stage-{stage}"}),
-                "train": group.config.train.model_copy(update={"zero_stage": stage}),
+                "run": group.config.run.model_copy(update={"name": _run_of(name)}),
+                "train": group.config.train.model_copy(update={"zero_stage": stage, "precision": precision}),
             }
         )
         loop = Loop(config, group.world, group.cache, lambda event: None, Control)
@@ -138,8 +140,12 @@ def count_steps(group: Group, root: Path) -> Figures:
             loop.train_step()
         with Counting() as counting, shared_memory_counted(counting):
             loop.train_step()
-        found |= {f"step, ZeRO-{stage}: {name}": count for name, count in counting.figures().items()}
+        found |= {f"step, {name}: {figure}": count for figure, count in counting.figures().items()}
     return found
+
+
+def _run_of(name: str) -> str:
+    return name.lower().replace(", ", "-")
 
 
 def step_figures(root: Path) -> Figures:
@@ -148,8 +154,8 @@ def step_figures(root: Path) -> Figures:
     config = job(root, "steps")
     config = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch_size": 1})})
     cache = prepare(config.data, config.run.seed, lambda stage, fraction, detail: None).path
-    for stage in STAGES:
-        run = RunFolder(config.run.storage, f"stage-{stage}")
+    for name, (stage, _) in ENGINES.items():
+        run = RunFolder(config.run.storage, _run_of(name))
         run.create("{}")
         run.claim_attempt(1, None, 2, stage)
     return dict(run_group(config, cache, 2, 1, no_saves, count_steps, root))

@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     options.output.with_suffix(".html").write_text(plot(rounds))
     print(json.dumps(summary))
-    return 0
+    return 0 if summary["upper_bound"] <= MOST_GAP and summary["ratio"] >= LEAST_RATIO else 1
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 from pathlib import Path
 
 import psutil
 
 _CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_TOOL_TIMEOUT_S = 20.0
 
 
 def oom_kills() -> int:
@@ -52,6 +54,16 @@ def interface_of(address: str) -> str:
 def num_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def gpu_memory_bytes() -> int:
+    """Of the GPU of this host that has least, by its driver's own tool; 0 where that is not there or says nothing."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=_TOOL_TIMEOUT_S, check=True).stdout
+        return min((int(line) for line in told.split()), default=0) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return 0
 
 
 def visible_gpus() -> int:

@@ -49,7 +49,8 @@ class Gradients:
         total, term = self._optimizer.fp32_groups_gradients[group][index], parameter.grad.reshape(-1)
         has_gradients = self._optimizer.fp32_groups_has_gradients[group]
         if has_gradients[index]:
-            for place, piece in zip(torch.split(total, PIECE_ELEMENTS), torch.split(term, PIECE_ELEMENTS), strict=True):
+            size = PIECE_ELEMENTS if total.device.type == "cpu" else max(1, total.numel())  # no kernel per piece
+            for place, piece in zip(torch.split(total, size), torch.split(term, size), strict=True):
                 place.add_(piece)
         else:
             total.copy_(term)
@@ -69,6 +70,7 @@ class Gradients:
             for total, is_known in zip(totals, known, strict=True):
                 if not is_known:
                     total.zero_()
+            known[:] = [True] * len(known)  # other ranks may have a gradient: all take the norm of the same
         for flat in self._optimizer.fp32_groups_gradients_flat:
             average(flat, self._optimizer.dp_process_group)
 

@@ -10,12 +10,14 @@ DENSE_BF16_PEAK = {
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
+    "A10G": 70e12,
     "A10": 125e12,
 }
 
 
 def dense_16_bit_peak(name: str) -> float | None:
     """FLOP/s of the GPU that `name` holds (`NVIDIA H100 80GB HBM3`, or with hyphens as in Kubernetes' labels); None when it is not known."""
-    plain = name.replace("-", " ")
-    return next((peak for known, peak in DENSE_BF16_PEAK.items() if known in plain), None)
+    plain = f" {name.replace('-', ' ')} "
+    return next((peak for known, peak in DENSE_BF16_PEAK.items() if f" {known} " in plain), None)

@@ -26,6 +26,8 @@ from zerofleet.launch.backends.kuberay_watch import KubeWatch, Place, say_detach
 from zerofleet.launch.checks import refuse_errors
 from zerofleet.launch.config import JobConfig
 from zerofleet.launch.exit_codes import OK
+from zerofleet.launch.planning.before_submit import plan_on
+from zerofleet.launch.planning.node_profile import node_of_cluster
 from zerofleet.launch.progress import Progress
 from zerofleet.launch.workload import load_profile, workload_of
 from zerofleet.trainer.errors import UserError
@@ -38,8 +40,11 @@ def submit(arguments: argparse.Namespace, job: JobConfig) -> int:
         named = job.run.model_copy(update={"name": timed_name(Path(arguments.recipe))})
         job = job.model_copy(update={"run": named})
     workload = checked(job, profile, arguments.num_parameters)
+    planned = plan_on(job, node_of_cluster(profile, Path(arguments.profile).stem, job.train.precision))
     place = Place(Api(arguments.context), profile.namespace, workload.name or "", arguments.context, arguments.profile)
     check_permissions(place.api, profile)
+    if planned and not arguments.json:
+        sys.stdout.write(f"{planned}\n")
     return start(place, job, profile, workload, arguments)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 
 from zerofleet.launch.config import JobConfig
+from zerofleet.launch.planning.calibration import stored
 from zerofleet.launch.planning.job_plan import JobPlan, plan_job
 from zerofleet.launch.planning.model_shape import planned_by_closed_form
-from zerofleet.launch.planning.node_profile import this_machine
+from zerofleet.launch.planning.node_profile import calibrated, this_machine
 from zerofleet.launch.planning.text import one_line, refusal
 from zerofleet.trainer.errors import UserError
+from zerofleet.trainer.sizing.node import Node
 
 CERTAIN = 1.1
 """A job is refused when its training states alone need so many times the memory that the machine has: the plan's own error is smaller
@@ -19,10 +21,13 @@ CERTAIN = 1.1
 def plan_first(job: JobConfig) -> str:
     """One line, empty where nothing is known without torch, or of nodes that are not this one. Warnings go to stderr. Raises UserError when it
     is certain that the job does not fit."""
-    if job.cluster.address or (model := planned_by_closed_form(job)) is None:
-        return ""
-    node = this_machine(job)
-    if job.cluster.gpus_per_rank and not node.gpu_memory_bytes:
+    return "" if job.cluster.address else plan_on(job, calibrated(this_machine(job), stored(job)))
+
+
+def plan_on(job: JobConfig, node: Node) -> str:
+    """The same of nodes of that kind."""
+    model = planned_by_closed_form(job)
+    if model is None or (job.cluster.gpus_per_rank and not node.gpu_memory_bytes):
         return ""
     plan = plan_job(job, model, node)
     if plan.fits:

@@ -7,6 +7,7 @@ import math
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,16 +25,21 @@ class Calibration:
     flops_error: float
     """Standard error of their mean, as a share."""
     memory_ratio: float
-    """A rank's own memory at its peak, measured over planned."""
+    """A rank's own memory at its peak, measured over planned: of the rank that has most."""
+    least_memory_ratio: float
+    """Of the one that has least."""
     parameters: int
     measured_at: str
 
 
-def calibration_of(steps_s: list[float], own: int, flops_per_step: float, planned: int, parameters: int) -> Calibration:
-    """From what was measured and what was planned, both of one rank. Pure."""
+def calibration_of(
+    steps_s: list[float], own: Sequence[int], flops_per_step: float, planned: int, parameters: int
+) -> Calibration:
+    """From what was measured (`own`: bytes of each rank) and what was planned for one rank. Pure."""
     rates = [flops_per_step / seconds for seconds in steps_s]
     error = statistics.stdev(rates) / math.sqrt(len(rates)) / statistics.mean(rates)
-    return Calibration(statistics.mean(rates), error, own / planned, parameters, time.strftime("%Y-%m-%d"))
+    most, least = max(own) / planned, min(own) / planned
+    return Calibration(statistics.mean(rates), error, most, least, parameters, time.strftime("%Y-%m-%d"))
 
 
 # -- kept for later -------------------------------------------------------------------------------------------------------
@@ -41,15 +47,15 @@ def _file() -> Path:
     return Path(os.environ.get("ZEROFLEET_CACHE") or "~/.cache/zerofleet").expanduser() / "calibration.json"
 
 
-_PLAN = 3
-"""Raised when the plan's formulas change: a correction belongs to one of them."""
+PLAN = 4
+"""Raised when the plan's formulas of memory change (a test says so): a correction belongs to one of them."""
 
 
 def key_of(job: JobConfig) -> str:
     """What a calibration holds for: this processor, as many ranks, the same precision, and the plan that it was a correction of."""
     machine = fingerprint()
     device = "GPU" if job.cluster.gpus_per_rank else "CPU"
-    return f"{machine['processor']}, {machine['cores']} cores, {device}, {job.cluster.world_size} ranks, {job.train.precision}, plan {_PLAN}"
+    return f"{machine['processor']}, {machine['cores']} cores, {device}, {job.cluster.world_size} ranks, {job.train.precision}, plan {PLAN}"
 
 
 def stored(job: JobConfig) -> Calibration | None:

@@ -67,9 +67,14 @@ class JobPlan:
     @property
     def disk_bytes(self) -> int:
         """Of the run folder in storage: the checkpoints that are kept, the one that is written, the export."""
-        kept = self.job.checkpoint.keep_last + 1
-        if every := self.job.checkpoint.keep_every_steps:
-            kept += self.job.train.steps // every
+        checkpoint, steps = self.job.checkpoint, self.job.train.steps
+        kept = checkpoint.keep_last + 1
+        if every := checkpoint.keep_every_steps:
+            kept += steps // every
+        if (
+            isinstance(checkpoint.interval_steps, int) and not checkpoint.interval_s
+        ):  # else nobody knows how many will come
+            kept = min(kept, 1 + (steps // checkpoint.interval_steps if checkpoint.interval_steps else 0))
         export = EXPORT_BYTES[self.job.checkpoint.export_dtype] if self.job.checkpoint.export else 0
         return kept * self.sizes.checkpoint_bytes + export * self.model.sizes.parameters
 

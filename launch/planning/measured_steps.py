@@ -6,6 +6,7 @@ import contextlib
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from zerofleet.trainer.run_folder import RunFolder
 
 STEPS = 3
 """That count; one before them warms up."""
+_DISK = "/var/tmp"
+"""/tmp may be memory, and the run ends with a checkpoint."""
 _LOOK_S = 0.2
 _TIMEOUT_S, _STEP_TIMEOUT_S = 600.0, 300.0
 _END_TIMEOUT_S = 20.0
@@ -34,15 +37,16 @@ class Measured:
 
     steps_s: list[float]
     """Without the first, which warms up."""
-    own_bytes: int
-    """The most that one rank had of its own."""
+    own_bytes: list[int]
+    """The most that each rank had of its own; on GPUs, that was allocated there."""
     least_free_bytes: int
     """Of the machine's memory, at the moments when somebody looked."""
 
 
 def measure(job: JobConfig, recipe: Path, steps: int = STEPS + 1) -> Measured:
     """Trains in a temporary folder. Raises CalibrationFailed with the driver's own words."""
-    with tempfile.TemporaryDirectory(prefix="zerofleet-calibration-") as folder:
+    place = _DISK if Path(_DISK).is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="zerofleet-calibration-", dir=place) as folder:
         run, short = create_run(_shortened(job, folder, steps), recipe)
         driver = start_driver(run, short.run.storage)
         try:
@@ -55,7 +59,10 @@ def measure(job: JobConfig, recipe: Path, steps: int = STEPS + 1) -> Measured:
             raise CalibrationFailed(
                 f"{len(done)} of {steps} steps were done: {driver.last_error() or driver.log_tail(3)}"
             )
-    return Measured([seconds for _, seconds in done[1:]], own_bytes, free_bytes)
+        allocated = [
+            most for event in run.events() if event.kind == "ranks" for most in event.data.get("device_bytes", [])
+        ]
+    return Measured([seconds for _, seconds in done[1:]], allocated or own_bytes, free_bytes)
 
 
 def _shortened(job: JobConfig, folder: str, steps: int) -> JobConfig:
@@ -70,24 +77,27 @@ def _shortened(job: JobConfig, folder: str, steps: int) -> JobConfig:
         "train.eval_interval_steps": 0,
         "train.eval_sequences": 1 if job.data.heldout_fraction else 0,
         "checkpoint.interval_steps": 0,
+        "checkpoint.interval_s": "null",
         "checkpoint.snapshot_interval_steps": 0,
         "checkpoint.export": "false",
+        "tracking.wandb.enabled": "false",
+        "metrics.port": "null",
     }
     return override_job(job, [f"{key}={value}" for key, value in changes.items()])
 
 
-def _watch(driver: LocalDriver, run: RunFolder, timeout_s: float) -> tuple[int, int]:
-    """Until the driver's end: the most bytes that one of its ranks had of its own, and the least that the machine had free. The kernel keeps a
+def _watch(driver: LocalDriver, run: RunFolder, timeout_s: float) -> tuple[list[int], int]:
+    """Until the driver's end: the most bytes that each of its ranks had of its own, and the least that the machine had free. The kernel keeps a
     process's mark, so that looking now and then is enough."""
-    most, least, deadline = 0, free_bytes(), time.monotonic() + timeout_s
+    most, least, deadline = Counter[int](), free_bytes(), time.monotonic() + timeout_s
     while driver.wait(_LOOK_S) is None:
         if time.monotonic() > deadline:
             raise CalibrationFailed(f"the steps were not done within {timeout_s:.0f} s: calibrate with smaller steps")
         least = min(least, free_bytes())
         for pid in _ranks(run):
             with contextlib.suppress(OSError, ValueError):  # it has gone
-                most = max(most, Residence.of(pid).highest_own)
-    return most, least
+                most[pid] = max(most[pid], Residence.of(pid).highest_own)
+    return list(most.values()), least
 
 
 def _ranks(run: RunFolder) -> Iterator[int]:

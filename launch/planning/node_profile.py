@@ -7,7 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from zerofleet.cluster.host import memory_bytes, num_cores, visible_gpus
+from zerofleet.cluster.host import gpu_memory_bytes, memory_bytes, num_cores, visible_gpus
 from zerofleet.k8s.profile import GIB, Profile
 from zerofleet.launch.config import JobConfig
 from zerofleet.launch.config_fields import validated
@@ -90,8 +90,9 @@ def this_machine(job: JobConfig) -> Node:
         if shared_by == 1
         else "a share of this machine"
     )
-    sizes = memory_bytes() // shared_by, shm // shared_by
-    return Node(name, num_cores() / shared_by, *sizes, visible_gpus() // shared_by, disk_bytes=_free_bytes(job))
+    sizes, gpus = (memory_bytes() // shared_by, shm // shared_by), visible_gpus() // shared_by
+    gpu_bytes = gpu_memory_bytes() if gpus else 0
+    return Node(name, num_cores() / shared_by, *sizes, gpus, gpu_bytes, disk_bytes=_free_bytes(job))
 
 
 def _free_bytes(job: JobConfig) -> int | None:
@@ -123,7 +124,7 @@ def calibrated(node: Node, found: Calibration | None) -> Node:
 def _from_file(path: Path, precision: Precision) -> Node:
     mapping = parse_mapping(read_text(path, "profile"), str(path), "`cpus` and `memory_gib`")
     if "workers" in mapping:
-        return _of_cluster(load_profile(path), path, precision)
+        return node_of_cluster(load_profile(path), path.stem, precision)
     return _of_profile(validated(NodeProfile, mapping, str(path)), path, precision)
 
 
@@ -146,13 +147,14 @@ def _of_profile(profile: NodeProfile, path: Path, precision: Precision) -> Node:
     )
 
 
-def _of_cluster(profile: Profile, path: Path, precision: Precision) -> Node:
+def node_of_cluster(profile: Profile, name: str, precision: Precision) -> Node:
+    """A worker of a Kubernetes cluster."""
     workers, limits = profile.workers, profile.limits
     gpu = workers.gpu_product or ""
     speeds, source = _speeds(gpu, None, None, profile.fabric.rank_gb_per_s, precision)
     shm_gib = workers.memory_gib if limits.shm_gib == "auto" else limits.shm_gib
     return Node(
-        name=path.stem,
+        name=name,
         cpus=workers.cpus,
         memory_bytes=workers.memory_gib * GIB,
         shm_bytes=int(shm_gib * GIB),

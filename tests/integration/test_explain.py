@@ -6,12 +6,18 @@ from dataclasses import replace
 
 import pytest
 
+from tests.support.cli import Cli
 from tests.support.ranks import Plan, job, run_attempt
+from zerofleet.benchmarks.fault_places import OverHosts, why_not_over
 from zerofleet.cluster.config import ClusterConfig
+from zerofleet.cluster.faults import Fault
 from zerofleet.cluster.goodput.account import Account, Cause
 from zerofleet.cluster.goodput.causes import explain
 from zerofleet.cluster.goodput.ledger import Ledger
 from zerofleet.launch.accounts import read_history
+from zerofleet.launch.config import load_job
+from zerofleet.launch.explanation import Explanation
+from zerofleet.launch.run_view import RunView
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.rank_sums import RankSums
 from zerofleet.trainer.run_folder import RunFolder
@@ -47,3 +53,42 @@ def test_too_frequent_saves(tmp_path, tiny_corpus, tiny_cache):
     found = causes(job(tmp_path, tiny_corpus, **changes), tiny_cache)
     assert found[0].name == "too frequent saves" and "one in 1" in found[0].evidence, found
     assert found[0].setting.startswith("checkpoint.interval_steps=") and found[0].saving_s > 0.8 * found[0].cost_s
+
+
+def test_data_that_comes_late(tmp_path, tiny_corpus, tiny_cache):
+    changes = {"train__steps": 20, "train__micro_batch_size": 4, "checkpoint__interval_steps": 0}
+    found = causes(job(tmp_path, tiny_corpus, **changes), tiny_cache, Plan(slow_data_s=0.1))
+    assert found[0].name == "data wait", found
+    assert found[0].cost_s == pytest.approx(2.0, rel=0.3), "20 steps of one micro-batch"
+
+
+def test_a_tiny_micro_batch(tmp_path, tiny_corpus, tiny_cache):
+    changes = {"train__steps": 10, "train__micro_batch_size": 1, "train__global_batch_size": 64}
+    found = causes(job(tmp_path, tiny_corpus, **changes, checkpoint__interval_steps=0), tiny_cache)
+    assert found[0].name == "tiny micro-batch" and "32 micro-steps of 32 tokens" in found[0].evidence, found
+    assert found[0].setting == "train.micro_batch_size=32"
+
+
+@pytest.mark.further  # a compilation takes seconds
+def test_a_shape_that_changes_in_every_step(tmp_path, tiny_corpus, tiny_cache):
+    """torch gives up after eight compilations of a frame, so that the steps are few."""
+    changes = {"train__steps": 8, "train__micro_batch_size": 4, "train__compile": True, "checkpoint__interval_steps": 0}
+    found = causes(job(tmp_path, tiny_corpus, **changes), tiny_cache, Plan(changing_shapes=True))
+    assert found[0].name == "compile every step" and "of 5 steps" in found[0].evidence, found
+
+
+@pytest.mark.further
+@pytest.mark.skipif(bool(why_not_over("hosts")), reason=why_not_over("hosts"))
+def test_a_node_whose_ranks_die_again_and_again(tmp_path_factory, tmp_path, tiny_corpus, tiny_cache):
+    """Of two hosts; each time there was progress, so that nobody leaves it out."""
+    cli = Cli(tmp_path, tiny_corpus)
+    kills = tuple(Fault("kill", 1, step, attempt=attempt) for attempt, step in enumerate((4, 7, 10), 1))
+    place = OverHosts(tmp_path_factory.getbasetemp())
+    try:
+        trial = place.run(load_job(cli.recipe, ["run.name=a", "train.steps=12"]), cli.recipe, kills, 120.0)
+    finally:
+        place.close()
+    assert trial.record.final_state == "FINISHED" and len(trial.strikes) == 3
+    found = Explanation.of(RunView.of(trial.run)).causes
+    assert found[0].name == "one bad node", found
+    assert "host-1 was at fault in 3 of 3 failures" in found[0].evidence, found

@@ -63,12 +63,25 @@ def test_more_cores_than_there_are_do_not_fit(zerofleet, monkeypatch):
 def test_checkpoints_that_the_disk_cannot_hold_do_not_fit(zerofleet, monkeypatch):
     usage = type("Usage", (), {"total": 64 * GIB, "free": GIB})
     monkeypatch.setattr(node_profile.shutil, "disk_usage", lambda path: usage)
-    code, out, err = zerofleet("plan", QUICKSTART, "checkpoint.keep_last=50")
+    code, out, err = zerofleet("plan", QUICKSTART, "checkpoint.keep_last=50", "train.steps=4000")
     assert code == 2 and "of 1.0 GiB that are free" in out
     assert "/runs has 1.0 GiB free: lower checkpoint.keep_last" in err
-    assert zerofleet("plan", QUICKSTART, "checkpoint.keep_last=2")[0] == 0
+    assert zerofleet("plan", QUICKSTART, "checkpoint.keep_last=2", "train.steps=4000")[0] == 0
     elsewhere = "run.storage=s3://bucket/runs"
-    assert zerofleet("plan", QUICKSTART, "checkpoint.keep_last=50", elsewhere)[0] == 0, "nobody knows"
+    assert zerofleet("plan", QUICKSTART, "checkpoint.keep_last=50", "train.steps=4000", elsewhere)[0] == 0, (
+        "nobody knows"
+    )
+
+
+def test_no_more_checkpoints_are_planned_than_there_will_be(zerofleet):
+    def disk(*overrides: str) -> float:
+        facts = json.loads(zerofleet("plan", QUICKSTART, "checkpoint.export=false", "--json", *overrides)[1])
+        return facts["disk_bytes"] / facts["checkpoint_bytes"]
+
+    assert disk("checkpoint.keep_last=50") == 1 + 120 / 40
+    assert disk("checkpoint.keep_last=2") == 3, "and the one that is written"
+    assert disk("checkpoint.interval_steps=0") == 1, "that of the end"
+    assert disk("checkpoint.keep_last=50", "checkpoint.interval_steps=auto") == 51
 
 
 def test_json_has_the_same_in_bytes(zerofleet):

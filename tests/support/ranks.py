@@ -8,6 +8,7 @@ import os
 import socket
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,6 +66,10 @@ class Plan:
     """Rank 0 asks for a stop during this step."""
     slow: tuple[int, float, str] | None = None
     """(rank, seconds, "sleeps" or "computes"): what it does in addition at the start of every step."""
+    slow_data_s: float = 0.0
+    """By which every micro-batch comes later."""
+    changing_shapes: bool = False
+    """Every step computes with one token less than the one before."""
     cache_of_rank: dict[int, str] = field(default_factory=dict)
     """Ranks whose node has other prepared data."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -223,6 +228,10 @@ def _rank(config_json, cache_path, rank, world_size, attempt, port, plan, queue)
         _log_calls(Gradients, ("add", "forget", "average", "mine"), plan.gradients_log)
     if plan.plain_gradients:
         engine.spare_copies = lambda optimizer: None
+    if plan.slow_data_s:
+        _read_slowly(plan.slow_data_s)
+    if plan.changing_shapes:
+        _shorten(engine.Engine, lambda: doing)
     config = TrainConfig.model_validate_json(config_json)
     recorder = Recorder(RunFolder(config.run.storage, config.run.name), attempt, config) if rank == 0 else None
 
@@ -253,6 +262,29 @@ def _log_calls(owner: type, names: tuple[str, ...], path: Path) -> None:
             return plain(self, *arguments, **options)
 
         setattr(owner, name, logged)
+
+
+def _read_slowly(seconds: float) -> None:
+    from zerofleet.trainer.data.feed import Feed
+
+    plain = Feed.micro_batches
+
+    def slowly(self, *arguments):
+        for batch in plain(self, *arguments):
+            time.sleep(seconds)
+            yield batch
+
+    Feed.micro_batches = slowly
+
+
+def _shorten(owner: type, step: Callable[[], int]) -> None:
+    plain = owner.token_loss
+
+    def shorter(self, inputs, labels):
+        length = labels.shape[-1] - step()
+        return plain(self, {name: values[..., :length] for name, values in inputs.items()}, labels[..., :length])
+
+    owner.token_loss = shorter
 
 
 def _take_longer(seconds: float, how: str) -> None:

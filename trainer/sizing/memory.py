@@ -63,8 +63,8 @@ def rank_memory(model: ModelSizes, setup: Setup) -> RankMemory:
     loss = {**states, **_forward(model, setup)}
     if setup.zero_stage == 3:
         loss["buckets"] = setup.element_bytes * _held(model, setup)
-    if setup.batch.gradient_accumulation_steps > 1 or setup.zero_stage == 3:  # stage 3 has its buffer from the start
-        loss["gradients"] = kept
+    if setup.batch.gradient_accumulation_steps > 1 or setup.zero_stage == 3 or _sums_in_place(setup):
+        loss["gradients"] = kept  # in the last two cases in buffers that are there from the start
     reduce = {**states, **_reduction(model, setup, kept)}
     step = {**states, **_optimizer_step(model, setup)}
     moments = (Moment("loss", loss), Moment("reduction", reduce), Moment("optimizer", step))
@@ -95,6 +95,11 @@ def _offloaded_gradients(model: ModelSizes, setup: Setup, part: int) -> dict[str
     adds_here = setup.precision == "fp32" and setup.batch.gradient_accumulation_steps > 1
     room = setup.element_bytes * (part + model.largest_parameter)
     return {"gradients": FP32_BYTES * part * (1 + adds_here), "buffers": room}
+
+
+def _sums_in_place(setup: Setup) -> bool:
+    """Whether gradients have buffers of their own in which they are summed over ranks, too (trainer/bf16_gradients.py)."""
+    return setup.zero_stage == 1 and setup.precision == "bf16" and not setup.offload_optimizer
 
 
 def gradients_kept(model: ModelSizes, setup: Setup) -> int:
@@ -202,9 +207,7 @@ def _reduction(model: ModelSizes, setup: Setup, kept: int) -> dict[str, int]:
         copied = min(parameters, REDUCE_BUCKET_ELEMENTS)
         return {"gradients": kept, "buckets": (element if element == FP32_BYTES else element + FP32_BYTES) * copied}
     if setup.zero_stage == 1:
-        if (
-            setup.precision == "bf16" and not setup.offload_optimizer
-        ):  # summed where they lie (trainer/bf16_gradients.py)
+        if _sums_in_place(setup):
             return {"gradients": kept, "buckets": 0}
         # Of 16 bits, the partition's sum is made in memory of its own.
         own = 0 if setup.precision == "fp32" else FP32_BYTES * setup.partition(parameters)
@@ -245,7 +248,7 @@ def _scattered(model: ModelSizes, setup: Setup) -> int:
 def _optimizer_step(model: ModelSizes, setup: Setup) -> dict[str, int]:
     """None of the optimizers makes temporaries of the size of what it updates."""
     parameters, part = model.parameters, setup.partition(model.parameters)
-    if setup.offload_optimizer or (setup.zero_stage == 1 and setup.precision == "bf16"):
+    if setup.offload_optimizer or _sums_in_place(setup):
         return {"gradients": gradients_kept(model, setup)}
     if setup.zero_stage == 0:
         flat = 0 if setup.precision == "fp32" else FP32_BYTES * parameters

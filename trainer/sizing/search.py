@@ -89,7 +89,8 @@ def candidates(setup: Setup) -> Iterator[Setup]:
 
 def _micro_batches(setup: Setup) -> list[int]:
     most = max(1, -(-setup.global_batch_size // setup.world_size))
-    return sorted({setup.micro_batch_size, *(2**n for n in range(most.bit_length()) if 2**n <= most)})
+    powers = {2**n for n in range(most.bit_length()) if setup.least_micro_batch <= 2**n <= most}
+    return sorted({setup.micro_batch_size, *powers})
 
 
 def _offloads(setup: Setup) -> Iterator[Setup]:

@@ -83,6 +83,8 @@ class Setup:
     """As the recipe says."""
     compiles: bool = False
     """train.compile, which stage 3 is not for."""
+    least_micro_batch: int = 1
+    """That the recipe takes: `train.min_micro_batch_size` may not exceed the size."""
     beta2: float = 0.95
     """Of AdamW's: bf16 moments are not for all."""
 
@@ -115,6 +117,7 @@ class Setup:
             keeps_freed_memory=train.keep_freed_memory,
             asked_attention=config.model.attn_implementation,
             compiles=train.compile,
+            least_micro_batch=train.min_micro_batch_size or 1,
             beta2=train.betas[1],
         )
 

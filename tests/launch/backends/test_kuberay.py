@@ -49,6 +49,19 @@ def test_what_lint_finds_is_said_before_any_cluster_is_asked(call, monkeypatch):
     )
 
 
+def test_what_is_certain_not_to_fit_the_profiles_nodes_is_refused_before_any_cluster_is_asked(call, monkeypatch):
+    monkeypatch.setattr(kuberay, "Api", None)
+    monkeypatch.setattr(kuberay, "lint", lambda profile, workload: [])
+    large = [
+        "model.config.hidden_size=8192",
+        "model.config.intermediate_size=32768",
+        "model.config.num_hidden_layers=64",
+    ]
+    heads = ["model.config.num_attention_heads=64", "model.config.num_key_value_heads=8"]
+    code, out, err = call(*SUBMIT, *PROFILE, *large, *heads)
+    assert (code, out) == (2, "") and "the job does not fit" in err and "memory of a node" in err, err
+
+
 @pytest.mark.parametrize(
     "arguments", [SUBMIT + PROFILE, ["status", "first", "--backend", "kuberay"], ["list", "--backend", "kuberay"]]
 )

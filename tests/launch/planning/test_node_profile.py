@@ -12,6 +12,7 @@ from zerofleet.launch.config_reference import table
 from zerofleet.launch.planning import node_profile
 from zerofleet.launch.planning.node_profile import NodeProfile, node_for
 from zerofleet.trainer.errors import NotFoundError, UserError
+from zerofleet.trainer.peaks import dense_16_bit_peak
 
 ROOT = Path(__file__).parents[3]
 GIB = 2**30
@@ -68,6 +69,37 @@ def test_the_profile_of_a_cluster():
 def test_every_node_that_comes_with_it_can_be_planned_for(path):
     node = node_for(job("cluster.gpus_per_rank=1", "cluster.ranks_per_node=1"), str(path))
     assert node.speeds is not None and node.gpu_memory_bytes
+
+
+def test_gpus_of_this_machine_have_the_memory_that_their_driver_says(tmp_path, monkeypatch):
+    """Of the smallest. An executable says what nvidia-smi says."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\n[ "$1" = --query-gpu=memory.total ] && printf "81559\\n40960\\n"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    node = node_for(job("cluster.gpus_per_rank=1", "cluster.ranks_per_node=2"), None)
+    assert (node.gpus, node.gpu_memory_bytes) == (2, 40960 * 2**20)
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    with pytest.raises(UserError, match="set gpu_memory_gib in a profile"):
+        node_for(job("cluster.gpus_per_rank=1"), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA-H100-PCIe", 756e12),
+        ("NVIDIA-A10G", 70e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA-L40S", 362e12),
+        ("NVIDIA RTX A1000", None),
+        ("Tesla V100-SXM2-16GB", None),
+    ],
+)
+def test_peaks_are_by_the_whole_name(name, peak):
+    assert dense_16_bit_peak(name) == peak
 
 
 def test_nodes_of_a_ray_of_its_own_share_this_machine(monkeypatch):

@@ -81,6 +81,8 @@ def test_stage_2_offloads_gradients_too(precision, accumulation, device, host):
 def test_sums_of_bf16_at_stage_1_take_no_memory():
     """trainer/bf16_gradients.py"""
     model, chosen = llama(), setup(zero_stage=1)
+    one_micro_step = replace(chosen, global_batch_size=chosen.micro_batch_size * chosen.world_size)
+    assert rank_memory(model, one_micro_step).moments[0].parts["gradients"] == 4 * model.parameters
     _, reduction, step = rank_memory(model, chosen).moments
     assert reduction.parts["buckets"] == 0
     assert reduction.total_bytes == step.total_bytes == sum(states_of(model, chosen)[0].values()) + 4 * model.parameters

@@ -86,6 +86,8 @@ def test_nothing_is_recommended_that_the_lint_refuses():
     assert recommend(model, replace(chosen, beta2=0.999), node) is None
     compiled = list(candidates(replace(chosen, compiles=True)))
     assert 3 not in {one.zero_stage for one in compiled} and 2 in {one.zero_stage for one in compiled}
+    least = candidates(replace(chosen, micro_batch_size=4, least_micro_batch=4, global_batch_size=64))
+    assert {one.micro_batch_size for one in least} == {4, 8, 16, 32}
     halved = candidates(replace(setup(on_gpu=True, zero_stage=2), moments_precision="bf16"))
     assert not any(one.offload_optimizer for one in halved)
 

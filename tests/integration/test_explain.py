@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.support.cli import Cli
+from tests.support.paging import paging, why_not
 from tests.support.ranks import Plan, job, run_attempt
 from zerofleet.benchmarks.fault_places import OverHosts, why_not_over
 from zerofleet.cluster.config import ClusterConfig
@@ -15,6 +16,7 @@ from zerofleet.cluster.goodput.account import Account, Cause
 from zerofleet.cluster.goodput.causes import explain
 from zerofleet.cluster.goodput.ledger import Ledger
 from zerofleet.launch.accounts import read_history
+from zerofleet.launch.chaos.trial import Trial, run_trial
 from zerofleet.launch.config import load_job
 from zerofleet.launch.explanation import Explanation
 from zerofleet.launch.run_view import RunView
@@ -77,6 +79,40 @@ def test_a_shape_that_changes_in_every_step(tmp_path, tiny_corpus, tiny_cache):
     assert found[0].name == "compile every step" and "of 5 steps" in found[0].evidence, found
 
 
+def test_storage_that_is_slow(tmp_path, tiny_corpus, tiny_cache):
+    changes = {"train__steps": 6, "train__micro_batch_size": 4, "checkpoint__interval_steps": 2}
+    found = causes(job(tmp_path, tiny_corpus, **changes), tiny_cache, Plan(slow_writes_s=1.5))
+    assert found[0].name == "slow storage" and "to become durable" in found[0].evidence, found
+
+
+def told(trial: Trial) -> tuple[Cause, ...]:
+    """As `zerofleet explain` says of a run with a driver."""
+    return Explanation.of(RunView.of(trial.run)).causes
+
+
+@pytest.mark.parametrize(
+    ("fault", "state", "name", "part"),
+    [
+        (Fault("freeze", 1, 4), "FINISHED", "hang", "1 x"),
+        (Fault("raise", 1, 4, attempt=None), "FAILED", "user bug", "InjectedFault"),
+    ],
+)
+def test_what_ends_attempts(tmp_path, tiny_corpus, tiny_cache, fault, state, name, part):
+    cli = Cli(tmp_path, tiny_corpus)
+    trial = run_trial(load_job(cli.recipe, ["run.name=a"]), cli.recipe, (fault,), 120.0)
+    found = told(trial)
+    assert trial.record.final_state == state and found[0].name == name and part in found[0].evidence, found
+    assert found[0].is_end == (state == "FAILED")
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_a_host_that_waits_for_memory(tmp_path, tiny_corpus, tiny_cache):
+    changes = {"train__steps": 60, "train__micro_batch_size": 4, "checkpoint__interval_steps": 0}
+    with paging():
+        found = causes(job(tmp_path, tiny_corpus, **changes), tiny_cache)
+    assert found[0].name == "swap" and "by the kernel's account" in found[0].evidence, found
+
+
 @pytest.mark.further
 @pytest.mark.skipif(bool(why_not_over("hosts")), reason=why_not_over("hosts"))
 def test_a_node_whose_ranks_die_again_and_again(tmp_path_factory, tmp_path, tiny_corpus, tiny_cache):
@@ -89,6 +125,6 @@ def test_a_node_whose_ranks_die_again_and_again(tmp_path_factory, tmp_path, tiny
     finally:
         place.close()
     assert trial.record.final_state == "FINISHED" and len(trial.strikes) == 3
-    found = Explanation.of(RunView.of(trial.run)).causes
+    found = told(trial)
     assert found[0].name == "one bad node", found
     assert "host-1 was at fault in 3 of 3 failures" in found[0].evidence, found

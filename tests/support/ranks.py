@@ -68,6 +68,8 @@ class Plan:
     """(rank, seconds, "sleeps" or "computes"): what it does in addition at the start of every step."""
     slow_data_s: float = 0.0
     """By which every micro-batch comes later."""
+    slow_writes_s: float = 0.0
+    """Which every file takes longer to be written to storage."""
     changing_shapes: bool = False
     """Every step computes with one token less than the one before."""
     cache_of_rank: dict[int, str] = field(default_factory=dict)
@@ -230,6 +232,8 @@ def _rank(config_json, cache_path, rank, world_size, attempt, port, plan, queue)
         engine.spare_copies = lambda optimizer: None
     if plan.slow_data_s:
         _read_slowly(plan.slow_data_s)
+    if plan.slow_writes_s:
+        _write_slowly(plan.slow_writes_s)
     if plan.changing_shapes:
         _shorten(engine.Engine, lambda: doing)
     config = TrainConfig.model_validate_json(config_json)
@@ -275,6 +279,18 @@ def _read_slowly(seconds: float) -> None:
             yield batch
 
     Feed.micro_batches = slowly
+
+
+def _write_slowly(seconds: float) -> None:
+    from zerofleet.trainer.storage import Storage
+
+    plain = Storage.write_stream
+
+    def slowly(self, *arguments, **options):
+        time.sleep(seconds)
+        return plain(self, *arguments, **options)
+
+    Storage.write_stream = slowly
 
 
 def _shorten(owner: type, step: Callable[[], int]) -> None:

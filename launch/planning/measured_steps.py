@@ -77,7 +77,7 @@ def _shortened(job: JobConfig, folder: str, steps: int) -> JobConfig:
         "train.eval_interval_steps": 0,
         "train.eval_sequences": 1 if job.data.heldout_fraction else 0,
         "checkpoint.interval_steps": 0,
-        "checkpoint.interval_s": "null",
+        "checkpoint.interval_s": 0,
         "checkpoint.snapshot_interval_steps": 0,
         "checkpoint.export": "false",
         "tracking.wandb.enabled": "false",

@@ -88,5 +88,6 @@ def test_a_gradient_that_is_not_there_counts_as_nothing():
         bf16_gradients.average = plain
     assert summed == [[2.0] * 4 + [0.0] * 4]
     assert optimizer.fp32_groups_has_gradients == [[True, True]], "another rank may have the second one's"
+    assert [part.tolist() for part in gradients.mine()] == [[2.0] * 4], "what a rank does not update it need not clip"
     gradients.forget()
     assert optimizer.fp32_groups_has_gradients == [[False, False]]

@@ -141,15 +141,17 @@ def _scores_bytes(model: ModelSizes, setup: Setup) -> int:
     return length * model.heads * (FP32_BYTES + cast) + repeated
 
 
-def gathered_bytes(model: ModelSizes, setup: Setup) -> int:
+def _gathered_bytes(model: ModelSizes, setup: Setup, is_forward: bool) -> int:
     """Stage 3: weights that are whole at a time. Each module that runs asks for more ahead until `max_live` elements are there, and what will be used
     again within `max_reuse` is not let go: for most models that is all of them by default. What comes ahead lies there twice, as it came and in its
-    place."""
+    place. On CPUs that is over when gradients travel; at the start of a forward it lies in gloo as well, which gathers into memory of its own
+    (torch's ProcessGroupGloo::allgather)."""
     if setup.zero_stage < 3:
         return 0
     least = model.layer_parameters + model.largest_parameter
     live = min(model.parameters, max(setup.max_live, setup.max_reuse, least))
-    return setup.element_bytes * (live + _gathered_ahead(model, setup))
+    copies = 1 if setup.on_gpu else 2 * is_forward
+    return setup.element_bytes * (live + copies * _gathered_ahead(model, setup))
 
 
 def _gathered_ahead(model: ModelSizes, setup: Setup) -> int:
@@ -165,14 +167,8 @@ def _forward(model: ModelSizes, setup: Setup) -> dict[str, int]:
     return {
         "activations": activation_bytes(model, setup),
         "logits and loss": max(_loss_bytes(model, setup), working),
-        "gathered weights": gathered_bytes(model, setup) + _gloo_bytes(model, setup),
+        "gathered weights": _gathered_bytes(model, setup, is_forward=True),
     }
-
-
-def _gloo_bytes(model: ModelSizes, setup: Setup) -> int:
-    """What is gathered ahead at the start of a forward lies in gloo once more, which gathers into memory of its own
-    (torch's ProcessGroupGloo::allgather)."""
-    return 0 if setup.zero_stage < 3 or setup.on_gpu else setup.element_bytes * _gathered_ahead(model, setup)
 
 
 def _loss_bytes(model: ModelSizes, setup: Setup) -> int:
@@ -223,7 +219,7 @@ def _reduction(model: ModelSizes, setup: Setup, kept: int) -> dict[str, int]:
         "gradients": kept,
         "buckets": staged + copies,
         "activations": still,
-        "gathered weights": gathered_bytes(model, setup),
+        "gathered weights": _gathered_bytes(model, setup, is_forward=False),
     }
 
 

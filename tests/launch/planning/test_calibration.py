@@ -96,4 +96,4 @@ def test_another_plan_of_memory_is_corrected_anew():
         chosen = setup(zero_stage=stage, precision=precision, on_gpu=on_gpu, offload_optimizer=offloads and stage > 0)
         chosen = replace(chosen, global_batch_size=accumulation * chosen.micro_batch_size * chosen.world_size)
         figures.append(footprint(llama(), chosen, GPU_NODE if on_gpu else CPU_NODE).bytes_per_rank)
-    assert (PLAN, hashlib.sha256(repr(figures).encode()).hexdigest()[:16]) == (4, "41454e7391ebd2dc")
+    assert (PLAN, hashlib.sha256(repr(figures).encode()).hexdigest()[:16]) == (4, "9c2a4279d3eb549c")

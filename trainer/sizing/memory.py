@@ -208,19 +208,14 @@ def _reduction(model: ModelSizes, setup: Setup, kept: int) -> dict[str, int]:
         # Of 16 bits, the partition's sum is made in memory of its own.
         own = 0 if setup.precision == "fp32" else FP32_BYTES * setup.partition(parameters)
         return {"gradients": kept + own, "buckets": FP32_BYTES * (held + bucket)}
-    copies = FP32_BYTES * bucket if element == FP32_BYTES else (element + FP32_BYTES) * bucket
-    if setup.zero_stage == 3:
-        copies = _scattered(model, setup)
     staged = (2 if setup.overlap_comm and setup.on_gpu else 1) * element * held
     still = activation_bytes(model, setup) * (parameters - bucket) // parameters
-    if setup.zero_stage == 2 and (fresh := _fresh_gradients(model, setup)) > still:
+    if setup.zero_stage == 3:
+        return _reduction_of_stage_3(model, setup, kept, staged, still)
+    copies = FP32_BYTES * bucket if element == FP32_BYTES else (element + FP32_BYTES) * bucket
+    if (fresh := _fresh_gradients(model, setup)) > still:
         kept, still = kept + fresh, 0
-    return {
-        "gradients": kept,
-        "buckets": staged + copies,
-        "activations": still,
-        "gathered weights": _gathered_bytes(model, setup, is_forward=False),
-    }
+    return {"gradients": kept, "buckets": staged + copies, "activations": still}
 
 
 def _fresh_gradients(model: ModelSizes, setup: Setup) -> int:
@@ -230,14 +225,21 @@ def _fresh_gradients(model: ModelSizes, setup: Setup) -> int:
     return FP32_BYTES * setup.partition(model.parameters)
 
 
-def _scattered(model: ModelSizes, setup: Setup) -> int:
-    """Stage 3's reduce-scatter: a bucket is widened to fp32 and sorted by rank, what is larger than one travels alone as it lies there, and gloo
-    computes on a copy (torch's ProcessGroupGloo::reduce_scatter_tensor_coalesced)."""
+def _reduction_of_stage_3(model: ModelSizes, setup: Setup, kept: int, staged: int, still: int) -> dict[str, int]:
+    """A reduce-scatter: a bucket is widened to fp32 and sorted by rank, what is larger than one travels alone as it lies there, and gloo
+    computes on a copy (torch's ProcessGroupGloo::reduce_scatter_tensor_coalesced). The gradient of an embedding that is the head, too, is whole
+    at the end of the backward only, when nothing else is gathered any more."""
     widened = 0 if setup.element_bytes == FP32_BYTES else FP32_BYTES
     copied = 0 if setup.on_gpu else FP32_BYTES
+    gathered, largest = _gathered_bytes(model, setup, is_forward=False), model.largest_parameter
     together = min(model.parameters, setup.reduce_bucket) * (widened + FP32_BYTES + copied)
-    is_alone = model.largest_parameter > setup.reduce_bucket
-    return max(together, is_alone * model.largest_parameter * (setup.element_bytes + widened + copied))
+    parts = {"gradients": kept, "buckets": staged + together, "activations": still, "gathered weights": gathered}
+    if largest <= setup.reduce_bucket:
+        return parts
+    alone = {**parts, "buckets": staged + largest * (setup.element_bytes + widened + copied)}
+    if model.ties_embeddings:
+        alone |= {"activations": 0, "gathered weights": setup.element_bytes * largest}
+    return max(parts, alone, key=lambda each: sum(each.values()))
 
 
 # -- the optimizer --------------------------------------------------------------------------------------------------------

@@ -165,6 +165,11 @@ class ModelSizes:
     returns_plain_logits: bool = True
     """Logits are the product with the output embedding: neither scaled, nor capped, nor with a bias."""
 
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether the input embedding is the output's, too."""
+        return self.parameters - self.matmul_parameters < self.vocabulary * self.hidden
+
     def flops_per_token(self, sequence_length: int) -> int:
         """Training FLOPs per token, forward and backward: 6 N + 12 L H Q T (Chowdhery et al. 2022, PaLM, appendix B)."""
         return 6 * self.matmul_parameters + 12 * self.num_layers * self.attention_width * sequence_length

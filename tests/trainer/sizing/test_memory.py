@@ -147,3 +147,14 @@ def test_logits_are_whole_or_in_chunks(precision, on_gpu, plain, tokens, expecte
     chosen = setup(precision=precision, on_gpu=on_gpu, micro_batch_size=1, sequence_length=tokens)
     moment = rank_memory(model, chosen).moments[0]
     assert moment.parts["logits and loss"] == expected
+
+
+def test_the_gradient_of_a_tied_embedding_travels_when_nothing_else_is_gathered():
+    model = llama(layers=1, vocabulary=128256)
+    chosen = setup(zero_stage=3, reduce_bucket=5_000_000, micro_batch_size=1, sequence_length=16)
+    assert model.largest_parameter > chosen.reduce_bucket and not model.ties_embeddings
+    tied = replace(model, matmul_parameters=model.parameters)
+    assert tied.ties_embeddings
+    untied, own = (rank_memory(each, chosen).moments[1].parts for each in (model, tied))
+    assert own["gathered weights"] == 2 * model.largest_parameter < untied["gathered weights"]
+    assert own["activations"] == 0 and own["buckets"] == untied["buckets"]

@@ -57,8 +57,11 @@ def num_cores() -> int:
 
 
 def gpu_memory_bytes() -> int:
-    """Of the GPU of this host that has least, by its driver's own tool; 0 where that is not there or says nothing."""
+    """Of the GPU that has least of those that this process may use, by its driver's own tool; 0 where that is not there or says nothing. Where GPUs
+    differ, CUDA numbers them as the tool does with CUDA_DEVICE_ORDER=PCI_BUS_ID only."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    command += [f"--id={chosen}"] if chosen else []
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=_TOOL_TIMEOUT_S, check=True).stdout
         return min((int(line) for line in told.split()), default=0) * 2**20

@@ -1,4 +1,5 @@
-"""ZeRO-1 in bf16: the gradients of DeepSpeed's optimizer for it (BF16_Optimizer) with less memory and fewer passes over it, and the same bits.
+"""ZeRO-1 in bf16: the gradients of DeepSpeed's optimizer for it (BF16_Optimizer) with less memory and fewer passes over it, and the same bits
+with two ranks; with more, a group of small tensors may be summed in another order than beside the large one.
 
 That optimizer holds a rank's gradients in fp32, in a flat buffer per parameter group. As it comes, it zeroes the buffers after every step, widens each
 16-bit gradient into a tensor of its own to add it, copies the buffers into one more flat tensor and back to sum them over ranks, and clips all of them

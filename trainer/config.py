@@ -230,7 +230,7 @@ class TrainSection(Section):
     moments_precision: MomentsPrecision = "fp32"
     """Dtype of AdamW's two moments, in checkpoints too: bf16 saves 4 bytes per parameter (2 x 2). A run goes on with the dtype that it began with."""
     keep_freed_memory: bool = True
-    """On CPUs: a rank keeps what it frees for its next tensors, a twentieth faster; what it holds stays at its peak, and up to twice what is in use. `false` gives it back."""
+    """On CPUs: a rank keeps what it frees for its next tensors, which makes a small model's step less than half as long; what it holds stays at its peak, and up to twice what is in use. `false` gives it back."""
     gradient_clipping: Annotated[float, Field(ge=0)] = 1.0
     """Largest global gradient norm; 0 leaves gradients as they are."""
     learning_rate: PositiveFloat = 3e-4

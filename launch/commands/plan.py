@@ -73,12 +73,15 @@ def calibrate(job: JobConfig, recipe: Path, plan: JobPlan) -> None:
     batch, length = plan.footprint.setup.batch, plan.footprint.setup.sequence_length
     tokens = batch.gradient_accumulation_steps * batch.micro_batch_size * length
     flops = tokens * plan.model.sizes.flops_per_token(length) * slower_by(plan.footprint.setup)
-    memory = plan.footprint.memory
-    planned = memory.peak.total_bytes if plan.footprint.setup.on_gpu else plan.footprint.bytes_per_rank
-    found = calibration_of(measured.steps_s, measured.own_bytes, flops, planned, plan.model.sizes.parameters)
+    planned = plan.footprint.bytes_per_rank
+    # What was allocated on a GPU is looked at too seldom for so few steps: there the rate alone is corrected.
+    own = [planned] if plan.footprint.setup.on_gpu else measured.own_bytes
+    found = calibration_of(measured.steps_s, own, flops, planned, plan.model.sizes.parameters)
     file = store(job, found)
     took = ", ".join(f"{seconds:.3g}" for seconds in measured.steps_s)
-    sys.stderr.write(
-        f"steps of {took} s; a rank had {size(max(measured.own_bytes))} of its own, {found.memory_ratio:.3f} x the plan's {size(planned)} "
-        f"(the one with least {found.least_memory_ratio:.3f} x); kept in {file}\n"
+    memory = (
+        f"a rank had {size(max(own))} of its own, {found.memory_ratio:.3f} x the plan's {size(planned)} (the one with least "
+        f"{found.least_memory_ratio:.3f} x)"
     )
+    told = "memory is not corrected on GPUs" if plan.footprint.setup.on_gpu else memory
+    sys.stderr.write(f"steps of {took} s; {told}; kept in {file}\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 import time
 from collections import Counter
@@ -38,14 +39,14 @@ class Measured:
     steps_s: list[float]
     """Without the first, which warms up."""
     own_bytes: list[int]
-    """The most that each rank had of its own; on GPUs, that was allocated there."""
+    """The most that each rank had of its own, of the host's memory."""
     least_free_bytes: int
     """Of the machine's memory, at the moments when somebody looked."""
 
 
 def measure(job: JobConfig, recipe: Path, steps: int = STEPS + 1) -> Measured:
     """Trains in a temporary folder. Raises CalibrationFailed with the driver's own words."""
-    place = _DISK if Path(_DISK).is_dir() else None
+    place = _DISK if "TMPDIR" not in os.environ and os.access(_DISK, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="zerofleet-calibration-", dir=place) as folder:
         run, short = create_run(_shortened(job, folder, steps), recipe)
         driver = start_driver(run, short.run.storage)
@@ -59,10 +60,7 @@ def measure(job: JobConfig, recipe: Path, steps: int = STEPS + 1) -> Measured:
             raise CalibrationFailed(
                 f"{len(done)} of {steps} steps were done: {driver.last_error() or driver.log_tail(3)}"
             )
-        allocated = [
-            most for event in run.events() if event.kind == "ranks" for most in event.data.get("device_bytes", [])
-        ]
-    return Measured([seconds for _, seconds in done[1:]], allocated or own_bytes, free_bytes)
+    return Measured([seconds for _, seconds in done[1:]], own_bytes, free_bytes)
 
 
 def _shortened(job: JobConfig, folder: str, steps: int) -> JobConfig:

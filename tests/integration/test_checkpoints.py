@@ -21,6 +21,7 @@ from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.prepare import prepare
 from zerofleet.trainer.errors import NotFoundError, UserError
 from zerofleet.trainer.init_from import pin_init_from, resolve_init_from
+from zerofleet.trainer.ops import build
 from zerofleet.trainer.probe import PROBE_TOKENS
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
 
@@ -94,10 +95,12 @@ def offloaded(*what: str) -> dict:
     return {"zero_optimization": {f"offload_{each}": {"device": "cpu"} for each in what}}
 
 
-@pytest.mark.further  # it builds DeepSpeed's CPUAdam where nobody has
+@pytest.mark.further
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_offloaded_optimizer_trains_saves_and_loads_as_any_other(tmp_path, tiny_corpus, tiny_cache, precision):
     """From stage to stage, world size to world size, and back to an optimizer that is not offloaded."""
+    build(["cpu_adam"])  # two minutes, where nobody has
     settings = {"train__precision": precision, "train__steps": 8, "train__learning_rate": 3e-3}
     unbroken = run_attempt(job(tmp_path / "unbroken", tiny_corpus, **settings), tiny_cache, 2)
     assert not unbroken.errors, unbroken.errors

@@ -27,9 +27,9 @@ from zerofleet.trainer.run_folder import RunFolder
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(200)]
 
 
-def causes(config: TrainConfig, cache, plan: Plan = Plan()) -> list[Cause]:
+def causes(config: TrainConfig, cache, plan: Plan = Plan(), timeout_s: float = 90.0) -> list[Cause]:
     """Of a run of two ranks; what a driver would have summed up of them is summed up here."""
-    outcome = run_attempt(config, cache, 2, plan)
+    outcome = run_attempt(config, cache, 2, plan, timeout_s)
     assert not outcome.errors, outcome.errors
     sums = RankSums(outcome.attempt)
     for event in outcome.events:
@@ -71,11 +71,12 @@ def test_a_tiny_micro_batch(tmp_path, tiny_corpus, tiny_cache):
     assert found[0].setting == "train.micro_batch_size=32"
 
 
-@pytest.mark.further  # a compilation takes seconds
+@pytest.mark.further  # compilations: a minute and more
+@pytest.mark.timeout(500)
 def test_a_shape_that_changes_in_every_step(tmp_path, tiny_corpus, tiny_cache):
     """torch gives up after eight compilations of a frame, so that the steps are few."""
     changes = {"train__steps": 8, "train__micro_batch_size": 4, "train__compile": True, "checkpoint__interval_steps": 0}
-    found = causes(job(tmp_path, tiny_corpus, **changes), tiny_cache, Plan(changing_shapes=True))
+    found = causes(job(tmp_path, tiny_corpus, **changes), tiny_cache, Plan(changing_shapes=True), timeout_s=400)
     assert found[0].name == "compile every step" and "of 5 steps" in found[0].evidence, found
 
 

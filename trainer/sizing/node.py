@@ -50,7 +50,7 @@ class Node:
     speeds: Speeds | None = None
     speeds_source: str = ""
     memory_ratio: float = 1.0
-    """Measured over planned memory of a rank, on GPUs of its device, where a calibration says so."""
+    """Measured over planned memory of a rank, where a calibration says so; on CPUs only."""
     write_bytes_per_s: float | None = None
     notice_s: float | None = None
     """From the notice of a preemption to the kill."""
@@ -128,7 +128,7 @@ def with_reserve(moment: Moment, setup: Setup) -> int:
 def footprint(model: ModelSizes, setup: Setup, node: Node, takes_snapshots: bool = True) -> Footprint:
     """A job on a node of its run."""
     memory, ranks = rank_memory(model, setup), setup.ranks_per_node
-    peak = int(with_reserve(memory.peak, setup) * (node.memory_ratio if setup.on_gpu else 1.0))
+    peak = with_reserve(memory.peak, setup)
     device = {}
     if setup.on_gpu:
         idle = peak - memory.peak.total_bytes

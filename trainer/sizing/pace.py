@@ -12,8 +12,9 @@ from zerofleet.trainer.sizing.traffic import traffic_of
 
 RECOMPUTE = 4 / 3
 """With checkpointing the forward, a third of forward and backward, is done twice."""
-GIVING_BACK = 1.05
-"""Of compute on a CPU that gives freed memory back: what page faults take (benchmarks/results/2026-11-22-overhead.md)."""
+GIVING_BACK = 2.4
+"""Of compute on a CPU that gives freed memory back, every tensor of 64 KiB and more: what page faults take of a small model's step
+(benchmarks/results/2026-11-24-speed.md). Of a large one's it is not known."""
 
 
 @dataclass(frozen=True)

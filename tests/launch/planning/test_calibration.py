@@ -79,14 +79,6 @@ def test_submit_plans_with_it(capsys):
     assert plan_first(job(shape)) == "" and "warning: the job does not fit" in capsys.readouterr().err
 
 
-def test_on_a_gpu_it_corrects_the_device():
-    chosen, measured = setup(nodes=1), replace(GPU_NODE, memory_ratio=1.5)
-    plain, corrected = (footprint(llama(), chosen, node) for node in (GPU_NODE, measured))
-    context = plain.device["context and communication"]
-    assert corrected.device_bytes - context == pytest.approx(1.5 * (plain.device_bytes - context), rel=1e-6)
-    assert corrected.host == plain.host
-
-
 def test_another_plan_of_memory_is_corrected_anew():
     """When this fails the formulas have changed: raise PLAN, so that what was measured of the old ones is measured again."""
     figures = []

@@ -94,6 +94,7 @@ def test_gpus_of_this_machine_have_the_memory_that_their_driver_says(tmp_path, m
         ("NVIDIA A10", 125e12),
         ("NVIDIA L40", 181e12),
         ("NVIDIA-L40S", 362e12),
+        ("NVIDIA GH200 480GB", 989e12),
         ("NVIDIA RTX A1000", None),
         ("Tesla V100-SXM2-16GB", None),
     ],

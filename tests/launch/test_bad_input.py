@@ -100,6 +100,7 @@ def test_a_sequence_longer_than_positions_that_the_recipe_does_not_give(job):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.timeout(300)
 def test_storage_that_fills_up_while_saving_and_then_has_room(job, tmp_path):
     """A tmpfs that holds one checkpoint at most; enlarged, `resume` finishes the run."""
     runs = tmp_path / "runs"
@@ -109,13 +110,13 @@ def test_storage_that_fills_up_while_saving_and_then_has_room(job, tmp_path):
     zerofleet = f"{sys.executable} -m zerofleet.launch"
     script = f"""
         mount -t tmpfs -o size=700k none {runs} || exit 99
-        {zerofleet} submit {job} run.name=a cluster.stop_timeout_s=5; echo "first: $?"
+        {zerofleet} submit {job} run.name=a cluster.stop_timeout_s=12; echo "first: $?"
         mount -o remount,size=50m {runs}
         {zerofleet} resume a; echo "second: $?"
     """
     environment = {**os.environ, "ZEROFLEET_STORAGE": str(runs), "ZEROFLEET_CACHE": str(tmp_path / "cache")}
     result = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, env=environment, timeout=170
+        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, env=environment, timeout=280
     )
     assert "first: 1\n" in result.stdout and "second: 0\n" in result.stdout, result
     assert "the disk is full: free space there" in result.stderr

@@ -71,9 +71,8 @@ class JobPlan:
         kept = checkpoint.keep_last + 1
         if every := checkpoint.keep_every_steps:
             kept += steps // every
-        if (
-            isinstance(checkpoint.interval_steps, int) and not checkpoint.interval_s
-        ):  # else nobody knows how many will come
+        # With `auto`, or by the clock, nobody knows how many will come.
+        if isinstance(checkpoint.interval_steps, int) and not checkpoint.interval_s:
             kept = min(kept, 1 + (steps // checkpoint.interval_steps if checkpoint.interval_steps else 0))
         export = EXPORT_BYTES[self.job.checkpoint.export_dtype] if self.job.checkpoint.export else 0
         return kept * self.sizes.checkpoint_bytes + export * self.model.sizes.parameters

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from zerofleet.trainer.data.sequences import IGNORED_LABEL
+from zerofleet.trainer.row_sequences import one_sequence_per_row
 from zerofleet.trainer.sizing.memory import LOSS_CHUNK_BYTES, LOSS_WORKING_BYTES
 
 _WORKED_ON_BYTES = {False: LOSS_WORKING_BYTES[False] // 2, True: LOSS_WORKING_BYTES[True] // 2}
@@ -51,10 +52,11 @@ class TokenLoss:
         ZeRO-3."""
         if not self.is_tried:
             self.try_out(engine, inputs)
-        if self._head is None:
-            return plain_loss(engine(**inputs).logits, labels)
-        with self._asked(self._head, labels):
-            return engine(**inputs).logits  # type: ignore[no-any-return]
+        with contextlib.nullcontext() if "position_ids" in inputs else one_sequence_per_row():
+            if self._head is None:
+                return plain_loss(engine(**inputs).logits, labels)
+            with self._asked(self._head, labels):
+                return engine(**inputs).logits  # type: ignore[no-any-return]
 
     def try_out(self, engine: Any, inputs: Mapping[str, torch.Tensor]) -> None:
         """Finds out on a few tokens of a batch whether the loss can be fused. Collective at ZeRO-3."""

@@ -24,7 +24,7 @@ from typing import Any
 from zerofleet.benchmarks.peer_throughput import COMPARED_STEPS, OURS, ratio, turn
 from zerofleet.benchmarks.peers.training.prepare import MODELS, Model, make_task
 from zerofleet.benchmarks.peers.training.session import Session, session
-from zerofleet.benchmarks.peers.training.zerofleet_loop import WITHOUT
+from zerofleet.benchmarks.peers.training.zerofleet_loop import CHANGES
 from zerofleet.benchmarks.ratio_intervals import least_pairs
 from zerofleet.benchmarks.recovery import prepare_environment
 from zerofleet.benchmarks.statistics import CONFIDENCE
@@ -40,8 +40,8 @@ class Arm:
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     """`section.field`: value."""
-    without: str = ""
-    """A name of `zerofleet_loop.WITHOUT`."""
+    change: str = ""
+    """A name of `zerofleet_loop.CHANGES`."""
 
 
 ARMS = (
@@ -50,7 +50,7 @@ ARMS = (
     Arm("attention: eager", {"model.attn_implementation": "eager"}),
     Arm("torch.compile", {"train.compile": True}),
     Arm("freed memory given back", {"train.keep_freed_memory": False}),
-    *(Arm(f"without {name}", without=name) for name in WITHOUT),
+    *(Arm(name, change=name) for name in CHANGES),
 )
 
 
@@ -61,7 +61,7 @@ def measure(model: Model, precision: str, arms: list[Arm], rounds: int, draw: ra
         found: list[Session] = []
         for number, arm in enumerate(arms):
             settings = {"train.precision": precision, **arm.settings}
-            task = make_task(model, root / str(number), steps, settings, without=arm.without)
+            task = make_task(model, root / str(number), steps, settings, change=arm.change)
             found.append(stack.enter_context(session(task, [OURS], root / f"logs-{number}")))
             if found[-1].failed:
                 raise SystemExit(found[-1].failed[OURS])

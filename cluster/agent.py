@@ -215,7 +215,7 @@ def _rank_spec(attempt: AttemptSpec, world: World, logs: Path, node: NodeSpec) -
     if attempt.job.outer:
         environment[OUTER_VARIABLE] = attempt.job.outer
     log = str(logs / f"{attempt.log_name}-{world.rank:05d}.log")
-    return RankSpec(attempt.job, world, environment, log, node.snapshots)
+    return RankSpec(attempt.job, world, environment, log, node.snapshots, len(attempt.worlds))
 
 
 def _incident(message: str, kind: str = "node") -> Event:

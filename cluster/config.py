@@ -60,6 +60,8 @@ class ClusterConfig(Section):
     """Ranks (processes) per node; with GPUs, one per GPU."""
     cpus_per_rank: PositiveFloat = 1.0
     """CPU cores reserved per rank; may be a fraction."""
+    bind_cores: bool = False
+    """Whether each CPU rank keeps to cores of its own (`cpus_per_rank` of them, at least one), of one NUMA node where it can. For nodes that the run has to itself: runs side by side would take the same cores."""
     gpus_per_rank: Annotated[float, Field(ge=0, le=1)] = 0
     """GPUs per rank: 0 or 1."""
     placement_timeout_s: PositiveFloat = 120.0

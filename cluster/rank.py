@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from zerofleet.cluster.binding import bind
 from zerofleet.cluster.faults import FaultInjector, parse_faults
 from zerofleet.cluster.spec import CHECK, TRAIN, RankSpec
 from zerofleet.cluster.stacks import enable_dumps
@@ -106,6 +107,9 @@ def run_rank(spec: RankSpec, connection: socket.socket, resolve: Callable[[str],
         enable_dumps()
         os.environ.update(spec.environment)
         link.report(Event("phase", spec.world.attempt, spec.world.rank, 0, "import", time.time()))
+        if spec.job.bind_cores:  # before there are threads that would not be
+            cores = bind(spec.world.local_rank, spec.ranks_of_node, spec.job.threads_per_rank)
+            sys.stdout.write(f"bound to cores {', '.join(map(str, cores))}\n")
         _set_threads(spec.job.threads_per_rank)
         config = TrainConfig.model_validate_json(spec.job.config_json)
         fault = FaultInjector(parse_faults(spec.job.faults), spec.world.rank, spec.world.attempt)

@@ -31,6 +31,8 @@ class JobSpec:
     faults: str = ""
     """Injected faults, as faults.parse_faults reads them."""
     threads_per_rank: int = 1
+    bind_cores: bool = False
+    """Whether each rank keeps to as many cores of its own."""
     outer: str = ""
     """Of a silo: where its ranks reach the outer server (trainer/silos/wire.py)."""
 
@@ -113,6 +115,7 @@ class RankSpec:
     """Path that stdout and stderr go to."""
     snapshots: str = ""
     """Folder of the node's snapshots."""
+    ranks_of_node: int = 1
 
     def to_json(self) -> str:
         return json.dumps({"op": "fork", **asdict(self)})
@@ -121,5 +124,7 @@ class RankSpec:
     def from_fields(fields: dict[str, object]) -> RankSpec:
         job, world = fields["job"], fields["world"]
         environment, log, snapshots = fields["environment"], fields["log"], fields["snapshots"]
+        ranks_of_node = fields["ranks_of_node"]
         assert isinstance(job, dict) and isinstance(world, dict) and isinstance(environment, dict)
-        return RankSpec(JobSpec(**job), World(**world), environment, str(log), str(snapshots))
+        assert isinstance(ranks_of_node, int)
+        return RankSpec(JobSpec(**job), World(**world), environment, str(log), str(snapshots), ranks_of_node)

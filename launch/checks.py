@@ -69,6 +69,9 @@ def cluster_findings(job: JobConfig) -> Iterator[Finding]:
             "cluster.max_hours" if cluster.max_hours else "cluster.max_cost",
             "a run of silos does not keep it yet: remove it, and stop the run with `zerofleet stop` when its time has come",
         )
+    if cluster.bind_cores and (cluster.gpus_per_rank or job.silos is not None):
+        why = "ranks of GPUs are not bound" if cluster.gpus_per_rank else "silos on one host would take the same cores"
+        yield Finding("error", "cluster.bind_cores", f"{why}: set it to false")
     if cluster.gpus_per_rank == 0 and job.model.attn_implementation == "flash_attention_2":
         yield Finding(
             "error",
@@ -86,6 +89,11 @@ def check_machine(job: JobConfig) -> None:
         return
     check_no_labels(job)
     cluster, cores = job.cluster, len(os.sched_getaffinity(0))
+    if cluster.bind_cores and cluster.nodes > 1:
+        raise UserError(
+            f"cluster.bind_cores=true, and all {cluster.nodes} nodes of a Ray of the run's own are this machine: they would take the same cores. "
+            "Set cluster.nodes=1, or cluster.bind_cores=false"
+        )
     needed = math.ceil(cluster.world_size * cluster.cpus_per_rank)
     ranks = f"{cluster.world_size} ranks ({cluster.nodes} nodes x {cluster.ranks_per_node})"
     if needed > cores:

@@ -338,6 +338,7 @@ class Driver:
             target=self._program.target,
             faults=self._faults,
             threads_per_rank=max(1, int(self._job.cluster.cpus_per_rank)),
+            bind_cores=self._job.cluster.bind_cores,
             outer=os.environ.get(OUTER_VARIABLE, ""),
         )
 

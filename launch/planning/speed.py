@@ -33,6 +33,7 @@ def speed_choices(job: JobConfig, model: ModelSizes, setup: Setup) -> Iterator[S
     yield _loss(model, setup)
     if not setup.on_gpu:
         yield _gradients(setup)
+        yield _cores(job)
     yield SpeedChoice("optimizer", *_optimizer(setup))
     if setup.on_gpu:
         yield SpeedChoice("Liger kernels", "no", "not built in; nothing was measured on a GPU yet")
@@ -71,6 +72,11 @@ def _gradients(setup: Setup) -> SpeedChoice:
         return SpeedChoice("gradients", "through gloo", "ranks of several hosts, or one alone")
     why = "ranks of one host: a third of the time that the loopback takes"
     return SpeedChoice("gradients", "through shared memory", why)
+
+
+def _cores(job: JobConfig) -> SpeedChoice:
+    why = "cluster.bind_cores=true, for nodes that the run has to itself: nothing was won on one with two cores; NUMA nodes were not tried"
+    return SpeedChoice("cores", "each rank's own" if job.cluster.bind_cores else "the kernel's choice", why)
 
 
 def _compile(job: JobConfig, setup: Setup) -> SpeedChoice:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -70,6 +72,10 @@ def tell_environment(config, world, cache_path, report, control, fault, snapshot
         print(name, os.environ.get(name))
 
 
+def tell_cores(config, world, cache_path, report, control, fault, snapshots) -> None:
+    print(os.sched_getaffinity(0))
+
+
 def broken_preload(model_type, note) -> None:
     raise ImportError("no torch here")
 
@@ -99,13 +105,15 @@ class Node:
             self.events.append(event)
             self._arrived.notify_all()
 
-    def start(self, target: str, num_ranks: int = 2, attempt: int = 1) -> None:
-        self.ranks.start([self.spec(target, rank, num_ranks, attempt) for rank in range(num_ranks)])
+    def start(self, target: str, num_ranks: int = 2, attempt: int = 1, bind_cores: bool = False) -> None:
+        specs = [self.spec(target, rank, num_ranks, attempt) for rank in range(num_ranks)]
+        self.ranks.start([replace(each, job=replace(each.job, bind_cores=bind_cores)) for each in specs])
 
     def spec(self, target: str, rank: int, num_ranks: int, attempt: int) -> RankSpec:
         world = World(rank, rank, 0, num_ranks, "a", attempt)
         job = JobSpec("r", CONFIG, "/nowhere", f"{HERE}:{target}")
-        return RankSpec(job, world, world.env("127.0.0.1", 1234), str(self.folder / f"rank-{rank}.log"))
+        log = str(self.folder / f"rank-{rank}.log")
+        return RankSpec(job, world, world.env("127.0.0.1", 1234), log, ranks_of_node=num_ranks)
 
     def wait_for(self, kind: str, count: int = 1, timeout_s: float = 20) -> list:
         def found() -> list:
@@ -181,6 +189,19 @@ def test_the_environment_of_a_rank(node):
         *("RANK 1", "LOCAL_RANK 1", "WORLD_SIZE 2", "MASTER_ADDR 127.0.0.1", "MASTER_PORT 1234"),
         *("OMP_NUM_THREADS 1", "RAY_AUTH_TOKEN None"),
     ]
+
+
+def test_ranks_keep_to_cores_of_their_own(node):
+    n = node()
+    n.start("tell_cores", bind_cores=True)
+    if len(os.sched_getaffinity(0)) < 2:
+        (error, _) = n.wait_for("error", 2)
+        assert "2 ranks with 1 cores each need 2 cores" in error.data["message"] and error.data["user"]
+        return
+    n.wait_for("exit", 2)
+    said = [re.fullmatch(r"bound to cores (\d+)\n\{(\d+)\}\n", n.log(rank)) for rank in range(2)]
+    bound, kept = zip(*(found.groups() for found in said), strict=True)
+    assert bound == kept and bound[0] != bound[1]
 
 
 @pytest.mark.parametrize(("target", "code", "number"), [("crash", None, signal.SIGSEGV), ("exit_3", 1, None)])

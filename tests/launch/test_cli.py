@@ -37,7 +37,7 @@ def test_validate_and_dry_run_of_every_recipe(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "part"),
+    ("overrides", "part"),
     [
         ("train.stepz=1", "The nearest is train.steps"),
         ("train.steps=lots", "expected a whole number"),
@@ -50,10 +50,11 @@ def test_validate_and_dry_run_of_every_recipe(tmp_path):
         ("cluster.gpus_per_rank=0.5", "Set 0 or 1"),
         ("cluster.min_nodes=3", "lower it, or raise cluster.nodes"),
         ("model.attn_implementation=flash_attention_2", "runs on GPUs only"),
+        ("cluster.bind_cores=true cluster.gpus_per_rank=1", "ranks of GPUs are not bound"),
     ],
 )
-def test_mistakes_in_settings(override, part):
-    assert part in refused(zerofleet("validate", QUICKSTART, override))
+def test_mistakes_in_settings(overrides, part):
+    assert part in refused(zerofleet("validate", QUICKSTART, *overrides.split()))
 
 
 def test_mistakes_in_files(tmp_path):
@@ -74,6 +75,13 @@ def test_more_ranks_than_this_machine_can_hold(tmp_path):
         f"500 ranks (1 nodes x 500) with cluster.cpus_per_rank=1 need 500 cores and this machine has {cores}" in error
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nodes_of_one_machine_are_not_bound_to_the_same_cores(tmp_path):
+    settings = ["cluster.nodes=2", "cluster.cpus_per_rank=0.1", "cluster.bind_cores=true", f"run.storage={tmp_path}"]
+    assert "all 2 nodes of a Ray of the run's own are this machine" in refused(
+        zerofleet("submit", QUICKSTART, *settings)
+    )
 
 
 def test_a_storage_that_cannot_be_written(tmp_path):

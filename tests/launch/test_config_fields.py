@@ -25,7 +25,7 @@ tracking tracking.wandb tracking.wandb.enabled tracking.wandb.project tracking.w
 silo silo.name silo.interval_steps silo.overlap_steps silo.codec silo.proximal_mu silo.privacy silo.privacy.clip_norm silo.privacy.noise_multiplier silo.privacy.delta
 silo.key_file silo.masking silo.masking.weight silo.masking.weight_limit
 cluster cluster.address cluster.labels cluster.nodes cluster.min_nodes cluster.replace_timeout_s cluster.ranks_per_node
-cluster.cpus_per_rank cluster.gpus_per_rank cluster.placement_timeout_s cluster.start_timeout_s cluster.stall_timeout_s
+cluster.cpus_per_rank cluster.bind_cores cluster.gpus_per_rank cluster.placement_timeout_s cluster.start_timeout_s cluster.stall_timeout_s
 cluster.stop_timeout_s cluster.storage_timeout_s cluster.max_failures cluster.max_hours cluster.max_cost cluster.price_per_hour cluster.max_quarantined_steps
 metrics metrics.port metrics.address
 silos silos.members silos.members.<name> silos.members.<name>.files silos.members.<name>.hub

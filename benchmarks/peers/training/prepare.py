@@ -13,7 +13,7 @@ import numpy as np
 from zerofleet.benchmarks.overhead import MODEL as SMALL
 from zerofleet.benchmarks.peers.training import task as settings_of_all
 from zerofleet.benchmarks.peers.training.task import WORLD_SIZE, ZERO_STAGE, Task
-from zerofleet.benchmarks.peers.training.zerofleet_loop import CACHE, JOB, LACKING
+from zerofleet.benchmarks.peers.training.zerofleet_loop import CACHE, CHANGED, JOB
 from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.config import TrainConfig
 from zerofleet.trainer.data.cache import DataCache
@@ -85,13 +85,13 @@ def job(model: Model, folder: Path, settings: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig.model_validate(sections)
 
 
-def make_task(model: Model, folder: Path, steps: int, settings: Mapping[str, Any], without: str = "") -> Task:
+def make_task(model: Model, folder: Path, steps: int, settings: Mapping[str, Any], change: str = "") -> Task:
     """Everything of a task in an empty folder, with sequences for so many steps. `settings` are zerofleet's, of which the peers follow attention and
-    compilation; `without` is a name of `zerofleet_loop.WITHOUT`."""
+    compilation; `change` is a name of `zerofleet_loop.CHANGES`."""
     config = job(model, folder, settings)
     folder.mkdir(parents=True)
-    if without:
-        (folder / LACKING).write_text(without)
+    if change:
+        (folder / CHANGED).write_text(change)
     (folder / JOB).write_text(config.model_dump_json())
     run = RunFolder(config.run.storage, "peers")
     run.create("{}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from zerofleet.benchmarks.peers.training.task import Task
 from zerofleet.benchmarks.peers.training.turns import Turns
+from zerofleet.cluster.binding import bind
 from zerofleet.trainer import engine, host_collectives
 from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.config import TrainConfig
@@ -18,8 +20,8 @@ from zerofleet.trainer.loop import Loop
 from zerofleet.trainer.token_loss import TokenLoss
 from zerofleet.trainer.world import World
 
-JOB, CACHE, LACKING = "job.json", "cache", "without.txt"
-"""Of the task's folder: the job, a link to its prepared data, and what to do without."""
+JOB, CACHE, CHANGED = "job.json", "cache", "change.txt"
+"""Of the task's folder: the job, a link to its prepared data, and what to change in its ranks."""
 
 
 def _whole_logits() -> None:
@@ -53,20 +55,25 @@ def _kept_gradients() -> None:
     engine.deepspeed_config = keeping
 
 
-WITHOUT = {
-    "fused loss": _whole_logits,
-    "fused AdamW": _plain_adamw,
-    "shared memory": _no_shared_memory,
-    "fewer copies of gradients": _copied_gradients,
-    "gradients let go": _kept_gradients,
+def _bind_cores() -> None:
+    bind(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]), torch.get_num_threads())
+
+
+CHANGES = {
+    "cores bound": _bind_cores,
+    "without fused loss": _whole_logits,
+    "without fused AdamW": _plain_adamw,
+    "without shared memory": _no_shared_memory,
+    "without fewer copies of gradients": _copied_gradients,
+    "without gradients let go": _kept_gradients,
 }
-"""What a rank can do without to measure it, though no setting asks for that; done before anything is built."""
+"""What can be changed in a rank to measure it, though no setting of the trainer asks for that; done before anything is built."""
 
 
 def train(task: Task, turns: Turns) -> None:
     folder = Path(task.folder)
-    if (folder / LACKING).exists():
-        WITHOUT[(folder / LACKING).read_text()]()
+    if (folder / CHANGED).exists():
+        CHANGES[(folder / CHANGED).read_text()]()
     steps: list[Event] = []
 
     def keep(event: Event) -> None:

@@ -28,6 +28,7 @@ def test_two_ranks_of_one_machine():
         "freed memory": "kept",
         "loss": "fused",
         "gradients": "through shared memory",
+        "cores": "the kernel's choice",
         "optimizer": "torch's fused AdamW",
     }
 
@@ -45,6 +46,7 @@ def test_two_ranks_of_one_machine():
         (["train.zero_stage=3"], "gradients", "through gloo"),
         (["model.config.model_type=cohere", "model.config.logit_scale=0.5"], "loss", "whole logits"),
         (["train.moments_precision=bf16"], "optimizer", "zerofleet's, in chunks"),
+        (["cluster.bind_cores=true"], "cores", "each rank's own"),
         (["train.keep_freed_memory=false"], "freed memory", "given back"),
     ],
 )
@@ -55,7 +57,7 @@ def test_what_a_setting_changes(overrides, what, choice):
 def test_on_gpus_nothing_of_a_cpu_is_said():
     found = choices("train.precision=bf16", on_gpu=True)
     assert found["attention"] == "sdpa" and found["Liger kernels"] == "no"
-    assert not {"freed memory", "gradients"} & found.keys()
+    assert not {"freed memory", "gradients", "cores"} & found.keys()
 
 
 def test_what_is_asked_for_is_taken():

@@ -87,6 +87,11 @@ def test_fedprox_is_refused_where_its_term_cannot_be_part_of_the_gradient(recipe
         check_job(load_job(recipe, ["silos.strategy=fedprox", *overrides]))
 
 
+def test_silos_are_not_bound_to_cores(recipe):
+    with pytest.raises(UserError, match="silos on one host would take the same cores"):
+        check_job(load_job(recipe, ["cluster.bind_cores=true"]))
+
+
 def test_private_silos_need_a_place_for_their_secrets(recipe):
     privacy = "silos.privacy={clip_norm: 1, noise_multiplier: 2}"
     check_job(load_job(recipe, [privacy]))

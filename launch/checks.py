@@ -72,6 +72,12 @@ def cluster_findings(job: JobConfig) -> Iterator[Finding]:
     if cluster.bind_cores and (cluster.gpus_per_rank or job.silos is not None):
         why = "ranks of GPUs are not bound" if cluster.gpus_per_rank else "silos on one host would take the same cores"
         yield Finding("error", "cluster.bind_cores", f"{why}: set it to false")
+    if cluster.gpus_per_rank == 0 and job.model.liger_kernels:
+        yield Finding(
+            "error",
+            "model.liger_kernels",
+            "Liger's kernels run on GPUs only and cluster.gpus_per_rank is 0: set it to false, or cluster.gpus_per_rank=1",
+        )
     if cluster.gpus_per_rank == 0 and job.model.attn_implementation == "flash_attention_2":
         yield Finding(
             "error",

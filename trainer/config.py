@@ -60,6 +60,8 @@ class ModelConfig(Section):
     """A folder or a hub id whose weights to start from, instead of `config`."""
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention kernel, as transformers names it. `auto` takes what was measured to be faster (docs/speed.md): `eager` on CPUs for short sequences in bf16, `sdpa` else."""
+    liger_kernels: bool = False
+    """Whether norms, rotary embeddings and gated MLPs are Liger Kernel's, on GPUs (`pip install zerofleet[liger]`). No checkpoint knows of it."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:

@@ -27,7 +27,14 @@ FROZEN = (
 """What a resume may not change: the sample order, the ledger and the state of the run depend on it."""
 
 NOT_FROZEN = frozenset(
-    {"data.cache", "data.max_document_bytes", "data.stream.url", "data.stream.max_bytes", "model.attn_implementation"}
+    {
+        "data.cache",
+        "data.max_document_bytes",
+        "data.stream.url",
+        "data.stream.max_bytes",
+        "model.attn_implementation",
+        "model.liger_kernels",
+    }
 )
 """Below a frozen section, but only a place, a bound on memory or disk (data that is prepared with another is the same, or refused), or a kernel,
 which rounds otherwise."""

@@ -22,6 +22,7 @@ from transformers import initialization as hf_initialization
 from zerofleet.trainer.batch import module_seed
 from zerofleet.trainer.config import ModelConfig, Precision, TrainConfig
 from zerofleet.trainer.errors import UserError
+from zerofleet.trainer.liger import use_liger_kernels
 from zerofleet.trainer.sizing import VOCABULARY_MULTIPLE
 from zerofleet.trainer.sizing.setup import attention_of
 
@@ -131,6 +132,8 @@ def build_model(
             model = AutoModelForCausalLM.from_config(resolved, attn_implementation=attention)
         model.tie_weights()
         draw_initial_weights(model, config.run.seed)
+    if config.model.liger_kernels:
+        use_liger_kernels(model)
     model.config.use_cache = False
     if config.train.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -36,7 +36,8 @@ def speed_choices(job: JobConfig, model: ModelSizes, setup: Setup) -> Iterator[S
         yield _cores(job)
     yield SpeedChoice("optimizer", *_optimizer(setup))
     if setup.on_gpu:
-        yield SpeedChoice("Liger kernels", "no", "not built in; nothing was measured on a GPU yet")
+        why = "model.liger_kernels=true: norms, rotary embeddings and gated MLPs; nothing was measured on a GPU yet"
+        yield SpeedChoice("Liger kernels", "yes" if job.model.liger_kernels else "no", why)
 
 
 def _attention(job: JobConfig, setup: Setup) -> SpeedChoice:

@@ -50,6 +50,7 @@ def test_validate_and_dry_run_of_every_recipe(tmp_path):
         ("cluster.gpus_per_rank=0.5", "Set 0 or 1"),
         ("cluster.min_nodes=3", "lower it, or raise cluster.nodes"),
         ("model.attn_implementation=flash_attention_2", "runs on GPUs only"),
+        ("model.liger_kernels=true", "Liger's kernels run on GPUs only"),
         ("cluster.bind_cores=true cluster.gpus_per_rank=1", "ranks of GPUs are not bound"),
     ],
 )

@@ -7,7 +7,7 @@ from zerofleet.launch.config_fields import nearest
 
 FIELDS = """
 run run.name run.storage run.seed run.init_from
-model model.config model.pretrained model.attn_implementation
+model model.config model.pretrained model.attn_implementation model.liger_kernels
 data data.files data.hub data.hub.id data.hub.name data.hub.split data.hub.revision data.format data.text_field data.sources
 data.sources.<name> data.sources.<name>.files data.sources.<name>.hub data.sources.<name>.hub.id data.sources.<name>.hub.name
 data.sources.<name>.hub.split data.sources.<name>.hub.revision data.sources.<name>.format data.sources.<name>.text_field

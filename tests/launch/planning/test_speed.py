@@ -57,6 +57,8 @@ def test_what_a_setting_changes(overrides, what, choice):
 def test_on_gpus_nothing_of_a_cpu_is_said():
     found = choices("train.precision=bf16", on_gpu=True)
     assert found["attention"] == "sdpa" and found["Liger kernels"] == "no"
+    asked = choices("train.precision=bf16", "model.liger_kernels=true", on_gpu=True)
+    assert asked["Liger kernels"] == "yes"
     assert not {"freed memory", "gradients", "cores"} & found.keys()
 
 

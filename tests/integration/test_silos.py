@@ -174,9 +174,8 @@ def test_without_the_quorum_the_run_fails_and_says_why(cli):
 def test_a_run_that_was_stopped_goes_on_and_no_bit_changes(cli, unbroken):
     assert cli.submit("stopped", "--detach").returncode == 0
     wait_until(lambda: max(losses(cli.silo("stopped", "a")), default=0) >= 3)
-    cli.run("stopped").request(
-        "stop"
-    )  # from here: a command takes a busy machine as long to start as the steps that are left
+    # From here: a command takes a busy machine as long to start as the steps that are left.
+    cli.run("stopped").request("stop")
     stopped = cli("stop", "stopped")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert max(losses(cli.silo("stopped", "a"))) < STEPS

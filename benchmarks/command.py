@@ -22,16 +22,23 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
+from zerofleet.benchmarks.checkout import build_of
 from zerofleet.benchmarks.comparison import compare, differences, text_of
-from zerofleet.benchmarks.record import Build, LoadAverage, Result, read_result
+from zerofleet.benchmarks.page import write_pages
+from zerofleet.benchmarks.record import LoadAverage, Result, read_result
 from zerofleet.benchmarks.registry import BENCHMARKS, Benchmark, table
 from zerofleet.launch.environment import fingerprint
 from zerofleet.launch.exit_codes import NOT_FOUND, OK, RUN_FAILED, USER_MISTAKE
 from zerofleet.trainer.errors import UserError
 
-ROOT = Path(__file__).parents[1]
 _BUSY_SHARE = 0.3
 """Load average per core from which on a machine is not a quiet one."""
+
+_TWO = """\
+builds CHECKOUT [RECIPE]   this code and another checkout of it, whose steps take turns (--help)
+compare A.json B.json      is B faster or slower than A, or can nobody tell? (--help)
+"""
+"""Of two things each."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,21 +46,28 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="zerofleet bench",
         description="Measure, and compare what was measured. `zerofleet bench NAME --help` shows a benchmark's own options.",
-        epilog=f"benchmarks:\n{table()}\ncompare A.json B.json   is B faster or slower than A, or can nobody tell? (--help)\n",
+        epilog=f"benchmarks:\n{table()}\n{_TWO}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "name", nargs="?", metavar="NAME", help="a benchmark, or `compare`; without one they are listed"
+        "name", nargs="?", metavar="NAME", help="a benchmark, `builds` or `compare`; without one they are listed"
     )
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="of the benchmark, and --output FILE")
     given = parser.parse_args(list(arguments))
     if given.name is None:
-        sys.stdout.write(table())
+        sys.stdout.write(f"{table()}\n{_TWO}")
         return OK
     if given.name == "compare":
         return _compare(given.options)
+    if given.name == "builds":
+        _needs_torch("builds")
+        from zerofleet.benchmarks import builds
+
+        return builds.main(given.options)
     if given.name not in BENCHMARKS:
-        sys.stderr.write(f"error: there is no benchmark {given.name!r}; there are: compare, {', '.join(BENCHMARKS)}\n")
+        sys.stderr.write(
+            f"error: there is no benchmark {given.name!r}; there are: builds, compare, {', '.join(BENCHMARKS)}\n"
+        )
         return NOT_FOUND
     return _measure(BENCHMARKS[given.name], given.options)
 
@@ -114,7 +128,8 @@ def _measure(benchmark: Benchmark, options: list[str]) -> int:
         facts = {"load_average": load, "duration_s": time.monotonic() - began, "exit_code": exit_code}
         result = framed(benchmark, rest, json.loads(own.read_text()), started=started, **facts)
         result.write(output)
-        for page in Path(folder).glob("record.*"):  # what it drew
+        write_pages(result, output)
+        for page in Path(folder).glob("record.*"):  # what it has drawn itself says more
             if page != own:
                 shutil.copy(page, output.with_suffix(page.suffix))
     sys.stderr.write(f"{output}\n")
@@ -131,7 +146,7 @@ def framed(
         {
             "benchmark": benchmark.name,
             "command": options,
-            "build": build(),
+            "build": build_of(),
             "environment": environment,
             "started_at": f"{started:%Y-%m-%dT%H:%M:%SZ}",
             "series": benchmark.series(record),
@@ -141,26 +156,18 @@ def framed(
     )
 
 
-def build() -> Build:
-    """This very code."""
-    git = shutil.which("git") if (ROOT / ".git").exists() else None
-    commit = None
-    if git is not None:
-        told = subprocess.run(
-            [git, "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-        )
-        commit = told.stdout.strip() or None
-    return Build(version=str(fingerprint()["packages"]["zerofleet"]), commit=commit)
-
-
 def _command(benchmark: Benchmark, options: list[str], is_help: bool = False) -> list[str]:
     module = f"zerofleet.benchmarks.{benchmark.name}"
-    if find_spec("torch") is None:
-        raise UserError(f"{benchmark.name} needs torch: pip install 'zerofleet[train]'")
+    _needs_torch(benchmark.name)
     if benchmark.torchrun_ranks and not is_help:
         ranks = ["--standalone", "--nproc-per-node", str(benchmark.torchrun_ranks)]
         return [sys.executable, "-m", "torch.distributed.run", *ranks, "-m", module, *options]
     return [sys.executable, "-m", module, *options]
+
+
+def _needs_torch(name: str) -> None:
+    if find_spec("torch") is None:
+        raise UserError(f"{name} needs torch: pip install 'zerofleet[train]'")
 
 
 def _run(command: list[str]) -> int:

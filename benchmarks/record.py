@@ -108,6 +108,7 @@ class Result(_Strict):
         return series
 
     def write(self, path: Path) -> None:
+        """The one file that is read again."""
         path.write_text(json.dumps(self.model_dump(), indent=1) + "\n")
 
 

@@ -20,9 +20,9 @@ def bench(*arguments, **environment) -> subprocess.CompletedProcess:
 
 def test_the_list_and_what_is_not_in_it():
     listed = bench()
-    assert listed.returncode == 0 and "overhead " in listed.stdout
+    assert listed.returncode == 0 and "overhead " in listed.stdout and "builds CHECKOUT" in listed.stdout
     unknown = bench("no-such-benchmark")
-    assert unknown.returncode == 4 and "there are: compare, throughput" in unknown.stderr
+    assert unknown.returncode == 4 and "there are: builds, compare, throughput" in unknown.stderr
 
 
 def test_exit_codes_of_a_comparison(tmp_path):
@@ -57,6 +57,7 @@ def test_a_sweep_of_the_real_trainer_in_the_common_form(tmp_path):
     found = read_result(output)
     assert found.command == [*job, *sweep] and found.benchmark == "throughput"
     one, two = found.measured["cases"]
+    assert "](found.svg)" in (tmp_path / "found.md").read_text() and (tmp_path / "found.svg").exists()
     assert (one["micro_batch_size"], two["micro_batch_size"]) == (1, 2)
     assert one["losses"] == pytest.approx(two["losses"], abs=1e-4), "the same batch, cut in other pieces"
     assert one["flops_per_token"]["mfu_causal"] < one["flops_per_token"]["mfu"] < one["flops_per_token"]["hfu"]

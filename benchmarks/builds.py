@@ -3,8 +3,8 @@
     zerofleet bench builds ../before launch/recipes/quickstart.yaml train.precision=bf16 --output DATE-builds
 
 Each build trains the same recipe without saves, in ranks of its own whose `zerofleet` is that checkout's; Python and all other packages are this one's. They live side by side and take turns
-in an order that is drawn for each pair, and are started anew several times: where a process's memory happens to lie changes its steps for as long as it lives. Both results go to files,
-DATE-builds-A.json (the other) and DATE-builds-B.json (this one), and to the comparison, whose answer is printed.
+in an order that is drawn. Both are started anew several times, since where a process's memory happens to lie changes its steps for as long as it lives, by up to a percent: **one start is
+one pair**, the medians of its turns. Both results go to files, DATE-builds-A.json (the other) and DATE-builds-B.json (this one), and to the comparison, whose answer is printed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection, Listener, wait
@@ -36,9 +37,11 @@ from zerofleet.benchmarks.ratio_intervals import least_pairs
 from zerofleet.benchmarks.record import Alternation, Build, LoadAverage, Result, Series
 from zerofleet.benchmarks.recovery import prepare_environment
 from zerofleet.benchmarks.statistics import CONFIDENCE
+from zerofleet.launch.checks import check_job
 from zerofleet.launch.config import JobConfig, load_job
 from zerofleet.launch.environment import fingerprint
 from zerofleet.launch.exit_codes import OK, RUN_FAILED
+from zerofleet.trainer import ops
 from zerofleet.trainer.errors import UserError
 
 ARMS = ("A", "B")
@@ -54,6 +57,8 @@ TURN_S = 0.5
 """Of a turn, at least: a step of a small model is over before the caches are its own again."""
 _HOST = "127.0.0.1"
 _LOG_TAIL_CHARACTERS = 3000
+_LOOK_S = 1.0
+"""Between looks whether the processes live."""
 _END_TIMEOUT_S = 30
 
 
@@ -63,14 +68,107 @@ class BuildFailed(RuntimeError):
 
 @dataclass
 class Measured:
-    """Of one arm."""
+    """Of one arm, by start."""
 
     step_s: list[float] = field(default_factory=list)
-    """Mean step of each turn."""
+    """Median over the turns of a turn's mean step."""
     peak_bytes: list[float] = field(default_factory=list)
-    """Resident memory of the largest rank, of each start."""
+    """Resident memory of the largest rank in the last turn."""
+    turns: list[list[float]] = field(default_factory=list)
+    """The mean step of each turn, in seconds."""
     losses: list[float] = field(default_factory=list)
     """Of the warm-up of the first start, nats per token."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the processes of a build are started with, but for their rank."""
+
+    arguments: list[Any]
+    package: Path
+    log: Path
+
+    def start(self, **place: object) -> subprocess.Popen[bytes]:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(self.package),
+            **{name: str(value) for name, value in place.items()},
+        }
+        command = [sys.executable, "-P", builds_rank.__file__, json.dumps(self.arguments)]
+        with self.log.open("ab") as output:
+            return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+
+
+class Side:
+    """One build's processes. Everything raises BuildFailed when one of them has ended."""
+
+    def __init__(self, arm: str, order: Order) -> None:
+        self._arm, self._order = arm, order
+        self._lines: list[Connection] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def prepare(self) -> None:
+        """In a process of its own: ranks that were to be measured would carry its memory."""
+        self._processes = [self._order.start()]
+        if self._processes[0].wait():
+            raise self._failed()
+
+    def start(self, listener: Listener, num_ranks: int, num_threads: int) -> None:
+        """Returns when all is built."""
+        with socket.socket() as probe:
+            probe.bind((_HOST, 0))
+            where = {"MASTER_ADDR": _HOST, "MASTER_PORT": probe.getsockname()[1], "OMP_NUM_THREADS": num_threads}
+        self._processes = [
+            self._order.start(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=num_ranks, LOCAL_WORLD_SIZE=num_ranks, **where)
+            for rank in range(num_ranks)
+        ]
+        entrance = listener._listener._socket  # type: ignore[attr-defined]
+        found: dict[int, Connection] = {}
+        while len(found) < num_ranks:
+            self._wait(entrance)
+            line = listener.accept()
+            arm, rank = self._receive(line)
+            assert arm == self._arm
+            found[rank] = line
+        self._lines = [found[rank] for rank in range(num_ranks)]
+        for line in self._lines:
+            self._receive(line)
+
+    def turn(self, steps: int) -> list[dict[str, Any]]:
+        """So many steps, as each rank saw them."""
+        try:
+            for line in self._lines:
+                line.send(steps)
+        except OSError:
+            raise self._failed() from None
+        return [self._receive(line) for line in self._lines]
+
+    def _receive(self, line: Connection) -> Any:
+        self._wait(line)
+        try:
+            return line.recv()
+        except (EOFError, OSError):
+            raise self._failed() from None
+
+    def _wait(self, something: Any) -> None:
+        while not wait([something], timeout=_LOOK_S):
+            if any(process.poll() is not None for process in self._processes):
+                raise self._failed()
+
+    def _failed(self) -> BuildFailed:
+        said = self._order.log.read_text(errors="replace")[-_LOG_TAIL_CHARACTERS:]
+        return BuildFailed(f"build {self._arm} has ended:\n{said}")
+
+    def close(self) -> None:
+        """A closed line says that there are no more turns."""
+        for line in self._lines:
+            line.close()
+        deadline = time.monotonic() + (_END_TIMEOUT_S if self._lines else 0)
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            process.kill()
+            process.wait()
 
 
 def package_of(checkout: Path, folder: Path) -> Path:
@@ -82,136 +180,87 @@ def package_of(checkout: Path, folder: Path) -> Path:
     return folder
 
 
-class Side:
-    """One build's ranks."""
-
-    def __init__(self, arm: str, lines: list[Connection], processes: list[subprocess.Popen[bytes]], log: Path) -> None:
-        self.arm, self.lines, self._processes, self._log = arm, lines, processes, log
-
-    def turn(self, steps: int) -> list[dict[str, Any]]:
-        """So many steps, as each rank saw them. Raises BuildFailed."""
-        for line in self.lines:
-            line.send(steps)
-        return [self.receive(line) for line in self.lines]
-
-    def receive(self, line: Connection) -> Any:
-        """What a rank sends next. Raises BuildFailed when it ends before."""
-        with contextlib.suppress(EOFError, ConnectionResetError):
-            return line.recv()
-        raise self.failed()
-
-    def failed(self) -> BuildFailed:
-        return BuildFailed(f"build {self.arm} has ended:\n{self._log.read_text()[-_LOG_TAIL_CHARACTERS:]}")
-
-    def accept(self, listener: Listener, count: int) -> None:
-        """The lines of its ranks, by rank. Raises BuildFailed when one ends before it has called."""
-        entrance = listener._listener._socket  # type: ignore[attr-defined]
-        found: dict[int, Connection] = {}
-        while len(found) < count:
-            while not wait([entrance], timeout=1):
-                if any(process.poll() is not None for process in self._processes):
-                    raise self.failed()
-            line = listener.accept()
-            arm, rank = line.recv()
-            assert arm == self.arm
-            found[rank] = line
-        self.lines.extend(found[rank] for rank in range(count))
-
-    def close(self) -> None:
-        """A closed line says that there are no more turns."""
-        for line in self.lines:
-            line.close()
-        for process in self._processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_END_TIMEOUT_S)
-            process.kill()
-            process.wait()
+def checked_job(recipe: Path, overrides: Sequence[str]) -> JobConfig:
+    """Raises UserError for a job whose steps cannot be compared so."""
+    job = load_job(recipe, [*overrides, *QUIET])
+    check_job(job)
+    if job.cluster.nodes > 1 or job.silos is not None or job.cluster.gpus_per_rank or job.cluster.bind_cores:
+        raise UserError(
+            "builds are compared on CPUs of one machine, without silos and unbound: set cluster.nodes=1, cluster.gpus_per_rank=0 and "
+            "cluster.bind_cores=false, or choose another recipe"
+        )
+    if not ops.is_built(ops.COMMUNICATION_OP):
+        raise UserError(f"{ops.COMMUNICATION_OP} is not built: run `python -m zerofleet.trainer.ops` first")
+    return job
 
 
 @contextlib.contextmanager
-def sides(
-    job: JobConfig, recipe: Path, overrides: Sequence[str], packages: dict[str, Path], root: Path
-) -> Iterator[dict[str, Side]]:
-    """Both builds, built and waiting; at the end all of their processes have ended. Raises BuildFailed."""
-    found: dict[str, Side] = {}
-    with contextlib.ExitStack() as stack, Listener(str(root / "turns"), "AF_UNIX") as listener:
-        for arm, package in packages.items():
-            settings = [*overrides, *QUIET, f"run.storage={root / arm}"]
-            log = root / f"{arm}.log"
-            side = found[arm] = Side(
-                arm, [], _started(job, [str(root / "turns"), arm, str(recipe), settings], package, log), log
-            )
+def sides(job: JobConfig, orders: Mapping[str, Order], address: Path) -> Iterator[dict[str, Side]]:
+    """Both builds, built one after the other and waiting; at the end all of their processes have ended."""
+    found = {arm: Side(arm, order) for arm, order in orders.items()}
+    with contextlib.ExitStack() as stack, Listener(str(address), "AF_UNIX") as listener:
+        for side in found.values():
             stack.callback(side.close)
-            side.accept(listener, job.cluster.ranks_per_node)
-            first, *others = side.lines
-            first.send(None)
-            cache = side.receive(first)
-            for line in others:
-                line.send(cache)
-            for line in side.lines:
-                side.receive(line)  # it is ready
+            side.prepare()
+            side.start(listener, job.cluster.ranks_per_node, max(1, int(job.cluster.cpus_per_rank)))
         yield found
 
 
-def _started(job: JobConfig, arguments: list[Any], package: Path, log: Path) -> list[subprocess.Popen[bytes]]:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        port = probe.getsockname()[1]
-    count, threads = job.cluster.ranks_per_node, max(1, int(job.cluster.cpus_per_rank))
-    started = []
-    for rank in range(count):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-        where = {"MASTER_ADDR": _HOST, "MASTER_PORT": port, "PYTHONPATH": package, "OMP_NUM_THREADS": threads}
-        environment = {**os.environ, **{name: str(value) for name, value in {**place, **where}.items()}}
-        command = [sys.executable, "-P", builds_rank.__file__, json.dumps([*arguments, threads])]
-        with log.open("ab") as output:
-            started.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
-    return started
-
-
 def measure(
+    job: JobConfig,
     recipe: Path,
     overrides: Sequence[str],
-    checkouts: dict[str, Path],
+    packages: Mapping[str, Path],
     starts: int,
-    pairs: int,
+    turns: int,
     draw: random.Random,
     root: Path,
 ) -> dict[str, Measured]:
-    """Turns of both builds. Raises BuildFailed, UserError."""
-    job = load_job(recipe, overrides)
-    if job.cluster.nodes > 1 or job.silos is not None:
-        raise UserError(
-            "builds are compared on one machine, without silos: set cluster.nodes=1, or choose another recipe"
-        )
-    packages = {arm: package_of(checkout, root / f"package-{arm}") for arm, checkout in checkouts.items()}
-    found = {arm: Measured() for arm in checkouts}
+    """Both builds, so many starts of so many turns. Raises BuildFailed."""
+    found = {arm: Measured() for arm in packages}
+    ranks = [job.cluster.ranks_per_node, max(1, int(job.cluster.cpus_per_rank))]
     for start in range(starts):
         folder = root / str(start)
         folder.mkdir()
-        with sides(job, recipe, overrides, dict(draw.sample(sorted(packages.items()), len(packages))), folder) as both:
-            steps = 0
-            for arm, side in both.items():
-                warm = side.turn(WARM_UP_STEPS)
-                found[arm].losses = found[arm].losses or warm[0]["losses"]
-                usual = side.turn(WARM_UP_STEPS)[0]["seconds"] / WARM_UP_STEPS
-                steps = max(steps, round(TURN_S / usual + 0.5))
-            for _ in range(pairs):
-                for arm in draw.sample(sorted(both), len(both)):
-                    found[arm].step_s.append(max(turn["seconds"] for turn in both[arm].turn(steps)) / steps)
-            for arm, side in both.items():
-                found[arm].peak_bytes.append(float(max(turn["peak_bytes"] for turn in side.turn(1))))
-        sys.stderr.write(f"start {start + 1} of {starts}: {_medians(found)}\n")
+        orders = {}
+        for arm in draw.sample(sorted(packages), len(packages)):
+            settings = [*overrides, *QUIET, f"run.storage={folder / arm}"]
+            arguments = [str(folder / "turns"), arm, str(recipe), settings, *ranks, str(folder / f"prepared-{arm}")]
+            orders[arm] = Order(arguments, packages[arm], folder / f"{arm}.log")
+        with sides(job, orders, folder / "turns") as both:
+            take_turns(both, found, turns, draw)
+        shutil.rmtree(folder)
+        sys.stderr.write(f"start {start + 1} of {starts}: {_last(found)}\n")
     return found
 
 
-def _medians(found: dict[str, Measured]) -> str:
-    return ", ".join(f"{arm} {statistics.median(each.step_s):.4f} s a step" for arm, each in found.items())
+def take_turns(both: Mapping[str, Side], found: Mapping[str, Measured], turns: int, draw: random.Random) -> None:
+    """Of one start."""
+    usual_s = 0.0
+    for arm, side in both.items():
+        losses = side.turn(WARM_UP_STEPS)[0]["losses"]
+        found[arm].losses = found[arm].losses or losses
+        usual_s = max(usual_s, side.turn(WARM_UP_STEPS)[0]["seconds"] / WARM_UP_STEPS)
+    steps = max(1, round(TURN_S / usual_s + 0.5))
+    taken: dict[str, list[float]] = {arm: [] for arm in both}
+    last: dict[str, list[dict[str, Any]]] = {}
+    for _ in range(turns):
+        for arm in draw.sample(sorted(both), len(both)):
+            last[arm] = both[arm].turn(steps)
+            taken[arm].append(max(turn["seconds"] for turn in last[arm]) / steps)
+    for arm, values in taken.items():
+        found[arm].turns.append(values)
+        found[arm].step_s.append(statistics.median(values))
+        found[arm].peak_bytes.append(float(max(turn["peak_bytes"] for turn in last[arm])))
+
+
+def _last(found: Mapping[str, Measured]) -> str:
+    return ", ".join(f"{arm} {each.step_s[-1]:.4f} s a step" for arm, each in found.items())
 
 
 def results(
-    found: dict[str, Measured],
-    builds: dict[str, Build],
+    found: Mapping[str, Measured],
+    builds: Mapping[str, Build],
     command: list[str],
     started: datetime,
     before: tuple[float, float, float],
@@ -235,7 +284,7 @@ def results(
                 Series.of("step", "s", "lower", each.step_s),
                 Series.of("resident memory of the largest rank", "bytes", None, each.peak_bytes),
             ],
-            measured={"warm_up_losses": each.losses},
+            measured={"turns": each.turns, "warm_up_losses": each.losses},
         )
         for arm, each in found.items()
     }
@@ -253,33 +302,45 @@ def main(arguments: Sequence[str]) -> int:
         "recipe", type=Path, nargs="?", default=RECIPE, metavar="RECIPE", help="default: the quickstart's"
     )
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="that both builds know")
-    parser.add_argument("--starts", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=20, help="of turns, in each start")
+    parser.add_argument("--starts", type=int, default=8, help="of both builds, each one a pair")
+    parser.add_argument("--turns", type=int, default=6, help="of each build in a start")
     parser.add_argument("--seed", type=int, default=0, help="of the order")
     parser.add_argument("--output", type=Path, metavar="PREFIX", help="of the two files")
     given = parser.parse_args(list(arguments))
-    if given.starts < 1 or given.starts * given.pairs < (least := least_pairs(CONFIDENCE)):
+    if given.starts < (least := least_pairs(CONFIDENCE)) or given.turns < 1:
         parser.error(
-            f"--starts {given.starts} --pairs {given.pairs}: fewer than {least} pairs have no interval of {CONFIDENCE:.0%}"
+            f"--starts {given.starts} --turns {given.turns}: fewer than {least} starts have no interval of {CONFIDENCE:.0%}"
         )
     started, before, began = datetime.now(UTC), os.getloadavg(), time.monotonic()
     prefix = given.output or Path(f"{started:%Y-%m-%d-%H%M%S}-builds")
     if not prefix.absolute().parent.is_dir():
         raise UserError(f"{prefix.absolute().parent} is no folder: --output names files in one")
-    prepare_environment()
-    checkouts = dict(zip(ARMS, (given.other.absolute(), ROOT), strict=True))
+    job, checkouts = (
+        checked_job(given.recipe, given.overrides),
+        dict(zip(ARMS, (given.other.absolute(), ROOT), strict=True)),
+    )
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the ranks are ended
     root = Path(tempfile.mkdtemp(prefix="zf-builds-", dir="/var/tmp"))
     try:
+        packages = {arm: package_of(checkout, root / f"package-{arm}") for arm, checkout in checkouts.items()}
+        builds = {arm: build_of(checkout) for arm, checkout in checkouts.items()}
+        prepare_environment()
         found = measure(
-            given.recipe, given.overrides, checkouts, given.starts, given.pairs, random.Random(given.seed), root
+            job,
+            given.recipe.absolute(),
+            given.overrides,
+            packages,
+            given.starts,
+            given.turns,
+            random.Random(given.seed),
+            root,
         )
     except BuildFailed as error:
         sys.stderr.write(f"error: {error}\n")
         return RUN_FAILED
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    builds = {arm: build_of(checkout) for arm, checkout in checkouts.items()}
-    command = [given.recipe.name, *given.overrides, f"--starts={given.starts}", f"--pairs={given.pairs}"]
+    command = [given.recipe.name, *given.overrides, f"--starts={given.starts}", f"--turns={given.turns}"]
     made = results(found, builds, command, started, before, time.monotonic() - began)
     for arm, result in made.items():
         path = prefix.with_name(f"{prefix.name}-{arm}.json")

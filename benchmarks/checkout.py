@@ -29,4 +29,5 @@ def build_of(root: Path = ROOT) -> Build:
 def _version(root: Path) -> str:
     if root == ROOT:
         return str(fingerprint()["packages"]["zerofleet"])
-    return str(tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"])
+    file = root / "pyproject.toml"
+    return str(tomllib.loads(file.read_text())["project"]["version"]) if file.exists() else "unknown"

@@ -1,48 +1,99 @@
 """Which cores of its node each CPU rank keeps to, where `cluster.bind_cores` asks for that.
 
 A rank that is never moved finds its data in its cores' caches, and its memory, which the kernel takes from the NUMA node of the core that touches it first, beside
-them. What a rank is given follows from the node and from how many ranks it has: nothing is agreed upon, and a restart finds the same.
+them. What a rank is given follows from the node and from how many ranks it has: nothing is agreed upon, and a restart finds the same. Where cores are somebody else's, a rank runs
+unbound: two that keep to the same ones would halve each other's speed while others idle.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from zerofleet.trainer.errors import UserError
-
 _SYSTEM = Path("/sys/devices/system")
+_CGROUP = Path("/sys/fs/cgroup")
+_CLAIMS: list[socket.socket] = []
+"""For the life of the process."""
+Group = tuple[int, ...]
+"""Hyperthreads of one physical core."""
 
 
-def bind(local_rank: int, num_ranks: int, num_threads: int) -> tuple[int, ...]:
-    """Binds this thread, and all that it starts from now on, to the cores of a rank among the `num_ranks` of its node. Returns them.
+@dataclass(frozen=True)
+class Binding:
+    """What became of a rank's wish."""
 
-    Raises UserError when the process may run on fewer cores than all ranks of the node need.
-    """
-    cores = share_out(topology(sorted(os.sched_getaffinity(0))), num_ranks, num_threads)[local_rank]
-    os.sched_setaffinity(0, cores)
-    return cores
+    cores: tuple[int, ...]
+    why_not: str = ""
+    """Where it has none: what has to be mended."""
 
 
-def topology(allowed: Sequence[int], system: Path = _SYSTEM) -> list[list[int]]:
-    """The allowed cores by NUMA node, as Linux tells them (Documentation/ABI/stable/sysfs-devices-node and
-    sysfs-devices-system-cpu). Within a node one hyperthread of each physical core comes first, then their siblings: ranks share a physical core only when there are no others left."""
+def bind(local_rank: int, num_ranks: int, num_threads: int) -> Binding:
+    """Binds this thread, and all that it starts from now on, to the cores of a rank among the `num_ranks` of its node, unless another process keeps to one of them."""
+    allowed = sorted(os.sched_getaffinity(0))
+    if (quota := quota_cores()) < len(allowed):
+        why = f"its container may use {quota:g} cores of any {len(allowed)}, which are others' too: give it whole cores (a static CPU manager, `--cpuset-cpus`)"
+        return Binding((), why)
+    shares = share_out(topology(allowed), num_ranks, num_threads)
+    if not shares:
+        return Binding(
+            (),
+            f"{num_ranks} ranks with {num_threads} cores each do not fit onto the {len(allowed)} cores that they may use",
+        )
+    if (taken := _claim(shares[local_rank])) is not None:
+        return Binding((), f"another run's rank keeps to core {taken}: bind one run only on a host")
+    os.sched_setaffinity(0, shares[local_rank])
+    return Binding(shares[local_rank])
+
+
+def _claim(cores: Sequence[int]) -> int | None:
+    """Takes them for this process, by abstract sockets, which need no file and end with it. None, or the core that is somebody's (of this network namespace)."""
+    claims: list[socket.socket] = []
+    for core in cores:
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0zerofleet/core/{core}")
+        except OSError:
+            for each in (claim, *claims):
+                each.close()
+            return core
+        claims.append(claim)
+    _CLAIMS.extend(claims)
+    return None
+
+
+def quota_cores(cgroup: Path = _CGROUP) -> float:
+    """How many cores' time the container may use, whichever they are (cgroup v2 `cpu.max`, v1 `cpu.cfs_quota_us`); infinite without a limit."""
+    try:
+        if (file := cgroup / "cpu.max").exists():
+            quota, period = file.read_text().split()
+        else:
+            quota, period = ((cgroup / f"cpu/cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return float("inf") if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError):  # no such limit here, or a kernel that tells it otherwise
+        return float("inf")
+
+
+def topology(allowed: Sequence[int], system: Path = _SYSTEM) -> list[list[Group]]:
+    """The allowed cores by NUMA node and physical core, as Linux tells them (Documentation/ABI/stable/sysfs-devices-node and
+    sysfs-devices-system-cpu)."""
     nodes = [
         sorted(parse_list((folder / "cpulist").read_text()) & set(allowed))
         for folder in sorted(system.glob("node/node[0-9]*"), key=lambda folder: int(folder.name[4:]))
     ]
     known = {core for node in nodes for core in node}
     nodes.append([core for core in allowed if core not in known])  # a kernel without NUMA tells of no nodes
-    return [sorted(node, key=lambda core: (_number_among_siblings(core, system), core)) for node in nodes if node]
+    return [sorted({_siblings(core, system, node) for core in node}) for node in nodes if node]
 
 
-def _number_among_siblings(core: int, system: Path) -> int:
+def _siblings(core: int, system: Path, node: Sequence[int]) -> Group:
     try:
         siblings = parse_list((system / f"cpu/cpu{core}/topology/thread_siblings_list").read_text())
     except OSError:  # virtual machines and sandboxes may hide it: then each counts as a core of its own
-        return 0
-    return sorted(siblings).index(core) if core in siblings else 0
+        siblings = set()
+    return tuple(sorted({core} | (siblings & set(node))))
 
 
 def parse_list(text: str) -> set[int]:
@@ -51,17 +102,17 @@ def parse_list(text: str) -> set[int]:
     return {number for first, _, last in ranges for number in range(int(first), int(last or first) + 1)}
 
 
-def share_out(nodes: Sequence[Sequence[int]], num_ranks: int, num_threads: int) -> list[tuple[int, ...]]:
-    """For each of `num_ranks` ranks `num_threads` cores of its own, from one NUMA node where one has as many left: the one with the most.
+def share_out(nodes: Sequence[Sequence[Group]], num_ranks: int, num_threads: int) -> list[tuple[int, ...]]:
+    """For each of `num_ranks` ranks `num_threads` cores of its own, from one NUMA node where one has as many left: the one with the most. Empty: there are too few.
 
-    `nodes` are the cores of each NUMA node in the order in which they are given out. Raises UserError when there are too few.
+    `nodes` are the physical cores of each NUMA node. One hyperthread of each is given out where that is enough, else all of one physical core after the other, so
+    that as few as can be have two ranks.
     """
-    left = [list(cores) for cores in nodes]
-    if (found := sum(map(len, left))) < (needed := num_ranks * num_threads):
-        raise UserError(
-            f"cluster.bind_cores=true: {num_ranks} ranks with {num_threads} cores each need {needed} cores of this node, and its processes may "
-            f"run on {found}: lower cluster.ranks_per_node or cluster.cpus_per_rank, or set cluster.bind_cores=false"
-        )
+    needed = num_ranks * num_threads
+    is_enough = needed <= sum(map(len, nodes))
+    left = [[core for group in groups for core in (group[:1] if is_enough else group)] for groups in nodes]
+    if sum(map(len, left)) < needed:
+        return []
     shares = []
     for _ in range(num_ranks):
         share: list[int] = []

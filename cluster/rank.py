@@ -108,8 +108,7 @@ def run_rank(spec: RankSpec, connection: socket.socket, resolve: Callable[[str],
         os.environ.update(spec.environment)
         link.report(Event("phase", spec.world.attempt, spec.world.rank, 0, "import", time.time()))
         if spec.job.bind_cores:  # before there are threads that would not be
-            cores = bind(spec.world.local_rank, spec.ranks_of_node, spec.job.threads_per_rank)
-            sys.stdout.write(f"bound to cores {', '.join(map(str, cores))}\n")
+            _bind(spec, link)
         _set_threads(spec.job.threads_per_rank)
         config = TrainConfig.model_validate_json(spec.job.config_json)
         fault = FaultInjector(parse_faults(spec.job.faults), spec.world.rank, spec.world.attempt)
@@ -151,6 +150,17 @@ def _await_rank_zero(world: World, environment: Mapping[str, str]) -> None:
             return
         except OSError:
             time.sleep(0.005)
+
+
+def _bind(spec: RankSpec, link: AgentLink) -> None:
+    """A rank that cannot be bound trains as it is, and the run is told why."""
+    found = bind(spec.world.local_rank, spec.ranks_of_node, spec.job.threads_per_rank)
+    if found.cores:
+        sys.stdout.write(f"bound to cores {', '.join(map(str, found.cores))}\n")
+        return
+    message = f"rank {spec.world.rank} on {spec.world.node_name} is bound to no cores, as cluster.bind_cores asks for: {found.why_not}"
+    data = {"class": "node", "message": message}
+    link.report(Event("incident", spec.world.attempt, spec.world.rank, 0, "import", time.time(), data=data))
 
 
 def _set_threads(num_threads: int) -> None:

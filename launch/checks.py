@@ -95,10 +95,11 @@ def check_machine(job: JobConfig) -> None:
         return
     check_no_labels(job)
     cluster, cores = job.cluster, len(os.sched_getaffinity(0))
-    if cluster.bind_cores and cluster.nodes > 1:
+    threads = max(1, int(cluster.cpus_per_rank))
+    if cluster.bind_cores and cluster.world_size * threads > cores:
         raise UserError(
-            f"cluster.bind_cores=true, and all {cluster.nodes} nodes of a Ray of the run's own are this machine: they would take the same cores. "
-            "Set cluster.nodes=1, or cluster.bind_cores=false"
+            f"cluster.bind_cores=true: {cluster.world_size} ranks with {threads} cores of their own each do not fit onto this machine's {cores}: lower "
+            "cluster.ranks_per_node, or set cluster.bind_cores=false"
         )
     needed = math.ceil(cluster.world_size * cluster.cpus_per_rank)
     ranks = f"{cluster.world_size} ranks ({cluster.nodes} nodes x {cluster.ranks_per_node})"

@@ -23,7 +23,7 @@ from zerofleet.trainer.data.sequences import SequenceStore
 from zerofleet.trainer.errors import UserError
 from zerofleet.trainer.model import DTYPES
 from zerofleet.trainer.sizing.setup import attention_of
-from zerofleet.trainer.token_loss import TokenLoss
+from zerofleet.trainer.token_loss import TokenLoss, on_device
 
 _TELL_INTERVAL_S = 10.0
 
@@ -99,9 +99,7 @@ def evaluate(
     loss_sum, tokens, sequences, told_at = 0.0, 0, 0, time.monotonic()
     wanted = min(num_sequences or store.num_sequences, store.num_sequences)
     for batch in feed.heldout_blocks(store, num_sequences, 0) if wanted else ():
-        inputs = {name: torch.from_numpy(values).to(model.device) for name, values in batch.inputs.items()}
-        labels = torch.from_numpy(batch.labels).to(model.device)
-        loss_sum += float(loss(call, inputs, labels))
+        loss_sum += float(loss(call, *on_device(batch, model.device)))
         tokens, sequences = tokens + batch.num_tokens, sequences + batch.num_sequences
         if time.monotonic() - told_at > _TELL_INTERVAL_S:
             told_at = time.monotonic()

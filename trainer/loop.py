@@ -38,6 +38,7 @@ from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.schedule import learning_rate
 from zerofleet.trainer.silos.member import Member
 from zerofleet.trainer.spikes import RecentLosses
+from zerofleet.trainer.token_loss import on_device
 from zerofleet.trainer.waits import Waits
 from zerofleet.trainer.world import World
 
@@ -278,9 +279,7 @@ class Loop:
     def _loss(self, batch: MicroBatch) -> torch.Tensor:
         """Cross entropy summed over real tokens: a block of padding gives 0 and a zero gradient."""
         seed_generators(block_seed(self.config.run.seed, self.step, batch.block), self.device)
-        inputs = {name: torch.from_numpy(values).to(self.device) for name, values in batch.inputs.items()}
-        labels = torch.from_numpy(batch.labels).to(self.device)
-        return self.built.token_loss(inputs, labels)
+        return self.built.token_loss(*on_device(batch, self.device))
 
     def _optimizer_step(self, plan: StepPlan) -> float:
         """DeepSpeed's step; on the last micro-step of the step it updates the weights. Returns the gradient norm, NaN before."""

@@ -22,7 +22,7 @@ from transformers import initialization as hf_initialization
 from zerofleet.trainer.batch import module_seed
 from zerofleet.trainer.config import ModelConfig, Precision, TrainConfig
 from zerofleet.trainer.errors import UserError
-from zerofleet.trainer.liger import use_liger_kernels
+from zerofleet.trainer.liger import check_liger, use_liger_kernels
 from zerofleet.trainer.sizing import VOCABULARY_MULTIPLE
 from zerofleet.trainer.sizing.setup import attention_of
 
@@ -84,6 +84,8 @@ def check(config: TrainConfig, cache: DataCache) -> PretrainedConfig:
         raise UserError(
             f"{type(resolved).__name__} has no causal language model in transformers: choose another model_type"
         )
+    if config.model.liger_kernels:
+        check_liger(resolved)
     model_class = AutoModelForCausalLM._model_mapping[type(resolved)]
     if config.data.document_mask and "position_ids" not in inspect.signature(model_class.forward).parameters:
         raise UserError(
@@ -133,7 +135,7 @@ def build_model(
         model.tie_weights()
         draw_initial_weights(model, config.run.seed)
     if config.model.liger_kernels:
-        use_liger_kernels(model)
+        use_liger_kernels(model, on_gpu)
     model.config.use_cache = False
     if config.train.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

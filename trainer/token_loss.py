@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from zerofleet.trainer.data.feed import Int64, MicroBatch
 from zerofleet.trainer.data.sequences import IGNORED_LABEL
 from zerofleet.trainer.row_sequences import one_sequence_per_row
 from zerofleet.trainer.sizing.memory import LOSS_CHUNK_BYTES, LOSS_WORKING_BYTES
@@ -28,6 +29,16 @@ def plain_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross entropy in fp32 of logits [..., vocabulary], summed over the labels that are not ignored: padding gives 0 and a zero gradient."""
     flat = logits.float().view(-1, logits.shape[-1])
     return F.cross_entropy(flat, labels.view(-1), ignore_index=IGNORED_LABEL, reduction="sum")
+
+
+def on_device(batch: MicroBatch, device: torch.device) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Inputs and labels of a block, int64 [sequences, tokens]. A GPU fetches them while the host goes on, which it does from pinned memory only."""
+
+    def sent(values: Int64) -> torch.Tensor:
+        tensor = torch.from_numpy(values)
+        return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+    return {name: sent(values) for name, values in batch.inputs.items()}, sent(batch.labels)
 
 
 class TokenLoss:

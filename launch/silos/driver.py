@@ -171,7 +171,7 @@ class SilosDriver:
             if action == "save":
                 for process in self._processes.values():
                     process.run.request("save")
-            else:
+            elif action == "end" or not self._is_stopping:  # two people who ask for a stop want one
                 self._stop_all()
 
     def _stop_all(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from tests.support.cli import Cli
 from zerofleet.benchmarks import builds
-from zerofleet.benchmarks.builds import Measured, package_of, results
+from zerofleet.benchmarks.builds import Measured, package_of, results, take_turns
 from zerofleet.benchmarks.checkout import ROOT, build_of
 from zerofleet.benchmarks.comparison import compare, differences
 from zerofleet.benchmarks.record import Build, read_result
@@ -45,15 +46,16 @@ def test_a_checkout_tells_its_version(tmp_path):
     (tmp_path / "pyproject.toml").write_text('[project]\nversion = "9.8.7"\n')
     assert build_of(tmp_path) == Build(version="9.8.7", commit=None)
     assert build_of().version == build_of(ROOT).version
+    assert build_of(tmp_path / "elsewhere") == Build(version="unknown", commit=None)
 
 
 def test_files_say_that_they_took_turns():
-    found = {"A": Measured([1.0] * 20, [1e9] * 2, [6.0]), "B": Measured([1.1] * 20, [1e9] * 2, [6.0])}
+    found = {"A": Measured([1.0] * 8, [1e9] * 8), "B": Measured([1.1] * 8, [1e9] * 8)}
     both = {arm: Build(version=arm, commit=None) for arm in found}
     made = results(found, both, ["quickstart.yaml"], datetime.now(UTC), (0.0, 0.0, 0.0), 60.0)
     assert differences(made["A"], made["B"]) == []
     (finding,) = compare(made["A"], made["B"])
-    assert finding.verdict == "slower" and "20 pairs" in finding.detail
+    assert finding.verdict == "slower" and "8 pairs" in finding.detail
 
 
 @pytest.mark.parametrize(
@@ -61,20 +63,43 @@ def test_files_say_that_they_took_turns():
     [
         ([], "is no checkout of zerofleet"),
         (["--output", "{folder}/none/x"], "is no folder"),
-        (["cluster.nodes=2"], "compared on one machine"),
+        ([str(builds.RECIPE), "cluster.nodes=2"], "compared on CPUs of one machine"),
+        ([str(builds.RECIPE), "cluster.gpus_per_rank=1"], "compared on CPUs of one machine"),
+        ([str(builds.RECIPE), "cluster.bind_cores=true"], "compared on CPUs of one machine"),
+        ([str(builds.RECIPE), "model.liger_kernels=true"], "run on GPUs only"),
     ],
 )
-def test_what_cannot_be_compared(tmp_path, options, says):
-    given = [option.format(folder=tmp_path) for option in options]
-    recipe = [] if not given or given[0].startswith("--") else [str(builds.RECIPE)]
+def test_what_cannot_be_compared(tmp_path, monkeypatch, options, says):
+    monkeypatch.setattr(builds.ops, "is_built", lambda name: True)
+    monkeypatch.setattr(builds.signal, "signal", lambda number, handler: None)
     with pytest.raises(UserError, match=says):
-        builds.main([str(tmp_path), *recipe, *given])
+        builds.main([str(tmp_path), *(option.format(folder=tmp_path) for option in options)])
 
 
-def test_too_few_pairs_have_no_interval(tmp_path, capsys):
+def test_too_few_starts_have_no_interval(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        builds.main([str(tmp_path), "--starts", "1", "--pairs", "5"])
-    assert "fewer than 6 pairs" in capsys.readouterr().err
+        builds.main([str(tmp_path), "--starts", "5"])
+    assert "fewer than 6 starts" in capsys.readouterr().err
+
+
+class FakeSide:
+    """A build whose steps take so long, by its own clock."""
+
+    def __init__(self, step_s):
+        self.step_s, self.asked = step_s, []
+
+    def turn(self, steps):
+        self.asked.append(steps)
+        slowest = {"seconds": steps * self.step_s * len(self.asked), "losses": [6.0] * steps, "peak_bytes": 7}
+        return [{**slowest, "seconds": 0.0}, slowest] if len(self.asked) > 2 else [slowest, slowest]
+
+
+def test_a_start_is_one_value_the_median_of_its_turns_by_the_slowest_rank():
+    sides, found = {"A": FakeSide(0.01), "B": FakeSide(0.02)}, {"A": Measured(), "B": Measured()}
+    take_turns(sides, found, 3, random.Random(0))
+    assert sides["A"].asked == [5, 5, 13, 13, 13] == sides["B"].asked, "as many steps, of half a second or more"
+    assert found["A"].turns == [pytest.approx([0.03, 0.04, 0.05])] and found["A"].step_s == pytest.approx([0.04])
+    assert found["B"].step_s == pytest.approx([0.08]) and found["B"].peak_bytes == [7.0]
 
 
 @pytest.mark.integration
@@ -82,12 +107,12 @@ def test_too_few_pairs_have_no_interval(tmp_path, capsys):
 def test_a_slower_build_is_found_and_one_that_does_not_train_is_told(tmp_path, tiny_corpus, tiny_cache, capsys):
     cli = Cli(tmp_path / "cli", tiny_corpus)
     slower = checkout(tmp_path / "slower", "time.sleep(0.05)")
-    options = [str(cli.recipe), "--starts", "2", "--pairs", "8", "--output", str(tmp_path / "found")]
+    options = [str(cli.recipe), "--starts", "6", "--turns", "2", "--output", str(tmp_path / "found")]
     assert builds.main([str(slower), *options]) == 0
     said = capsys.readouterr().out
     assert "step: faster (0." in said and "the first losses differ" not in said
     first, second = (read_result(tmp_path / f"found-{arm}.json") for arm in "AB")
-    assert len(first.series[0].values) == len(second.series[0].values) == 16
+    assert len(first.series[0].values) == len(second.series[0].values) == 6
     assert first.alternation.session == second.alternation.session
     assert first.series[0].median > second.series[0].median + 0.04
     broken = checkout(tmp_path / "broken", "raise RuntimeError('planted')")

@@ -19,6 +19,7 @@ import pytest
 
 from zerofleet.cluster import ranks as ranks_module
 from zerofleet.cluster.agent import NodeAgent
+from zerofleet.cluster.binding import quota_cores
 from zerofleet.cluster.ranks import Ranks
 from zerofleet.cluster.spec import AttemptSpec, JobSpec, NodeSpec, RankSpec
 from zerofleet.cluster.zygote_process import ZygoteSpec, adopt, spawn_early, zygote_environment
@@ -191,17 +192,28 @@ def test_the_environment_of_a_rank(node):
     ]
 
 
+@pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2 or quota_cores() < len(os.sched_getaffinity(0)), reason="needs two whole cores"
+)
 def test_ranks_keep_to_cores_of_their_own(node):
     n = node()
     n.start("tell_cores", bind_cores=True)
-    if len(os.sched_getaffinity(0)) < 2:
-        (error, _) = n.wait_for("error", 2)
-        assert "2 ranks with 1 cores each need 2 cores" in error.data["message"] and error.data["user"]
-        return
     n.wait_for("exit", 2)
     said = [re.fullmatch(r"bound to cores (\d+)\n\{(\d+)\}\n", n.log(rank)) for rank in range(2)]
     bound, kept = zip(*(found.groups() for found in said), strict=True)
     assert bound == kept and bound[0] != bound[1]
+
+
+def test_ranks_that_cannot_be_bound_say_so_and_go_on(node):
+    n = node()
+    n.start("tell_cores", num_ranks=50, bind_cores=True)
+    n.wait_for("exit", 50)
+    told = n.wait_for("incident", 50)
+    assert (
+        "rank 7 on a is bound to no cores, as cluster.bind_cores asks for: "
+        in next(e for e in told if e.rank == 7).data["message"]
+    )
+    assert n.log(7).strip() == str(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(("target", "code", "number"), [("crash", None, signal.SIGSEGV), ("exit_3", 1, None)])

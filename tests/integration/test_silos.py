@@ -179,6 +179,8 @@ def test_a_run_that_was_stopped_goes_on_and_no_bit_changes(cli, unbroken):
     stopped = cli("stop", "stopped")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert max(losses(cli.silo("stopped", "a"))) < STEPS
+    for silo in (cli.silo("stopped", name) for name in "ab"):
+        assert silo.checkpoints()[-1].step == max(losses(silo)), "asked twice, it has saved all the same"
     resumed = cli("resume", "stopped")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert cli.losses("stopped") == unbroken

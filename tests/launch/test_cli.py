@@ -78,11 +78,10 @@ def test_more_ranks_than_this_machine_can_hold(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nodes_of_one_machine_are_not_bound_to_the_same_cores(tmp_path):
-    settings = ["cluster.nodes=2", "cluster.cpus_per_rank=0.1", "cluster.bind_cores=true", f"run.storage={tmp_path}"]
-    assert "all 2 nodes of a Ray of the run's own are this machine" in refused(
-        zerofleet("submit", QUICKSTART, *settings)
-    )
+def test_ranks_that_share_cores_are_not_bound_to_them(tmp_path):
+    settings = ["cluster.ranks_per_node=50", "cluster.cpus_per_rank=0.01", "cluster.bind_cores=true"]
+    said = refused(zerofleet("submit", QUICKSTART, *settings, f"run.storage={tmp_path}"))
+    assert "50 ranks with 1 cores of their own each do not fit onto this machine's" in said
 
 
 def test_a_storage_that_cannot_be_written(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations import liger as integration
 
 from zerofleet.trainer.errors import UserError
-from zerofleet.trainer.liger import use_liger_kernels
+from zerofleet.trainer.liger import check_liger, use_liger_kernels
 from zerofleet.trainer.token_loss import TokenLoss
 
 pytestmark = pytest.mark.timeout(60)
@@ -50,7 +51,7 @@ def model_of(model_type, **fields):
 def test_a_model_has_its_kernels_and_our_loss(liger):
     model = model_of("llama")
     names = list(model.state_dict())
-    use_liger_kernels(model)
+    use_liger_kernels(model, on_gpu=True)
     assert liger.asked == [{"cross_entropy": False, "fused_linear_cross_entropy": False}]
     assert all("forward" in vars(layer.mlp) for layer in model.model.layers)
     assert list(model.state_dict()) == names
@@ -59,9 +60,40 @@ def test_a_model_has_its_kernels_and_our_loss(liger):
 
 def test_a_model_that_liger_does_not_know_is_refused(liger):
     with pytest.raises(UserError, match="no kernels for GPT2LMHeadModel"):
-        use_liger_kernels(model_of("gpt2", n_embd=32, n_layer=1, n_head=2))
+        use_liger_kernels(model_of("gpt2", n_embd=32, n_layer=1, n_head=2, activation_function="silu"), on_gpu=True)
 
 
-def test_the_package_is_asked_for_where_it_is_absent():
+def test_kernels_run_on_gpus_only(liger):
+    with pytest.raises(UserError, match="run on GPUs only"):
+        use_liger_kernels(model_of("llama"), on_gpu=False)
+    assert liger.asked == []
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "says"),
+    [
+        ("llama", {}, ""),
+        ("llama", {"hidden_act": "swish"}, ""),
+        ("llama", {"hidden_act": "gelu"}, "activation is gelu, where Liger's kernels of llama have silu"),
+        ("gemma2", {}, ""),
+        (
+            "gemma2",
+            {"hidden_activation": "gelu"},
+            "activation is gelu, where Liger's kernels of gemma2 have gelu_pytorch_tanh",
+        ),
+    ],
+)
+def test_another_activation_than_the_kernels_is_refused(liger, model_type, fields, says):
+    config = AutoConfig.for_model(model_type, **{**SMALL, **fields})
+    if not says:
+        check_liger(config)
+        return
+    with pytest.raises(UserError, match=says):
+        check_liger(config)
+    assert liger.asked == []
+
+
+def test_the_package_is_asked_for_where_it_is_absent(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install zerofleet\[liger\]"):
-        use_liger_kernels(model_of("llama"))
+        check_liger(AutoConfig.for_model("llama", **SMALL))

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from zerofleet.benchmarks.peers.training.task import Task
+from zerofleet.benchmarks.peers.training.task import WORLD_SIZE, Task
 from zerofleet.benchmarks.peers.training.turns import Turns
 from zerofleet.cluster.binding import bind
+from zerofleet.cluster.host import num_cores
 from zerofleet.trainer import engine, host_collectives
 from zerofleet.trainer.batch import BatchPlan
 from zerofleet.trainer.config import TrainConfig
@@ -56,11 +57,13 @@ def _kept_gradients() -> None:
 
 
 def _bind_cores() -> None:
-    bind(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]), torch.get_num_threads())
+    found = bind(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]), torch.get_num_threads())
+    if not found.cores:
+        raise SystemExit(found.why_not)
 
 
 CHANGES = {
-    "cores bound": _bind_cores,
+    **({"cores bound": _bind_cores} if num_cores() >= WORLD_SIZE else {}),
     "without fused loss": _whole_logits,
     "without fused AdamW": _plain_adamw,
     "without shared memory": _no_shared_memory,

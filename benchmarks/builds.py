@@ -33,6 +33,7 @@ from typing import Any
 from zerofleet.benchmarks import builds_rank
 from zerofleet.benchmarks.checkout import ROOT, build_of
 from zerofleet.benchmarks.comparison import compare, text_of
+from zerofleet.benchmarks.page import write_pages
 from zerofleet.benchmarks.ratio_intervals import least_pairs
 from zerofleet.benchmarks.record import Alternation, Build, LoadAverage, Result, Series
 from zerofleet.benchmarks.recovery import prepare_environment
@@ -55,6 +56,7 @@ QUIET = (
 WARM_UP_STEPS = 5
 TURN_S = 0.5
 """Of a turn, at least: a step of a small model is over before the caches are its own again."""
+_OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _HOST = "127.0.0.1"
 _LOG_TAIL_CHARACTERS = 3000
 _LOOK_S = 1.0
@@ -89,11 +91,9 @@ class Order:
     log: Path
 
     def start(self, **place: object) -> subprocess.Popen[bytes]:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(self.package),
-            **{name: str(value) for name, value in place.items()},
-        }
+        path = os.pathsep.join(filter(None, [str(self.package), os.environ.get("PYTHONPATH")]))
+        own = {name: value for name, value in os.environ.items() if name not in _OF_RANKS}
+        environment = {**own, "PYTHONPATH": path, **{name: str(value) for name, value in place.items()}}
         command = [sys.executable, "-P", builds_rank.__file__, json.dumps(self.arguments)]
         with self.log.open("ab") as output:
             return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
@@ -118,10 +118,10 @@ class Side:
         with socket.socket() as probe:
             probe.bind((_HOST, 0))
             where = {"MASTER_ADDR": _HOST, "MASTER_PORT": probe.getsockname()[1], "OMP_NUM_THREADS": num_threads}
-        self._processes = [
-            self._order.start(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=num_ranks, LOCAL_WORLD_SIZE=num_ranks, **where)
-            for rank in range(num_ranks)
-        ]
+        self._processes = []
+        for rank in range(num_ranks):  # one by one: what a signal ends in between is ended with the others
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
+            self._processes.append(self._order.start(**place, **where))
         entrance = listener._listener._socket  # type: ignore[attr-defined]
         found: dict[int, Connection] = {}
         while len(found) < num_ranks:
@@ -236,11 +236,11 @@ def measure(
 
 def take_turns(both: Mapping[str, Side], found: Mapping[str, Measured], turns: int, draw: random.Random) -> None:
     """Of one start."""
-    usual_s = 0.0
+    usual_s = float("inf")
     for arm, side in both.items():
         losses = side.turn(WARM_UP_STEPS)[0]["losses"]
         found[arm].losses = found[arm].losses or losses
-        usual_s = max(usual_s, side.turn(WARM_UP_STEPS)[0]["seconds"] / WARM_UP_STEPS)
+        usual_s = min(usual_s, side.turn(WARM_UP_STEPS)[0]["seconds"] / WARM_UP_STEPS)
     steps = max(1, round(TURN_S / usual_s + 0.5))
     taken: dict[str, list[float]] = {arm: [] for arm in both}
     last: dict[str, list[dict[str, Any]]] = {}
@@ -345,6 +345,7 @@ def main(arguments: Sequence[str]) -> int:
     for arm, result in made.items():
         path = prefix.with_name(f"{prefix.name}-{arm}.json")
         result.write(path)
+        write_pages(result, path)
         sys.stdout.write(f"{arm}: {checkouts[arm]} ({builds[arm].commit or builds[arm].version}), {path}\n")
     if found["A"].losses != found["B"].losses:
         sys.stdout.write(f"the first losses differ: {found['A'].losses} and {found['B'].losses}\n")

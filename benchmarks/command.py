@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +114,8 @@ def _measure(benchmark: Benchmark, options: list[str]) -> int:
         return subprocess.run(_command(benchmark, ["--help"], is_help=True), check=False).returncode
     started = datetime.now(UTC)
     output = given.output or Path(f"{started:%Y-%m-%d-%H%M%S}-{benchmark.name}.json")
+    if output.suffix != ".json":
+        raise UserError(f"--output {output}: name a file that ends in .json; its page and picture lie beside it")
     if not output.absolute().parent.is_dir():
         raise UserError(f"{output.absolute().parent} is no folder: --output names a file in one")
     with tempfile.TemporaryDirectory(prefix="zerofleet-bench-") as folder:
@@ -128,10 +129,8 @@ def _measure(benchmark: Benchmark, options: list[str]) -> int:
         facts = {"load_average": load, "duration_s": time.monotonic() - began, "exit_code": exit_code}
         result = framed(benchmark, rest, json.loads(own.read_text()), started=started, **facts)
         result.write(output)
-        write_pages(result, output)
-        for page in Path(folder).glob("record.*"):  # what it has drawn itself says more
-            if page != own:
-                shutil.copy(page, output.with_suffix(page.suffix))
+        drawn = {page.suffix: page.read_text(encoding="utf-8") for page in Path(folder).glob("record.*") if page != own}
+        write_pages(result, output, drawn)
     sys.stderr.write(f"{output}\n")
     return OK if exit_code == 0 else RUN_FAILED
 

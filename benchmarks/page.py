@@ -9,11 +9,15 @@ from __future__ import annotations
 import html
 import shlex
 import statistics
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from zerofleet.benchmarks.record import Result, Series
 
+_MADE = "<!-- made by zerofleet bench -->"
+"""First line of what may be overwritten."""
 _WIDTH, _NAMES, _ROW, _TOP = 900, 400, 44, 40
 """In pixels: of the picture, of the names' column in it, of a figure's row, and above the rows."""
 _LEAST_SPAN, _MOST_SPAN = 0.05, 0.5
@@ -26,17 +30,24 @@ text{fill:#1c2127}.dim{fill:#5d6773}line{stroke:#dde1e6}.band{fill:#3f7fbf;fill-
 """
 
 
-def write_pages(result: Result, output: Path) -> None:
-    """`output` with the suffixes .md and .svg."""
-    page, picture = output.with_suffix(".md"), output.with_suffix(".svg")
-    drawn = svg_of(result)
-    if drawn is not None:
-        picture.write_text(drawn)
-    page.write_text(markdown_of(result, picture.name if drawn is not None else None))
+def write_pages(result: Result, output: Path, drawn: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Beside `output`, a .json file: a page (.md), a picture (.svg), and what the benchmark has `drawn` itself (by suffix), in place of the page where it is one. A file that somebody else has
+    written stays, and that is told."""
+    picture, pages = svg_of(result), dict(drawn)
+    if picture is not None:
+        pages[".svg"] = picture
+    link = f"![each value over its figure's median]({output.with_suffix('.svg').name})\n" if ".svg" in pages else ""
+    pages[".md"] = "\n".join(filter(None, [pages.get(".md") or markdown_of(result), link]))
+    for suffix, text in pages.items():
+        path = output.with_suffix(suffix)
+        if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(_MADE):
+            sys.stderr.write(f"{path} was not made by `zerofleet bench` and stays as it is\n")
+            continue
+        path.write_text(f"{_MADE}\n{text}", encoding="utf-8")
 
 
-def markdown_of(result: Result, picture: str | None) -> str:
-    """`picture`: the name of a file beside the page."""
+def markdown_of(result: Result) -> str:
+    """What was measured, on what, and every figure."""
     environment = result.environment
     packages = ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items())
     gpus = ", ".join(environment.get("accelerators", [])) or "no GPU"
@@ -55,8 +66,6 @@ def markdown_of(result: Result, picture: str | None) -> str:
         "",
         "The middle half is the distance of the quartiles over the median. Every value lies in the JSON file beside this page.",
     ]
-    if picture:
-        lines += ["", f"![each value over its figure's median]({picture})"]
     return "\n".join(lines) + "\n"
 
 

@@ -7,6 +7,8 @@ unbound: two that keep to the same ones would halve each other's speed while oth
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import socket
 from collections.abc import Sequence
@@ -28,38 +30,47 @@ class Binding:
     cores: tuple[int, ...]
     why_not: str = ""
     """Where it has none: what has to be mended."""
+    is_of_node: bool = True
+    """Whether that holds for all ranks of its node."""
 
 
-def bind(local_rank: int, num_ranks: int, num_threads: int) -> Binding:
-    """Binds this thread, and all that it starts from now on, to the cores of a rank among the `num_ranks` of its node, unless another process keeps to one of them."""
+def bind(local_rank: int, num_ranks: int, num_threads: int, claims: str = "zerofleet/core") -> Binding:
+    """Binds this thread, and all that it starts from now on, to the cores of a rank among the `num_ranks` of its node, unless another process keeps to one of them:
+    whoever uses the same name for his `claims` knows."""
     allowed = sorted(os.sched_getaffinity(0))
     if (quota := quota_cores()) < len(allowed):
         why = f"its container may use {quota:g} cores of any {len(allowed)}, which are others' too: give it whole cores (a static CPU manager, `--cpuset-cpus`)"
         return Binding((), why)
-    shares = share_out(topology(allowed), num_ranks, num_threads)
-    if not shares:
-        return Binding(
-            (),
-            f"{num_ranks} ranks with {num_threads} cores each do not fit onto the {len(allowed)} cores that they may use",
-        )
-    if (taken := _claim(shares[local_rank])) is not None:
-        return Binding((), f"another run's rank keeps to core {taken}: bind one run only on a host")
-    os.sched_setaffinity(0, shares[local_rank])
+    try:
+        shares = share_out(topology(allowed), num_ranks, num_threads)
+        if not shares:
+            return Binding(
+                (),
+                f"{num_ranks} ranks with {num_threads} cores each do not fit onto the {len(allowed)} cores that they may use",
+            )
+        if (taken := _claim(shares[local_rank], claims)) is not None:
+            return Binding(
+                (), f"another run's rank keeps to core {taken}: bind one run only on a host", is_of_node=False
+            )
+        os.sched_setaffinity(0, shares[local_rank])
+    except OSError as error:
+        return Binding((), f"the system does not let it: {error}", is_of_node=False)
     return Binding(shares[local_rank])
 
 
-def _claim(cores: Sequence[int]) -> int | None:
+def _claim(cores: Sequence[int], name: str) -> int | None:
     """Takes them for this process, by abstract sockets, which need no file and end with it. None, or the core that is somebody's (of this network namespace)."""
-    claims: list[socket.socket] = []
-    for core in cores:
-        claim = socket.socket(socket.AF_UNIX)
-        try:
-            claim.bind(f"\0zerofleet/core/{core}")
-        except OSError:
-            for each in (claim, *claims):
-                each.close()
-            return core
-        claims.append(claim)
+    with contextlib.ExitStack() as stack:
+        claims = []
+        for core in cores:
+            claims.append(stack.enter_context(socket.socket(socket.AF_UNIX)))
+            try:
+                claims[-1].bind(f"\0{name}/{core}")
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    return core
+                raise
+        stack.pop_all()
     _CLAIMS.extend(claims)
     return None
 

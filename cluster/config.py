@@ -61,7 +61,7 @@ class ClusterConfig(Section):
     cpus_per_rank: PositiveFloat = 1.0
     """CPU cores reserved per rank; may be a fraction."""
     bind_cores: bool = False
-    """Whether each CPU rank keeps to cores of its own (`cpus_per_rank` of them, at least one), of one NUMA node where it can. For nodes that the run has to itself: runs side by side would take the same cores."""
+    """Whether each CPU rank keeps to cores of its own (`cpus_per_rank` of them, at least one), of one NUMA node where it can. For nodes that the run has to itself: ranks whose cores another run has taken, or that a container's quota gives no cores of their own, run unbound, and the run says so; containers of one host do not see each other."""
     gpus_per_rank: Annotated[float, Field(ge=0, le=1)] = 0
     """GPUs per rank: 0 or 1."""
     placement_timeout_s: PositiveFloat = 120.0

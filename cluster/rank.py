@@ -153,14 +153,21 @@ def _await_rank_zero(world: World, environment: Mapping[str, str]) -> None:
 
 
 def _bind(spec: RankSpec, link: AgentLink) -> None:
-    """A rank that cannot be bound trains as it is, and the run is told why."""
+    """A rank that cannot be bound trains as it is, and the run is told why: by one of a node where it holds for all."""
     found = bind(spec.world.local_rank, spec.ranks_of_node, spec.job.threads_per_rank)
     if found.cores:
         sys.stdout.write(f"bound to cores {', '.join(map(str, found.cores))}\n")
         return
-    message = f"rank {spec.world.rank} on {spec.world.node_name} is bound to no cores, as cluster.bind_cores asks for: {found.why_not}"
-    data = {"class": "node", "message": message}
-    link.report(Event("incident", spec.world.attempt, spec.world.rank, 0, "import", time.time(), data=data))
+    who = (
+        f"all ranks on {spec.world.node_name} are"
+        if found.is_of_node
+        else f"rank {spec.world.rank} on {spec.world.node_name} is"
+    )
+    message = f"{who} bound to no cores, as cluster.bind_cores asks for: {found.why_not}"
+    sys.stdout.write(f"{message}\n")
+    if spec.world.local_rank == 0 or not found.is_of_node:
+        data = {"class": "node", "message": message}
+        link.report(Event("incident", spec.world.attempt, spec.world.rank, 0, "import", time.time(), data=data))
 
 
 def _set_threads(num_threads: int) -> None:

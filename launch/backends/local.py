@@ -54,15 +54,19 @@ class LocalDriver:
             return None
 
     def ask_to_stop(self) -> None:
-        """The first time it saves and ends, the second time it ends at once."""
+        """It saves and ends."""
         self._process.terminate()
 
-    def end(self, timeout_s: float) -> None:
-        """Asks it to end at once, kills it when it has not within `timeout_s` seconds."""
+    def ask_to_end(self) -> None:
+        """At once, whether it was asked to stop before or not."""
         # The first is a stop, which saves, the second ends at once: two that differ, since of one that waits already the kernel keeps
         # no second.
         for number in (signal.SIGTERM, signal.SIGINT):
             self._process.send_signal(number)
+
+    def end(self, timeout_s: float) -> None:
+        """Asks it to end at once, kills it when it has not within `timeout_s` seconds."""
+        self.ask_to_end()
         if self.wait(timeout_s) is None:
             self._process.kill()
             self._process.wait()

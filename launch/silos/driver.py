@@ -171,13 +171,14 @@ class SilosDriver:
             if action == "save":
                 for process in self._processes.values():
                     process.run.request("save")
-            elif action == "end" or not self._is_stopping:  # two people who ask for a stop want one
+            elif action == "end":
+                for process in self._processes.values():
+                    process.ask_to_end()
+            elif not self._is_stopping:  # two people who ask for a stop want one
                 self._stop_all()
 
     def _stop_all(self) -> None:
-        """A second time, the silos' drivers end at once."""
-        if not self._is_stopping:
-            self._enter("DRAINING", "the silos save and end")
+        self._enter("DRAINING", "the silos save and end")
         self._is_stopping = True
         for process in self._processes.values():
             process.ask_to_stop()

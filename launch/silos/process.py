@@ -118,6 +118,10 @@ class SiloProcess:
         if self.is_running and self._driver is not None:
             self._driver.ask_to_stop()
 
+    def ask_to_end(self) -> None:
+        if self.is_running and self._driver is not None:
+            self._driver.ask_to_end()
+
     def end(self) -> None:
         """At once, when it still runs."""
         if self.is_running and self._driver is not None:

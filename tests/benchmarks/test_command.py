@@ -25,6 +25,11 @@ def test_the_list_and_what_is_not_in_it():
     assert unknown.returncode == 4 and "there are: builds, compare, throughput" in unknown.stderr
 
 
+def test_a_result_is_a_json_file():
+    wrong = bench("throughput", "--output", "notes.md")
+    assert wrong.returncode == 2 and "ends in .json" in wrong.stderr
+
+
 def test_exit_codes_of_a_comparison(tmp_path):
     paths = [tmp_path / name for name in ("a.json", "b.json", "other.json")]
     for path, each in zip(paths, alternated(1, 0.05), strict=False):

@@ -25,10 +25,10 @@ def circles(svg):
 def test_the_table_has_every_figure():
     steps = Series.of("step | small", "s", "lower", [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6])
     once = Series.of("bytes sent", "bytes", None, [123456.0])
-    page = markdown_of(result(steps, once), "found.svg")
+    page = markdown_of(result(steps, once))
     assert "| step \\| small | s | lower | 7 | 1.3 | 1 to 1.6 | 23.1% |" in page
     assert "| bytes sent | bytes |  | 1 | 123,456 |  |  |" in page
-    assert "](found.svg)" in page and "2 cores" in page
+    assert "2 cores" in page
 
 
 def test_values_lie_by_their_share_of_the_median_in_their_order():
@@ -61,3 +61,14 @@ def test_nothing_is_drawn_of_single_values(tmp_path):
 def test_both_pages_lie_beside_the_result(tmp_path):
     write_pages(result(Series.of("a", "s", "lower", [1.0, 1.1])), tmp_path / "found.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["found.md", "found.svg"]
+    assert "](found.svg)" in (tmp_path / "found.md").read_text()
+
+
+def test_what_a_benchmark_has_drawn_is_its_page_and_others_files_stay(tmp_path, capsys):
+    (tmp_path / "found.svg").write_text("mine")
+    for words in ("first", "second"):
+        write_pages(result(Series.of("a", "s", "lower", [1.0, 1.1])), tmp_path / "found.json", {".md": f"# {words}\n"})
+    page = (tmp_path / "found.md").read_text()
+    assert page.splitlines()[1] == "# second" and "](found.svg)" in page
+    assert (tmp_path / "found.svg").read_text() == "mine"
+    assert "found.svg was not made by `zerofleet bench`" in capsys.readouterr().err

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from zerofleet.cluster.binding import parse_list, quota_cores, share_out, topology
+from zerofleet.cluster import binding
+from zerofleet.cluster.binding import bind, parse_list, quota_cores, share_out, topology
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -121,7 +122,7 @@ PROGRAM = """
 import os, sys, threading
 from zerofleet.cluster.binding import bind
 
-before, found = os.sched_getaffinity(0), bind(int(sys.argv[1]), 2, 1)
+before, found = os.sched_getaffinity(0), bind(int(sys.argv[1]), 2, 1, sys.argv[2])
 print(*found.cores, found.why_not, flush=True)
 seen = []
 thread = threading.Thread(target=lambda: seen.append(os.sched_getaffinity(0)))
@@ -133,9 +134,18 @@ sys.stdin.read()
 
 
 def process(rank):
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(rank)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", PROGRAM, str(rank), f"zerofleet-test/{os.getpid()}"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_system_that_does_not_let_it_is_told(monkeypatch):
+    def refuse(process, cores):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(binding, "quota_cores", lambda: float("inf"))
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    found = bind(0, 1, 1, f"zerofleet-test/refused-{os.getpid()}")
+    assert found.cores == () and "Operation not permitted" in found.why_not and not found.is_of_node
 
 
 @pytest.mark.skipif(

@@ -176,6 +176,8 @@ def test_a_run_that_was_stopped_goes_on_and_no_bit_changes(cli, unbroken):
     wait_until(lambda: max(losses(cli.silo("stopped", "a")), default=0) >= 3)
     # From here: a command takes a busy machine as long to start as the steps that are left.
     cli.run("stopped").request("stop")
+    wait_until(lambda: any(found["to"] == "DRAINING" for found in events_of(cli.run("stopped"), "state")))
+    cli.run("stopped").request("stop")
     stopped = cli("stop", "stopped")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert max(losses(cli.silo("stopped", "a"))) < STEPS

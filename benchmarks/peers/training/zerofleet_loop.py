@@ -11,7 +11,7 @@ import torch
 
 from zerofleet.benchmarks.peers.training.task import WORLD_SIZE, Task
 from zerofleet.benchmarks.peers.training.turns import Turns
-from zerofleet.cluster.binding import bind
+from zerofleet.cluster.binding import bind, quota_cores
 from zerofleet.cluster.host import num_cores
 from zerofleet.trainer import engine, host_collectives
 from zerofleet.trainer.batch import BatchPlan
@@ -63,7 +63,7 @@ def _bind_cores() -> None:
 
 
 CHANGES = {
-    **({"cores bound": _bind_cores} if num_cores() >= WORLD_SIZE else {}),
+    **({"cores bound": _bind_cores} if quota_cores() >= num_cores() >= WORLD_SIZE else {}),
     "without fused loss": _whole_logits,
     "without fused AdamW": _plain_adamw,
     "without shared memory": _no_shared_memory,

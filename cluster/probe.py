@@ -6,11 +6,14 @@ asked lies beside it (`zerofleet_probe.json`); it prints one line that begins wi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +23,9 @@ MODULE = "zerofleet_probe"
 """What this file is called on a cluster."""
 ANSWER = "ZEROFLEET PROBE "
 _PACKAGES = ("benchmarks", "cluster", "k8s", "launch", "trainer")
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_GPU_TOOL = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+_TOOL_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 60.0
 """How long nodes may take to start a worker and look around."""
 
@@ -85,6 +91,19 @@ def sees(place: str) -> bool:
     return bool(files.exists(path))
 
 
+def memory() -> dict[str, int]:
+    """Bytes: of the host or the container, of /dev/shm, and of the GPU that has least (0: none, or its driver's tool is not there)."""
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
+        host = min(host, int(_CGROUP_LIMIT.read_text()))
+    shm = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0
+    gpus: list[int] = []
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
+        told = subprocess.run(_GPU_TOOL, capture_output=True, text=True, timeout=_TOOL_TIMEOUT_S, check=True).stdout
+        gpus = [int(line) * 2**20 for line in told.split()]
+    return {"memory_bytes": host, "shm_bytes": shm, "gpu_memory_bytes": min(gpus, default=0)}
+
+
 def look(asked: dict[str, Any]) -> dict[str, Any]:
     """What the node is that this runs on."""
     facts: dict[str, Any] = {
@@ -92,6 +111,7 @@ def look(asked: dict[str, Any]) -> dict[str, Any]:
         "zerofleet": code_version(),
         "digest": code_digest(),
         "unmet": unmet(asked["requirements"]),
+        **memory(),
     }
     if asked["marker"]:
         try:

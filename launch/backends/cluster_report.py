@@ -10,9 +10,10 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from zerofleet.cluster.placement import NodeResources
+from zerofleet.cluster.placement import Ask, NodeResources
 from zerofleet.launch.backends.package import requirements
 from zerofleet.trainer.errors import UserError
+from zerofleet.trainer.sizing.node import Node
 
 _MOST_NAMED = 5
 
@@ -47,6 +48,10 @@ class NodeFound:
     unmet: tuple[str, ...] = ()
     sees_storage: bool = True
     storage_error: str = ""
+    memory_bytes: int = 0
+    shm_bytes: int = 0
+    gpu_memory_bytes: int = 0
+    """Of the GPU that has least; 0 where that is not known."""
     error: str = ""
 
 
@@ -125,6 +130,16 @@ def judge(found: ClusterFound, needs: Needs, storage: str) -> bool:
     if errors := [problem.text for problem in problems(found, needs, storage)]:
         raise UserError(errors[0] if len(errors) == 1 else "".join(f"\n  - {error}" for error in errors))
     return any(node.digest != needs.digest for node in found.nodes)
+
+
+def planned_for(found: ClusterFound, ask: Ask) -> Node | None:
+    """The node that a job's plan is of: of those that can take its ranks as many as it asks for, the ones with most memory, and of these the one with least. None: there are too few."""
+    fitting = [node for node in found.nodes if not node.error and ask.fits_ever(node.resources)]
+    if len(fitting) < ask.nodes:
+        return None
+    node = sorted(fitting, key=lambda node: node.memory_bytes, reverse=True)[ask.nodes - 1]
+    has = node.resources
+    return Node(f"node {has.name}", has.cpus, node.memory_bytes, node.shm_bytes, int(has.gpus), node.gpu_memory_bytes)
 
 
 def described_code(found: ClusterFound, needs: Needs, is_sent: bool) -> str:

@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterator, Sequence
 
 from zerofleet.cluster import probe
-from zerofleet.launch.backends.cluster_report import ClusterFound, Needs, check_ray, described_code, judge
+from zerofleet.cluster.placement import Ask
+from zerofleet.launch.backends.cluster_report import ClusterFound, Needs, check_ray, described_code, judge, planned_for
 from zerofleet.launch.backends.package import code_package, probe_package
 from zerofleet.launch.backends.ray_driver import RayDriver
 from zerofleet.launch.backends.ray_jobs import Job, RayJobs
 from zerofleet.launch.config import JobConfig
 from zerofleet.launch.drivers import JobRecord, effective_job, next_number, write_job_record
+from zerofleet.launch.planning.before_submit import plan_on
 from zerofleet.trainer.errors import StorageError, UserError, ZerofleetError
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.storage import Storage
@@ -39,12 +41,14 @@ class RayCluster:
         self._sends_code = False
 
     def check(self, job: JobConfig, is_new: bool) -> str:
-        """Versions, packages and storage, on every node. Raises UserError."""
+        """Versions, packages and storage, on every node; of a new run the plan, too. Raises UserError."""
         check_job_for_cluster(job)
         check_ray(self.jobs.ray_version(), self.needs, self.jobs.address)
         found = self.look(job.run.storage)
         self._sends_code = judge(found, self.needs, job.run.storage)
-        return described_code(found, self.needs, self._sends_code)
+        node = planned_for(found, Ask.of(job.cluster)) if is_new else None
+        planned = plan_on(job, node) if node is not None else ""
+        return "\n".join(filter(None, [described_code(found, self.needs, self._sends_code), planned]))
 
     def look(self, storage: str) -> ClusterFound:
         """What the cluster's nodes are, and whether they see `storage` (empty: that is not asked). Takes some seconds: a job of its own

@@ -1,4 +1,4 @@
-from zerofleet.cluster import probe
+from zerofleet.cluster import host, probe
 
 
 def test_the_digest_is_of_the_content(tmp_path, monkeypatch):
@@ -33,3 +33,14 @@ def test_a_storage_whose_client_is_missing_is_said(monkeypatch):
     facts = probe.look({"requirements": [], "marker": "nosuchprotocol://bucket/x"})
     assert facts["sees_storage"] is False and "nosuchprotocol" in facts["storage_error"]
     assert facts["digest"] == probe.code_digest()
+
+
+def test_memory_is_that_of_the_host_or_the_container(tmp_path, monkeypatch):
+    found = probe.memory()
+    assert found["memory_bytes"] == host.memory_bytes() and found["shm_bytes"] > 0
+    (tmp_path / "limit").write_text("1048576\n")
+    monkeypatch.setattr(probe, "_CGROUP_LIMIT", tmp_path / "limit")
+    monkeypatch.setattr(probe, "_GPU_TOOL", ["printf", "81559\n40960\n"])
+    assert probe.memory() == found | {"memory_bytes": 1048576, "gpu_memory_bytes": 40960 * 2**20}
+    monkeypatch.setattr(probe, "_GPU_TOOL", ["no-such-tool"])
+    assert probe.memory()["gpu_memory_bytes"] == 0

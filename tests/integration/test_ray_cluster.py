@@ -39,7 +39,11 @@ def test_a_job_is_sent_trains_and_leaves_no_secret(cli, tmp_path, tiny_cache):
         assert refused.returncode == 2 and "refuses the token from RAY_AUTH_TOKEN" in refused.stderr
         done = cli.submit("a", "--backend", "ray", "--address", head.address, **token, timeout_s=300)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "is sent from here" in done.stdout and "a: FINISHED at step 6 of 6" in done.stdout
+        assert (
+            "is sent from here" in done.stdout
+            and "\nplan: " in done.stdout
+            and "a: FINISHED at step 6 of 6" in done.stdout
+        )
         status = cli("status", "a", **token)
         (record,) = job_records(cli.run("a"))
         assert f"gone: job {record.job} on {head.address} is SUCCEEDED" in status.stdout

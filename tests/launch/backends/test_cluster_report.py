@@ -1,12 +1,26 @@
 import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from zerofleet.cluster.placement import NodeResources
-from zerofleet.launch.backends.cluster_report import ClusterFound, Needs, NodeFound, check_ray, described_code, judge
+from zerofleet.cluster.placement import Ask, NodeResources
+from zerofleet.launch.backends.cluster_report import (
+    ClusterFound,
+    Needs,
+    NodeFound,
+    check_ray,
+    described_code,
+    judge,
+    planned_for,
+)
+from zerofleet.launch.backends.ray_cluster import RayCluster
+from zerofleet.launch.config import load_job
 from zerofleet.trainer.errors import UserError
 
+GIB = 2**30
+RECIPE = Path(__file__).parents[3] / "launch/recipes/quickstart.yaml"
 NEEDS = Needs(SpecifierSet("==2.60.0"), SpecifierSet(">=3.11,<3.13"), "0.4.0", "abcdef0123456789")
 
 
@@ -77,3 +91,32 @@ def test_an_answer_is_read():
     first, second = ClusterFound.from_answer({"ray": "2.60.0", "nodes": [seen, other]}).nodes
     assert (first.resources.name, first.error) == ("b", "e"), "by name, whatever order they answered in"
     assert second == NodeFound(NodeResources("n", "h", 4, 1, 2, 1), "3.11.1", unmet=("x",))
+
+
+def test_a_plan_is_of_the_smallest_node_that_the_run_has_to_take():
+    nodes = [node(number, memory_bytes=gib * GIB, shm_bytes=GIB) for number, gib in enumerate((8, 64, 32))]
+    planned = {count: planned_for(found(*nodes), Ask(count, 2, 2.0, 0)) for count in (1, 2, 3, 4)}
+    assert [each and each.memory_bytes // GIB for each in planned.values()] == [64, 32, 8, None]
+    assert planned[2].name == "node node-2" and planned[2].shm_bytes == GIB and planned[2].cpus == 4
+    assert planned_for(found(*nodes), Ask(1, 8, 8.0, 0)) is None, "none has so many cores"
+    broken = node(3, memory_bytes=99 * GIB, error="it died")
+    assert planned_for(found(nodes[0], broken), Ask(1, 2, 2.0, 0)).memory_bytes == 8 * GIB
+
+
+def cluster_of(monkeypatch, *nodes):
+    cluster = RayCluster("http://head:8265")
+    monkeypatch.setattr(cluster, "jobs", SimpleNamespace(ray_version=lambda: "2.60.0", address="http://head:8265"))
+    monkeypatch.setattr(cluster, "needs", NEEDS)
+    monkeypatch.setattr(cluster, "look", lambda storage: found(*nodes))
+    return cluster
+
+
+def test_a_new_run_is_planned_for_the_clusters_nodes(monkeypatch):
+    job = load_job(RECIPE, ["run.storage=/shared/runs"])
+    large = cluster_of(monkeypatch, node(0, memory_bytes=64 * GIB, shm_bytes=32 * GIB))
+    code, plan = large.check(job, is_new=True).splitlines()
+    assert code.startswith("code: ") and plan.startswith("plan: ")
+    assert large.check(job, is_new=False) == code, "a run that goes on did fit"
+    small = cluster_of(monkeypatch, node(0, memory_bytes=GIB // 32, shm_bytes=GIB // 64))
+    with pytest.raises(UserError, match="does not fit"):
+        small.check(job, is_new=True)

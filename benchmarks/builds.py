@@ -16,7 +16,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -44,6 +43,7 @@ from zerofleet.launch.environment import fingerprint
 from zerofleet.launch.exit_codes import OK, RUN_FAILED
 from zerofleet.trainer import ops
 from zerofleet.trainer.errors import UserError
+from zerofleet.trainer.world import free_port
 
 ARMS = ("A", "B")
 """The other checkout, this one."""
@@ -115,9 +115,7 @@ class Side:
 
     def start(self, listener: Listener, num_ranks: int, num_threads: int) -> None:
         """Returns when all is built."""
-        with socket.socket() as probe:
-            probe.bind((_HOST, 0))
-            where = {"MASTER_ADDR": _HOST, "MASTER_PORT": probe.getsockname()[1], "OMP_NUM_THREADS": num_threads}
+        where = {"MASTER_ADDR": _HOST, "MASTER_PORT": free_port(), "OMP_NUM_THREADS": num_threads}
         self._processes = []
         for rank in range(num_ranks):  # one by one: what a signal ends in between is ended with the others
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}

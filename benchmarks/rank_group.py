@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zerofleet.trainer.config import TrainConfig
-from zerofleet.trainer.world import World
+from zerofleet.trainer.world import World, free_port
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["zerofleet.benchmarks.preload"])
@@ -45,7 +45,7 @@ def run_group(
     config: TrainConfig, cache: Path, world_size: int, attempt: int, helper: Helper, work: Work, *arguments: Any
 ) -> Any:
     """Runs `work` on every rank of an attempt that is claimed already. Raises RankFailed, after it has ended all processes."""
-    port = _free_port()
+    port = free_port()
     pipes = [CONTEXT.Pipe() for _ in range(world_size)]
     results, result_sender = CONTEXT.Pipe(duplex=False)
     processes = [CONTEXT.Process(target=_help, args=(helper, config, [theirs for _, theirs in pipes], result_sender))]
@@ -99,9 +99,3 @@ def requests(connections: list[Connection]) -> Any:
                 yield connection, connection.recv()
             except EOFError:
                 living.remove(connection)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shutil
-import socket
 import tempfile
 import threading
 import time
@@ -35,10 +33,7 @@ from zerofleet.trainer.node_name import node_name
 from zerofleet.trainer.run_folder import CheckpointId
 from zerofleet.trainer.silos.wire import VARIABLE as OUTER_VARIABLE
 from zerofleet.trainer.storage import Storage
-from zerofleet.trainer.world import World
-
-_PORTS = range(20_000, 32_000)
-"""Below Linux's ephemeral ports: no outgoing connection takes one between the choice and the bind."""
+from zerofleet.trainer.world import World, free_port
 
 
 class NodeAgent:
@@ -73,12 +68,8 @@ class NodeAgent:
         return replace(inspect_node(self._spec, cache_path), peer=self.peer())
 
     def free_port(self) -> int:
-        """A port that nobody listens on, for MASTER_PORT."""
-        while True:
-            port = random.choice(_PORTS)
-            with socket.socket() as probe, contextlib.suppress(OSError):
-                probe.bind(("", port))
-                return port
+        """Of this node, for MASTER_PORT."""
+        return free_port()
 
     def start(self, attempt: AttemptSpec) -> None:
         """Forks this node's ranks. They report by events."""

@@ -22,6 +22,10 @@ class Stops:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # Ray's client (2.60) puts Abseil's handler of crashes before ours, for SIGTERM too. It calls ours, and has set an alarm that aborts the process 3 s
+        # later, whatever it is saving then (absl/debugging/failure_signal_handler.cc, alarm_on_failure_secs).
+        signal.alarm(0)
+        signal.signal(number, self._on_signal)  # the next one comes here at once
         self._pending.append("end" if self._asked else "stop")
         self._asked = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.util
 import os
 import random
 import shutil
@@ -46,20 +47,14 @@ WORDS = [
 ]
 
 
-_OWN_TEMP = pytest.StashKey[str]()
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """A temporary folder for each of several workers: a driver ends what dead drivers have left there, and those of another
     worker's tests are none of its business. Short: Ray's sockets lie in it."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        config.stash[_OWN_TEMP] = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="zf-", dir="/tmp")
+        own = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="zf-", dir="/tmp")
         tempfile.tempdir = None  # it is looked up once
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if _OWN_TEMP in config.stash:
-        shutil.rmtree(config.stash[_OWN_TEMP], ignore_errors=True)
+        # After multiprocessing has removed (at -100) what it keeps there.
+        multiprocessing.util.Finalize(None, shutil.rmtree, (own,), {"ignore_errors": True}, exitpriority=-200)
 
 
 @pytest.fixture(scope="session")

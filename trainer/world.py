@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from zerofleet.trainer.config import DEFAULT_SILO
 from zerofleet.trainer.node_name import node_name
+
+_PORTS = range(20_000, 32_000)
+"""Below Linux's ephemeral ports: no outgoing connection takes one between the choice and the bind."""
+
+
+def free_port() -> int:
+    """A port of this host that nobody listens on, for MASTER_PORT."""
+    while True:
+        port = random.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 @dataclass(frozen=True)

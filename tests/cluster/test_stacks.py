@@ -18,7 +18,7 @@ from zerofleet.cluster.host import process_state
 from zerofleet.cluster.spec import AttemptSpec, JobSpec, NodeSpec
 from zerofleet.cluster.stacks import SIGNAL, RankStack, dump_stacks, enable_dumps, is_in_collective
 from zerofleet.trainer.config import ModelConfig, TrainConfig
-from zerofleet.trainer.world import World
+from zerofleet.trainer.world import World, free_port
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
@@ -209,12 +209,11 @@ dist.all_reduce(torch.ones(4))
 """
 
 
-def test_who_waits_in_a_collective_for_whom(free_port):
+def test_who_waits_in_a_collective_for_whom():
     command = [sys.executable, "-c", GLOO]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment, port = os.environ | {"OMP_NUM_THREADS": "1"}, free_port()
     ranks = [
-        subprocess.Popen([*command, str(rank), str(free_port)], stdout=subprocess.PIPE, env=environment)
-        for rank in range(2)
+        subprocess.Popen([*command, str(rank), str(port)], stdout=subprocess.PIPE, env=environment) for rank in range(2)
     ]
     try:
         assert [rank.stdout.readline() for rank in ranks] == [b"ready\n"] * 2
@@ -227,15 +226,6 @@ def test_who_waits_in_a_collective_for_whom(free_port):
         for rank in ranks:
             rank.kill()
             rank.wait()
-
-
-@pytest.fixture
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 # -- ranks of an agent ----------------------------------------------------------------------------------------------

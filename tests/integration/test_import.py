@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tests.support.ranks import CONTEXT, TINY_LLAMA, free_port
+from tests.support.ranks import CONTEXT, TINY_LLAMA
 from zerofleet.launch.cli import main
-from zerofleet.trainer.world import World
+from zerofleet.trainer.world import World, free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 

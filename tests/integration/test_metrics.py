@@ -16,13 +16,13 @@ import pytest
 import yaml
 
 from tests.support.cli import Cli, wait_for_end
-from tests.support.ranks import free_port
 from zerofleet.k8s.monitoring.alerts import alerts, rule_groups
 from zerofleet.k8s.monitoring.dashboard import PANELS
 from zerofleet.k8s.profile import LifecycleConfig, MonitoringConfig
 from zerofleet.launch.drivers import driver_records
 from zerofleet.launch.metrics.catalog import METRICS, PREFIX
 from zerofleet.trainer.run_folder import RunFolder
+from zerofleet.trainer.world import free_port
 
 PROMETHEUS = shutil.which("prometheus")
 pytestmark = [

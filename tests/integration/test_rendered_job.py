@@ -18,7 +18,7 @@ import yaml
 
 from tests.k8s.support import changed_profile
 from tests.support.cli import losses, positions
-from tests.support.ranks import free_port, job
+from tests.support.ranks import job
 from zerofleet.k8s.lint import lint
 from zerofleet.k8s.rayjob import documents
 from zerofleet.k8s.to_yaml import to_yaml
@@ -26,6 +26,7 @@ from zerofleet.launch.config import parse_job
 from zerofleet.launch.workload import workload_of
 from zerofleet.trainer.run_folder import RunFolder
 from zerofleet.trainer.sizing import parameters_of
+from zerofleet.trainer.world import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.further, pytest.mark.timeout(300)]
 

@@ -40,6 +40,9 @@ class Cluster:
             "zerofleet": probe.code_version(),
             "digest": probe.code_digest(),
             "unmet": [],
+            "memory_bytes": 2**35,
+            "shm_bytes": 2**34,
+            "gpu_memory_bytes": 0,
         }
         self.environment: dict[str, str] = {}
         api.answer = self._run
@@ -107,7 +110,7 @@ def until(condition) -> None:
 def test_submit_follows_the_job_to_its_end(cluster, submit):
     code, out, err = submit()
     assert (code, err) == (0, "")
-    assert "code: zerofleet" in out and "as the cluster has it" in out and "a: FINISHED at step 3 of 3" in out
+    assert "\nplan: " in out and "code: zerofleet" in out and "as the cluster has it" in out and "a: FINISHED at step 3 of 3" in out
     (record,) = job_records(folder())
     assert (record.number, record.backend, record.address) == (1, "ray", cluster.api.address)
     assert record.job.startswith("a-0001-") and list(cluster.api.jobs) == [record.job], "the probe is removed"

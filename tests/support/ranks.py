@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from zerofleet.trainer.data.quarantine import Ranges
 from zerofleet.trainer.events import Control, Event
 from zerofleet.trainer.init_from import pin_init_from
 from zerofleet.trainer.run_folder import CheckpointId, RunFolder
-from zerofleet.trainer.world import World
+from zerofleet.trainer.world import World, free_port
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.support.preload"])
@@ -84,12 +83,6 @@ class Plan:
     """Each rank writes a line for every call that DeepSpeed's BF16_Optimizer makes to our ways with gradients."""
     plain_gradients: bool = False
     """That optimizer as DeepSpeed made it."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def job(folder: Path, corpus: Path, **changes) -> TrainConfig:

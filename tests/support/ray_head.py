@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.support.ranks import free_port
+from zerofleet.trainer.world import free_port
 
 _NODE_IP = "127.0.0.2"
 """Loopback; Ray would replace 127.0.0.1 by the outer address."""

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.support.ranks import CONTEXT, Plan, job, run_attempt
+from zerofleet.trainer.world import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 
 def run(work, world_size: int) -> list:
     """What `work(rank)` returns on every rank of a gloo group."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     with CONTEXT.Pool(world_size) as pool:
         return pool.starmap(_in_group, [(work, rank, world_size, address) for rank in range(world_size)], chunksize=1)
 

@@ -10,7 +10,6 @@ import contextlib
 import importlib
 import multiprocessing
 import os
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, Listener, wait
@@ -19,6 +18,7 @@ from typing import Any
 
 from zerofleet.benchmarks.peers.training.task import WORLD_SIZE, Task
 from zerofleet.benchmarks.peers.training.turns import Finished, Turn, Turns
+from zerofleet.trainer.world import free_port
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["zerofleet.benchmarks.peers.training.preload"])
@@ -97,9 +97,7 @@ def _start(task: Task, system: str, address: str, logs: Path) -> list[Any]:
     if system == "ray_train":
         started = [CONTEXT.Process(target=_run_ray, args=(task, address, logs))]
     else:
-        with socket.socket() as probe:
-            probe.bind((_HOST, 0))
-            port = str(probe.getsockname()[1])
+        port = str(free_port())
         started = [
             CONTEXT.Process(target=_run_rank, args=(task, system, rank, port, address, logs))
             for rank in range(WORLD_SIZE)

@@ -18,14 +18,17 @@ class Stops:
     def __init__(self) -> None:
         self._pending: list[str] = []
         self._asked = False
+        self._listen()
+
+    def _listen(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # Ray's client (2.60) puts Abseil's handler of crashes before ours, for SIGTERM too. It calls ours, and has set an alarm that aborts the process 3 s
-        # later, whatever it is saving then (absl/debugging/failure_signal_handler.cc, alarm_on_failure_secs).
+        # Ray's client (2.60) puts Abseil's handler of crashes before ours, for SIGTERM too. It writes a stack, calls ours, and has set an alarm that aborts
+        # the process 3 s later, whatever it is saving then (absl/debugging/failure_signal_handler.cc, alarm_on_failure_secs).
         signal.alarm(0)
-        signal.signal(number, self._on_signal)  # the next one comes here at once
+        self._listen()
         self._pending.append("end" if self._asked else "stop")
         self._asked = True
 
@@ -39,6 +42,8 @@ class Stops:
         self._pending.append("stop")
 
     def take(self) -> list[str]:
+        """What was asked for since the last call. For the main thread, again and again: what a library has put before our handlers is gone after it."""
+        self._listen()
         taken, self._pending = self._pending, []
         return taken
 

@@ -42,7 +42,7 @@ def train(config, world, cache_path, report, control, fault, snapshots) -> None:
 
 def train_until_told(config, world, cache_path, report, control, fault, snapshots) -> None:
     """As `train`; the others leave when rank 0 does, as they would with a collective."""
-    stop = Path(cache_path) / f"stop-{config.run.name}"
+    stop = _stop_of(config, cache_path)
 
     def asked():
         if world.rank == 0 and control().action == "stop":
@@ -50,6 +50,23 @@ def train_until_told(config, world, cache_path, report, control, fault, snapshot
         return Control("stop" if stop.exists() else "none")
 
     train(config, world, cache_path, report if world.rank == 0 else _without_end(report), asked, fault, snapshots)
+
+
+def save_for_long(config, world, cache_path, report, control, fault, snapshots) -> None:
+    """As `train_until_told`; its last save takes longer than the alarm over Ray's handler of SIGTERM would leave a driver."""
+
+    def slowly(event):
+        if event.kind == "checkpoint" and _stop_of(config, cache_path).exists():
+            for _ in range(9):
+                report(Event("phase", world.attempt, world.rank, event.step, "save", time.time()))
+                time.sleep(0.5)
+        report(event)
+
+    train_until_told(config, world, cache_path, slowly, control, fault, snapshots)
+
+
+def _stop_of(config, cache_path) -> Path:
+    return Path(cache_path) / f"stop-{config.run.name}"
 
 
 def _without_end(report):

@@ -215,6 +215,17 @@ def test_sigterm_stops_with_a_checkpoint_and_resume_goes_on(work):
     assert states(run)[-1] == "FINISHED"
 
 
+def test_a_save_after_sigterm_may_take_long(work):
+    run = work.create("a", target="save_for_long", steps=2000)
+    process = work.start("a")
+    wait_for(lambda: len(steps(run)) > 2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert states(run)[-2:] == ["DRAINING", "STOPPED"]
+    assert "SIGTERM received" not in output and "Aborted" not in output, "no words of a crash"
+
+
 def test_a_run_has_one_driver_which_a_request_in_the_run_folder_stops(work):
     run = work.create("a", steps=2000)
     run.request("stop")  # from before the driver: not for it

@@ -110,7 +110,12 @@ def until(condition) -> None:
 def test_submit_follows_the_job_to_its_end(cluster, submit):
     code, out, err = submit()
     assert (code, err) == (0, "")
-    assert "\nplan: " in out and "code: zerofleet" in out and "as the cluster has it" in out and "a: FINISHED at step 3 of 3" in out
+    assert (
+        "\nplan: " in out
+        and "code: zerofleet" in out
+        and "as the cluster has it" in out
+        and "a: FINISHED at step 3 of 3" in out
+    )
     (record,) = job_records(folder())
     assert (record.number, record.backend, record.address) == (1, "ray", cluster.api.address)
     assert record.job.startswith("a-0001-") and list(cluster.api.jobs) == [record.job], "the probe is removed"

@@ -45,7 +45,7 @@ def peer_throughput(record: Record) -> list[Series]:
 def speed(record: Record) -> list[Series]:
     found = []
     for each in record["arms"]:
-        found += _series(f"step, {each['arm']}", "s", "lower", [seconds for seconds, *_ in each["turns"]])
+        found += _series(f"step, {each['arm']}", "s", "lower", [seconds for seconds, *_ in each["starts"]])
     return found
 
 

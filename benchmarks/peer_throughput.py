@@ -1,11 +1,12 @@
 """Step time of zerofleet against other systems: same weights, sequences, batch and hyperparameters, in turns.
 
     zerofleet bench peer_throughput --output DATE-peers.json
-    zerofleet bench peer_throughput --models small --peers hf_trainer ddp --rounds 15
+    zerofleet bench peer_throughput --models small --peers hf_trainer ddp --starts 12
 
 Every system trains in two ranks of its own (`peers/training/`), each by its documented settings. All take their first steps, which touch memory,
 and whose losses are compared: a peer whose losses are not zerofleet's is not measured. Then come rounds, in each of which every system has one turn,
-in an order that is drawn anew; a round gives a pair of zerofleet and each peer. What is said of a pair is the peer's seconds over zerofleet's: how many times as fast
+in an order that is drawn anew. All systems are started anew several times, since where a process's memory happens to lie changes its steps for as long as it lives:
+**one start is one pair** of zerofleet and each peer, the medians of its rounds. What is said of a pair is the peer's seconds over zerofleet's: how many times as fast
 zerofleet is. Interval: Wilcoxon's, of 95 % (`ratio_intervals.py`).
 """
 
@@ -54,7 +55,7 @@ class Pairing:
     is_compiled: bool
     peer: str
     seconds: list[tuple[float, float]]
-    """Of a step, by round: zerofleet's and the peer's."""
+    """Of a step, by start: zerofleet's and the peer's, medians over the rounds."""
     processor_seconds: list[tuple[float, float]]
     """The same of both ranks' processors together, which other work on the machine lengthens less."""
     loss_difference: float
@@ -70,7 +71,7 @@ class Pairing:
         if not self.seconds:
             return {"ratio": None, "bar": self.bar, "is_met": False}
         found, processor = ratio(self.seconds), ratio(self.processor_seconds)
-        assert found is not None and processor is not None, "main() refuses fewer rounds"
+        assert found is not None and processor is not None, "main() refuses fewer starts"
         return {
             "ratio": asdict(found),
             "processor_ratio": asdict(processor),
@@ -98,29 +99,51 @@ def largest_difference(first: Sequence[float], second: Sequence[float]) -> float
 
 
 def measure(
-    task: Task, model: Model, peers: Sequence[str], rounds: int, draw: random.Random, logs: Path
-) -> Iterator[Pairing]:
+    task: Task, model: Model, peers: Sequence[str], starts: int, rounds: int, draw: random.Random, logs: Path
+) -> list[Pairing]:
     """A pairing per peer, all side by side. Raises SystemFailed when zerofleet does not come up, or a system ends."""
-    with session(task, [OURS, *peers], logs) as found:
-        if OURS in found.failed:
-            raise SystemFailed(found.failed[OURS])
-        for peer, said in found.failed.items():
-            yield Pairing(model.name, task.is_compiled, peer, [], [], 0.0, said)
-        peers = [peer for peer in peers if peer not in found.failed]
-        losses = {system: turn(found, system, COMPARED_STEPS)[2] for system in (OURS, *peers)}
-        apart = {peer: largest_difference(losses[OURS], losses[peer]) for peer in peers}
-        fit = [peer for peer in peers if apart[peer] <= LOSS_TOLERANCE]
-        by_round = []
-        for _ in range(rounds):
-            order = [OURS, *fit]
-            draw.shuffle(order)
-            by_round.append({system: turn(found, system, model.steps_per_turn) for system in order})
-    for peer in peers:
-        seconds = [(each[OURS][0], each[peer][0]) for each in by_round if peer in each]
-        processor_seconds = [(each[OURS][1], each[peer][1]) for each in by_round if peer in each]
-        later = [largest_difference(each[OURS][2], each[peer][2]) for each in by_round if peer in each]
-        error = "" if peer in fit else f"its losses are not zerofleet's: {losses[peer]}, and {losses[OURS]}"
-        yield Pairing(model.name, task.is_compiled, peer, seconds, processor_seconds, max([apart[peer], *later]), error)
+    medians: list[dict[str, tuple[float, float]]] = []
+    apart, errors = dict.fromkeys(peers, 0.0), dict.fromkeys(peers, "")
+    for start in range(starts):
+        if not (fit := [peer for peer in peers if not errors[peer]]):
+            break
+        # Who is built first has other memory than who is built last.
+        with session(task, draw.sample([OURS, *fit], len(fit) + 1), logs / str(start)) as found:
+            if OURS in found.failed:
+                raise SystemFailed(found.failed[OURS])
+            errors |= found.failed
+            first = {name: turn(found, name, COMPARED_STEPS)[2] for name in (OURS, *fit) if name not in found.failed}
+            for peer in set(fit) & set(first):
+                apart[peer] = max(apart[peer], largest_difference(first[OURS], first[peer]))
+                if apart[peer] > LOSS_TOLERANCE:
+                    errors[peer] = f"its losses are not zerofleet's: {first[peer]}, and {first[OURS]}"
+            taken: dict[str, list[tuple[float, float, list[float]]]] = {
+                name: [] for name in first if not errors.get(name)
+            }
+            for _ in range(rounds):
+                for name in draw.sample(sorted(taken), len(taken)):
+                    taken[name].append(turn(found, name, model.steps_per_turn))
+        for name, turns in taken.items():
+            ours = taken[OURS]
+            apart[name] = max(
+                apart.get(name, 0.0), *(largest_difference(a[2], b[2]) for a, b in zip(ours, turns, strict=True))
+            )
+        medians.append({name: start_medians(turns) for name, turns in taken.items()})
+    return [_pairing(model, task, peer, medians, apart[peer], errors[peer]) for peer in peers]
+
+
+def start_medians(turns: Sequence[tuple[float, float, list[float]]]) -> tuple[float, float]:
+    """Seconds and processor seconds of a step of one start."""
+    return statistics.median(each[0] for each in turns), statistics.median(each[1] for each in turns)
+
+
+def _pairing(
+    model: Model, task: Task, peer: str, medians: Sequence[dict[str, tuple[float, float]]], apart: float, error: str
+) -> Pairing:
+    of_both = [] if error else [(each[OURS], each[peer]) for each in medians]
+    seconds = [(ours[0], theirs[0]) for ours, theirs in of_both]
+    processor_seconds = [(ours[1], theirs[1]) for ours, theirs in of_both]
+    return Pairing(model.name, task.is_compiled, peer, seconds, processor_seconds, apart, error)
 
 
 def sessions(model: Model, peers: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -144,7 +167,7 @@ def line(found: Pairing) -> str:
     )
 
 
-def page(pairings: Sequence[Pairing], rounds: int) -> str:
+def page(pairings: Sequence[Pairing], starts: int) -> str:
     """The table as markdown."""
     heads = [
         "model",
@@ -165,7 +188,7 @@ def page(pairings: Sequence[Pairing], rounds: int) -> str:
     ]
     return "\n".join(
         [
-            f"Medians of {rounds} rounds in turns. Above 1: zerofleet is faster.",
+            f"Medians of {starts} starts, whose rounds were taken in turns. Above 1: zerofleet is faster.",
             "",
             f"| {' | '.join(heads)} |",
             "|---" * len(heads) + "|",
@@ -193,12 +216,15 @@ def main() -> int:
         default=list(FORMS),
         help="all systems as they are, or all compiled (default: one after the other)",
     )
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--starts", type=int, default=8, help="of all systems, each one a pair (default: 8)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each start (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the order in each round")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    if arguments.rounds < (least := least_pairs(CONFIDENCE)):
-        parser.error(f"--rounds {arguments.rounds}: fewer than {least} have no interval of {CONFIDENCE:.0%}")
+    if arguments.starts < (least := least_pairs(CONFIDENCE)) or arguments.rounds < 1:
+        parser.error(
+            f"--starts {arguments.starts} --rounds {arguments.rounds}: fewer than {least} starts have no interval of {CONFIDENCE:.0%}"
+        )
     prepare_environment()
     draw = random.Random(arguments.seed)
     root = Path(tempfile.mkdtemp(prefix="zf-peers-", dir="/var/tmp"))
@@ -213,7 +239,7 @@ def main() -> int:
                     "train.compile": form == "compiled",
                 }
                 task = make_task(model, place, steps, settings_of_form)
-                pairings += _measured(task, model, peers, arguments.rounds, draw, place / "logs")
+                pairings += _measured(task, model, peers, arguments.starts, arguments.rounds, draw, place / "logs")
     finally:
         shutil.rmtree(root, ignore_errors=True)
     record = {
@@ -230,14 +256,14 @@ def main() -> int:
         "environment": fingerprint(),
     }
     arguments.output.write_text(json.dumps(record, indent=1) + "\n")
-    arguments.output.with_suffix(".md").write_text(page(pairings, arguments.rounds))
+    arguments.output.with_suffix(".md").write_text(page(pairings, arguments.starts))
     return 0 if all(each.figures()["is_met"] for each in pairings) else 1
 
 
 def _measured(task: Task, model: Model, peers: Sequence[str], *rest: Any) -> list[Pairing]:
     """A system that fails in the middle ends the session, and is told with what it said."""
     try:
-        found = list(measure(task, model, peers, *rest))
+        found = measure(task, model, peers, *rest)
     except SystemFailed as error:
         found = [Pairing(model.name, task.is_compiled, peer, [], [], 0.0, str(error)) for peer in peers]
     for each in found:

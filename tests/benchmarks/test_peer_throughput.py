@@ -1,17 +1,31 @@
 """The comparison with other systems: data order, figures, verdicts, and a system that fails."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import statistics
+import sys
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 
 import pytest
 
-from zerofleet.benchmarks import extracts
-from zerofleet.benchmarks.peer_throughput import MODELS, Pairing, largest_difference, line, page, sessions
+from zerofleet.benchmarks import extracts, peer_throughput
+from zerofleet.benchmarks.peer_throughput import (
+    COMPARED_STEPS,
+    MODELS,
+    Pairing,
+    largest_difference,
+    line,
+    page,
+    sessions,
+)
 from zerofleet.benchmarks.peers.training.prepare import job, make_task
 from zerofleet.benchmarks.peers.training.session import SystemFailed, session
 from zerofleet.benchmarks.peers.training.task import WORLD_SIZE, Task
+from zerofleet.benchmarks.peers.training.turns import Turn
 from zerofleet.trainer.batch import BatchPlan
 
 
@@ -54,7 +68,66 @@ def test_peers_are_measured_as_many_at_a_time_as_fit():
     assert found == [["a", "b"], ["c"]]
 
 
-def test_the_series_are_ratios_by_round():
+class Systems:
+    """Stands in for `session`: a system's step takes its seconds, and every start a little longer."""
+
+    def __init__(self, seconds: dict[str, list[float]], losses: dict[str, float], failed_at: dict[str, int]) -> None:
+        self.seconds, self.losses, self.failed_at = seconds, losses, failed_at
+        self.started: list[list[str]] = []
+
+    @contextlib.contextmanager
+    def session(self, task, systems, logs):
+        start = len(self.started)
+        self.started.append(list(systems))
+        turns = {name: itertools.cycle(self.seconds[name]) for name in systems}
+
+        def turn(name: str, steps: int) -> list[Turn]:
+            step_s = next(turns[name]) * (1 + start / 10) if steps != COMPARED_STEPS else 100.0
+            return [Turn(step_s * steps, step_s * steps, [self.losses[name]] * steps)] * WORLD_SIZE
+
+        failed = {name: "it died" for name in systems if self.failed_at.get(name) == start}
+        yield SimpleNamespace(failed=failed, turn=turn)
+
+
+def measured(monkeypatch, systems: Systems, starts: int = 3) -> dict[str, Pairing]:
+    monkeypatch.setattr(peer_throughput, "session", systems.session)
+    task = Task("", 16, 4, steps=2, attention="sdpa", is_compiled=False)
+    found = peer_throughput.measure(
+        task, MODELS["small"], ["ddp", "fsdp2", "accelerate"], starts, 3, Random(0), Path("/x")
+    )
+    return {each.peer: each for each in found}
+
+
+def test_a_start_is_one_pair_the_medians_of_its_rounds(monkeypatch):
+    seconds = {"zerofleet": [1.0, 1.0, 9.0], "ddp": [9.0, 2.0, 2.0], "fsdp2": [3.0], "accelerate": [4.0]}
+    systems = Systems(seconds, {"zerofleet": 8.0, "ddp": 8.01, "fsdp2": 8.0, "accelerate": 9.0}, {"fsdp2": 1})
+    found = measured(monkeypatch, systems)
+    assert found["ddp"].seconds == [pytest.approx((1.0 * slower, 2.0 * slower)) for slower in (1.0, 1.1, 1.2)]
+    assert found["ddp"].processor_seconds == [pytest.approx((2.0 * slower, 4.0 * slower)) for slower in (1.0, 1.1, 1.2)]
+    assert found["ddp"].loss_difference == pytest.approx(0.01 / 8) and not found["ddp"].error
+    assert (found["fsdp2"].seconds, found["fsdp2"].error) == ([], "it died"), "in any start"
+    assert found["accelerate"].seconds == [] and "its losses are not zerofleet's" in found["accelerate"].error
+    assert [len(each) for each in systems.started] == [4, 3, 2], "who has failed is not started again"
+
+
+def test_without_a_peer_that_is_left_nothing_more_is_started(monkeypatch):
+    same = dict.fromkeys(("zerofleet", "ddp", "fsdp2", "accelerate"), 1.0)
+    systems = Systems({name: [1.0] for name in same}, same, dict.fromkeys(("ddp", "fsdp2", "accelerate"), 0))
+    assert {each.error for each in measured(monkeypatch, systems).values()} == {"it died"}
+    assert len(systems.started) == 1
+    ours = Systems({name: [1.0] for name in same}, same, {"zerofleet": 1})
+    with pytest.raises(SystemFailed, match="it died"):
+        measured(monkeypatch, ours)
+
+
+def test_too_few_starts_have_no_interval(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", "--starts", "4", "--output", str(tmp_path / "x.json")])
+    with pytest.raises(SystemExit):
+        peer_throughput.main()
+    assert "fewer than 6 starts" in capsys.readouterr().err
+
+
+def test_the_series_are_ratios_by_start():
     record = {
         "pairings": [json.loads(json.dumps({"model": "m", "is_compiled": False, "peer": "p", "seconds": [[1.0, 2.0]]}))]
     }

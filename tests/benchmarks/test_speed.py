@@ -15,12 +15,12 @@ from zerofleet.benchmarks.speed import ARMS, Arm, line, measure
 pytestmark = pytest.mark.timeout(60)
 
 
-def turns(seconds: float) -> list:
+def starts(seconds: float) -> list:
     return [(seconds * (1 + number / 1000), seconds, 5.0) for number in range(9)]
 
 
 def test_above_one_the_defaults_are_faster():
-    assert "| 0.602 | **1.500** [1.5" in line(ARMS[1], turns(0.6), turns(0.4))
+    assert "| 0.602 | **1.500** [1.5" in line(ARMS[1], starts(0.6), starts(0.4))
 
 
 def test_arms_change_one_thing_each():
@@ -32,7 +32,7 @@ def test_arms_change_one_thing_each():
 
 
 def test_the_series_are_steps_by_arm():
-    (series,) = extracts.speed({"arms": [{"arm": "defaults", "turns": [[0.5, 1.0, 6.0], [0.6, 1.0, 6.0]]}]})
+    (series,) = extracts.speed({"arms": [{"arm": "defaults", "starts": [[0.5, 1.0, 6.0], [0.6, 1.0, 6.0]]}]})
     assert (series.name, series.values, series.better) == ("step, defaults", [0.5, 0.6], "lower")
 
 
@@ -42,7 +42,7 @@ def test_the_series_are_steps_by_arm():
 def test_arms_train_the_same_and_round_otherwise(tmp_path):
     tiny = dataclasses.replace(MODELS["small"], global_batch_size=4, micro_batch_size=1, steps_per_turn=1)
     arms = [Arm("defaults"), *(arm for arm in ARMS if arm.change)]
-    found = measure(tiny, "bf16", arms, 2, random.Random(0), tmp_path)
+    found = measure(tiny, "bf16", arms, 1, 2, random.Random(0), tmp_path)
     losses = [[loss for _, _, loss in each] for each in found]
     for each in losses[1:]:
         assert each == pytest.approx(losses[0], rel=1e-3)
